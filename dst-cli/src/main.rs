@@ -1,0 +1,2 @@
+//! `dst`: the command line.
+fn main() {}

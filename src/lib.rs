@@ -1,0 +1,1 @@
+//! dst: disks of several machines as one Linux block device.

@@ -1,0 +1,2 @@
+//! `dstd`: parse arguments, pick the role, run it. No logic lives here.
+fn main() {}
