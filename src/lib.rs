@@ -1,1 +1,31 @@
 //! dst: disks of several machines as one Linux block device.
+//!
+//! This page is the floor plan. A file imports only from floors below its own; `tests/it/tidy.rs` enforces it.
+//! `docs/ARCHITECTURE.md` says why.
+
+// Floor 0, words.
+pub mod errno;
+pub mod limits;
+pub mod units;
+
+// Floor 1, rules: no sockets, files, threads, clocks, randomness. Time is an argument.
+
+/// What a request is, and what one I/O thread does with it.
+pub mod engine {
+    pub mod request;
+}
+
+/// Bytes on a wire: headers, messages, sessions.
+pub mod wire {
+    pub mod frame;
+    pub mod session;
+    pub mod volume;
+}
+
+// Floor 2, the world.
+
+/// Rings, sockets, disks, devices.
+#[cfg(feature = "world")]
+pub mod io {
+    pub mod ring;
+}

@@ -1,0 +1,141 @@
+//! A ring that one I/O thread owns: what the links, local files and frontends of that thread push their operations to.
+//!
+//! Contract: whoever pushes an SQE keeps every buffer it names alive and unmoved until its completion was delivered. All
+//! `user_data` values pushed here have bit 63 set ([`FOREIGN`]), which tells them from ublk's own commands on a shared ring.
+
+use std::io;
+
+use io_uring::{IoUring, squeue};
+
+use crate::engine::request::{Request, Tag};
+use crate::errno::Errno;
+
+/// Bit 63 of `user_data`: the completion belongs to us and not to libublk.
+pub const FOREIGN: u64 = 1 << 63;
+
+/// Whose operation a completion ends: bits 56 to 62 of `user_data`. The low 56 bits are the owner's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Owner {
+    /// A TCP link to a server.
+    Link = 1,
+    /// A local file or block device.
+    Disk = 2,
+    /// The worker's own tick and mailbox.
+    Worker = 3,
+    /// The frontend: NBD sockets.
+    Frontend = 4,
+}
+
+impl Owner {
+    /// `user_data` of an operation of this owner; `value` uses the low 56 bits.
+    pub const fn user_data(self, value: u64) -> u64 {
+        FOREIGN | (self as u64) << 56 | (value & ((1 << 56) - 1))
+    }
+
+    /// Whose operation it was, and the owner's own bits.
+    pub const fn of(user_data: u64) -> Option<(Owner, u64)> {
+        let owner = match (user_data >> 56) & 0x7f {
+            1 => Owner::Link,
+            2 => Owner::Disk,
+            3 => Owner::Worker,
+            4 => Owner::Frontend,
+            _ => return None,
+        };
+        Some((owner, user_data & ((1 << 56) - 1)))
+    }
+}
+
+/// One completion of an SQE that was pushed.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// As pushed.
+    pub user_data: u64,
+    /// Bytes, or a negative error number.
+    pub result: i32,
+    /// Flags of the CQE.
+    pub flags: u32,
+}
+
+/// A submission and completion queue.
+pub trait Ring {
+    /// Queues an SQE with bit 63 of `user_data` set; submits by itself when the submission queue is full.
+    fn push(&mut self, sqe: squeue::Entry);
+
+    /// Submits what is queued; with `wait`, waits until at least one completion is there; appends completions of pushed SQEs.
+    fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()>;
+}
+
+/// Where the requests of one I/O thread come from, and where their results go. It brings the ring on which everything of that
+/// thread runs.
+///
+/// The worker's loop: `turn`; `handle` for completions owned by [`Owner::Frontend`]; `next_request` until `None`; `complete`
+/// for whatever the shard has finished. A tag belongs to the worker from `next_request` until `complete`.
+pub trait Frontend: Ring {
+    /// Takes the completion of one of the frontend's own operations; `value` is the owner's part of its `user_data`.
+    fn handle(&mut self, value: u64, result: i32);
+
+    /// The next request that has arrived whole. For a write its data is in the tag's buffer.
+    fn next_request(&mut self) -> Option<(Tag, Request)>;
+
+    /// The start of a tag's data buffer: page-aligned, `buffer_bytes` long, the same for the frontend's life.
+    fn buffer(&self, tag: Tag) -> *mut u8;
+
+    /// Length of each buffer.
+    fn buffer_bytes(&self) -> usize;
+
+    /// Gives a tag back with its result. The data of a successful read is in its buffer.
+    fn complete(&mut self, tag: Tag, result: Result<(), Errno>);
+
+    /// Whether requests may still come. Once false, the worker ends after everything in flight is complete.
+    fn is_up(&self) -> bool;
+
+    /// Asks the frontend to take no more requests (NBD: stop listening, close when idle); `is_up` becomes false afterwards.
+    fn shut_down(&mut self);
+}
+
+/// A plain ring, for frontends other than ublk.
+pub struct BareRing {
+    ring: IoUring,
+}
+
+impl BareRing {
+    /// A ring of `entries` submissions and four times as many completions, used by the calling thread alone.
+    pub fn new(entries: u32) -> io::Result<BareRing> {
+        let ring = IoUring::builder()
+            .setup_cqsize(entries.saturating_mul(4))
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(entries)?;
+        Ok(BareRing { ring })
+    }
+}
+
+impl Ring for BareRing {
+    fn push(&mut self, sqe: squeue::Entry) {
+        debug_assert!(sqe.get_user_data() & FOREIGN != 0);
+        loop {
+            // SAFETY: by this module's contract the pusher keeps the buffers of the SQE alive until its completion.
+            if unsafe { self.ring.submission().push(&sqe) }.is_ok() {
+                return;
+            }
+            // Full: hand over what is there. EBUSY and EINTR leave it queued, and the next try finds room.
+            let _ = self.ring.submit();
+        }
+    }
+
+    fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let want = usize::from(wait && self.ring.completion().is_empty());
+        match self.ring.submit_and_wait(want) {
+            Ok(_) => {}
+            Err(error) if matches!(Errno::from(&error), Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            Err(error) => return Err(error),
+        }
+        for cqe in self.ring.completion() {
+            completions.push(Completion { user_data: cqe.user_data(), result: cqe.result(), flags: cqe.flags() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! Every bound of the program, in one place, with its unit and its reason. Relations between them are asserted below.
+
+use std::time::Duration;
+
+/// Longest array or volume name, bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Most nodes of one array: an index fits 16 bits and a view stays small.
+pub const NODES_MAX: usize = 1024;
+/// Most I/O threads (queues) of one array: every flush reads a counter of each.
+pub const SHARDS_MAX: usize = 16;
+/// Most requests in flight in one shard (ublk allows 4096; memory is `depth` buffers per queue).
+pub const DEPTH_MAX: usize = 1024;
+/// Requests in flight in one shard unless said otherwise.
+pub const DEPTH_DEFAULT: usize = 128;
+/// Largest array, sectors: 8 EiB, so that a byte offset fits an `i64`.
+pub const ARRAY_SECTORS_MAX: u64 = 1 << 54;
+/// Smallest chunk of a striped array, bytes.
+pub const CHUNK_BYTES_MIN: u64 = 4 << 10;
+/// Largest chunk of a striped array, bytes.
+pub const CHUNK_BYTES_MAX: u64 = 1 << 20;
+/// Chunk of a striped array unless said otherwise, bytes.
+pub const CHUNK_BYTES_DEFAULT: u64 = 64 << 10;
+
+/// Largest payload of one frame, bytes; also the largest request of a frontend.
+pub const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
+/// Largest range of one DISCARD or WRITE_ZEROES frame, bytes: the length field has 32 bits, and a server's disk answers in time.
+pub const ZERO_BYTES_MAX: u32 = 1 << 30;
+/// Largest body of a management message or HELLO, bytes.
+pub const MESSAGE_BYTES_MAX: u32 = 64 << 10;
+/// Data buffer of one tag in the ublk frontend, bytes.
+pub const UBLK_BUFFER_BYTES: u32 = 128 << 10;
+
+/// Payload and expected answers in flight on one connection, bytes: more would only queue in the sockets.
+pub const LINK_BYTES_MAX: u64 = 4 << 20;
+/// Requests in flight on one connection.
+pub const LINK_REQUESTS_MAX: usize = 256;
+/// Frames gathered into one send.
+pub const GATHER_FRAMES_MAX: usize = 128;
+/// Bytes gathered into one send.
+pub const GATHER_BYTES_MAX: u64 = 1 << 20;
+/// Receive staging buffer of one connection, bytes.
+pub const STAGE_BYTES: usize = 128 << 10;
+
+/// A request that cannot be answered fails with ETIMEDOUT after this, unless said otherwise.
+pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// Shortest `--io-timeout`.
+pub const IO_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// Longest `--io-timeout`.
+pub const IO_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The grain of deadlines: how often a shard looks at its clock while something is outstanding.
+pub const TICK: Duration = Duration::from_millis(50);
+/// First wait before a lost connection is tried again.
+pub const RECONNECT_MIN: Duration = Duration::from_millis(100);
+/// Longest wait between two tries.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// Connecting and HELLO must be done within this.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle connection says it is alive this often.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection on which nothing came back for this long after a keepalive is dead.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A peer that has not finished its HELLO or management request within this is disconnected.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = {
+    assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);
+    assert!(PAYLOAD_BYTES_MAX as u64 <= LINK_BYTES_MAX);
+    assert!(UBLK_BUFFER_BYTES <= PAYLOAD_BYTES_MAX);
+    assert!(DEPTH_DEFAULT <= DEPTH_MAX);
+    // A tag of the wire is 32 bits: 16 of them index a shard's parts.
+    assert!(DEPTH_MAX * 2 <= u16::MAX as usize);
+};
