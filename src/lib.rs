@@ -10,6 +10,13 @@ pub mod units;
 
 // Floor 1, rules: no sockets, files, threads, clocks, randomness. Time is an argument.
 
+/// Where an array's sectors live.
+pub mod geometry {
+    pub mod linear;
+    pub mod map;
+    pub mod striped;
+}
+
 /// What a request is, and what one I/O thread does with it.
 pub mod engine {
     pub mod request;
