@@ -19,7 +19,12 @@ pub mod geometry {
 
 /// What a request is, and what one I/O thread does with it.
 pub mod engine {
+    pub mod link;
+    mod part;
     pub mod request;
+    pub mod shard;
+    pub mod shared;
+    pub mod view;
 }
 
 /// Bytes on a wire: headers, messages, sessions.

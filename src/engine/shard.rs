@@ -1,0 +1,614 @@
+//! What one I/O thread does: requests in, frames out, answers in, completions out. Sans-io: no sockets, no clock, no payload bytes.
+//!
+//! The caller's turn: `handle_request`, `handle_link`, `handle_reply`, `handle_timeout` as things happen; then `poll_link`,
+//! `poll_send` for every link with room in its socket, and `poll_complete`, each until `None`; then sleep until something
+//! happens or `next_timeout` comes.
+//!
+//! What holds at every moment (the contract, sections 1 to 3):
+//! - A tag completes exactly once, and only when no part of it can be touched by a connection any more.
+//! - A part is sent again only after HELLO has confirmed that its older self is finished or dropped.
+//! - A mutation that missed its deadline holds its target for every shard until that same confirmation.
+//! - A flush goes to every target with an acknowledged write that no successful flush covers; a failed one is never forgotten.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::engine::link::{Due, Link, LinkCommand, LinkEvent, LinkState};
+use crate::engine::part::{PartState, Parts};
+use crate::engine::request::{Request, RequestOp, ShardConfig, Tag};
+use crate::engine::shared::{FlushMark, LinkPhase, Shared, add};
+use crate::engine::view::View;
+use crate::errno::Errno;
+use crate::limits;
+use crate::units::{Extent, Lba, SECTOR_BYTES, Time};
+use crate::wire::frame::{Header, Op};
+
+/// The tag of a keepalive, which is no part's.
+const KEEPALIVE_TAG: u32 = u32::MAX;
+
+/// Data that arrived damaged, or was reported damaged, is sent again this often.
+const DAMAGED_MAX: u32 = 3;
+
+/// A frame to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The request frame; of a write still without its body's size and checksum.
+    pub header: Header,
+    /// A write's data.
+    pub data: Option<Data>,
+    /// The checksum that the data had when it was first sent, for [`Shard::keep_crc`].
+    pub crc: Option<u32>,
+}
+
+/// A run of bytes in a tag's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// Whose buffer.
+    pub tag: Tag,
+    /// First byte.
+    pub offset: usize,
+    /// Length, bytes.
+    pub bytes: usize,
+}
+
+/// What became of the body of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// There is none, or it is in place and its checksum is right.
+    Good,
+    /// Its checksum is wrong.
+    Damaged,
+}
+
+/// An answer that answers nothing: the connection is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadReply;
+
+/// How far a request has been split into parts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    /// Discard, zeroing, flush: the node that is next.
+    node: usize,
+    /// Sectors issued: of the request, or of the node's span.
+    sectors: u64,
+    /// Nothing is left to issue.
+    done: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    request: Request,
+    deadline: Time,
+    cursor: Cursor,
+    /// Parts in use.
+    parts: u32,
+    result: Result<(), Errno>,
+    /// Past its deadline or aborted: nothing more of it is sent.
+    over: bool,
+}
+
+/// See the module's description.
+pub struct Shard {
+    config: ShardConfig,
+    view: Arc<View>,
+    shared: Arc<Shared>,
+    slots: Vec<Option<Active>>,
+    active: usize,
+    parts: Parts,
+    /// Per part: what the flush that it is has noted.
+    marks: Vec<FlushMark>,
+    links: Vec<Link>,
+    /// Requests that wait for a free part, oldest first.
+    unissued: VecDeque<Tag>,
+    completions: VecDeque<(Tag, Result<(), Errno>)>,
+    commands: VecDeque<LinkCommand>,
+    next_tick: Time,
+}
+
+impl Shard {
+    /// A shard whose links are all down; the first `handle_timeout` asks to connect them.
+    pub fn new(config: ShardConfig, view: Arc<View>, shared: Arc<Shared>) -> Shard {
+        let targets = view.targets.len();
+        let count = (config.depth * 2).max(64);
+        let parts = Parts::new(count);
+        Shard {
+            slots: vec![None; config.depth],
+            active: 0,
+            marks: vec![[0; limits::SHARDS_MAX]; parts.len()],
+            links: (0..targets).map(|_| Link::new(parts.len())).collect(),
+            parts,
+            unissued: VecDeque::with_capacity(config.depth),
+            completions: VecDeque::with_capacity(config.depth),
+            commands: VecDeque::with_capacity(targets * 2),
+            next_tick: Time(0),
+            config,
+            view,
+            shared,
+        }
+    }
+
+    /// Takes a request. The tag must be free; it is busy until `poll_complete` returns it.
+    pub fn handle_request(&mut self, now: Time, tag: Tag, request: Request) {
+        let slot = &mut self.slots[usize::from(tag.0)];
+        assert!(slot.is_none(), "{tag:?} was given while in use");
+        if self.active == 0 {
+            self.next_tick = now.after(limits::TICK);
+        }
+        self.active += 1;
+        let flush = request.op == RequestOp::Flush;
+        let fits = request.extent.within(self.view.geometry.sectors()) && request.extent.sectors > 0;
+        let result = if flush || fits { Ok(()) } else { Err(Errno::EINVAL) };
+        *slot = Some(Active {
+            request,
+            deadline: now.after(self.config.io_timeout),
+            cursor: Cursor { done: result.is_err(), ..Cursor::default() },
+            parts: 0,
+            result,
+            over: false,
+        });
+        if !self.unissued.is_empty() || !self.issue(tag) {
+            self.unissued.push_back(tag);
+        }
+    }
+
+    /// Takes what happened to a connection.
+    pub fn handle_link(&mut self, now: Time, target: usize, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(terms) => self.link_up(now, target, terms),
+            LinkEvent::Down(error) => self.link_down(now, target, error),
+        }
+        self.show_link(target);
+    }
+
+    fn link_up(&mut self, now: Time, target: usize, terms: crate::engine::link::Terms) {
+        let wanted = &self.view.targets[target];
+        if terms.volume != wanted.volume || terms.sectors < self.view.geometry.node_sectors(target) {
+            // The name is served, but not by the volume that has the data, or by less of it.
+            let error = if terms.volume == wanted.volume { Errno::ENOSPC } else { Errno::ENOENT };
+            self.shared.target(target).gauge(self.config.index).set_error(Some(error));
+            self.close(target);
+            return;
+        }
+        if !matches!(self.links[target].state, LinkState::Connecting { .. }) {
+            return;
+        }
+        // The confirmation: whatever was sent before is finished or dropped.
+        self.links[target].up(now, terms);
+        for position in 0..self.links[target].queue.len() {
+            let index = self.links[target].queue[position];
+            self.parts.at_mut(index).exposed = false;
+        }
+        if std::mem::take(&mut self.links[target].holds) {
+            self.shared.target(target).release();
+        }
+        self.shared.target(target).gauge(self.config.index).set_error(None);
+    }
+
+    fn link_down(&mut self, now: Time, target: usize, error: Errno) {
+        let was_up = matches!(self.links[target].state, LinkState::Up(_) | LinkState::Closing);
+        self.links[target].down(now, error);
+        let gauge = self.shared.target(target).gauge(self.config.index);
+        if was_up {
+            gauge.losses.fetch_add(1, Ordering::Relaxed);
+        }
+        if gauge.last_error().is_none() || error != Errno::ECANCELED {
+            gauge.set_error(Some(error));
+        }
+        let fenced = self.links[target].state == LinkState::Fenced;
+        for index in 0..self.parts.len() {
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            let part = *self.parts.at(index);
+            if part.target != target || part.state == PartState::Free {
+                continue;
+            }
+            let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
+            if fenced {
+                self.unqueue(index);
+                self.finish(index, Err(Errno::EBADE));
+            } else if part.state == PartState::Sent && over {
+                // Its request has its verdict already; this was only about the buffer.
+                self.count(&part, Err(error));
+                self.release(index, Err(error));
+            } else if part.state == PartState::Sent {
+                self.parts.at_mut(index).state = PartState::Queued;
+                self.parts.at_mut(index).exposed = true;
+                self.links[target].queue.push_back(index);
+            }
+        }
+    }
+
+    /// Something arrived on the link, though not yet a whole answer.
+    pub fn handle_progress(&mut self, now: Time, target: usize) {
+        self.links[target].heard(now);
+    }
+
+    /// Where the body of an answer belongs; asked before the body is received. `Ok(None)`: there is none.
+    pub fn expect(&self, target: usize, reply: &Header) -> Result<Option<Data>, BadReply> {
+        if self.is_keepalive(target, reply) {
+            return Ok(None);
+        }
+        let index = self.parts.matching(target, reply).ok_or(BadReply)?;
+        if reply.body_bytes == 0 {
+            return Ok(None);
+        }
+        let part = self.parts.at(index);
+        let bytes = usize::try_from(part.extent.bytes()).map_err(|_| BadReply)?;
+        Ok(Some(Data { tag: part.tag, offset: part.offset, bytes }))
+    }
+
+    fn is_keepalive(&self, target: usize, reply: &Header) -> bool {
+        reply.op == Op::Keepalive && reply.tag == KEEPALIVE_TAG && self.links[target].expects_keepalive()
+    }
+
+    /// Takes an answer whose body, if any, is in place.
+    pub fn handle_reply(&mut self, now: Time, target: usize, reply: &Header, body: Body) -> Result<(), BadReply> {
+        if self.is_keepalive(target, reply) {
+            self.links[target].heard(now);
+            return Ok(());
+        }
+        let index = self.parts.matching(target, reply).ok_or(BadReply)?;
+        self.links[target].heard(now);
+        let part = *self.parts.at(index);
+        let result = match (body, reply.result()) {
+            (Body::Damaged, _) => Err(Errno::EILSEQ),
+            (Body::Good, result) => result,
+        };
+        if result == Err(Errno::ESHUTDOWN) {
+            // The server is going away: the part stays unanswered, and is sent again when the server is back.
+            self.close(target);
+            return Ok(());
+        }
+        let link = &mut self.links[target];
+        link.requests -= 1;
+        link.bytes -= part.bytes();
+        let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
+        if result == Err(Errno::EILSEQ) && part.bytes() > 0 && part.damaged < DAMAGED_MAX && !over {
+            let part = self.parts.at_mut(index);
+            part.damaged += 1;
+            part.state = PartState::Queued;
+            self.links[target].queue.push_back(index);
+            return Ok(());
+        }
+        if result == Err(Errno::EBADE) {
+            self.close(target);
+        }
+        self.finish(index, result);
+        Ok(())
+    }
+
+    /// Does what time has brought. Call when `next_timeout` has come; calling more often does no harm.
+    pub fn handle_timeout(&mut self, now: Time) {
+        for target in 0..self.links.len() {
+            match self.links[target].tick(now) {
+                Some(Due::Connect) => {
+                    self.links[target].connect(now);
+                    self.commands.push_back(LinkCommand::Connect(target));
+                    self.show_link(target);
+                }
+                Some(Due::GiveUp) => {
+                    self.shared.target(target).gauge(self.config.index).set_error(Some(Errno::ETIMEDOUT));
+                    self.close(target);
+                }
+                None => {}
+            }
+        }
+        if self.active == 0 || now < self.next_tick {
+            return;
+        }
+        self.next_tick = now.after(limits::TICK);
+        for tag in 0..self.slots.len() {
+            let late = self.slots[tag].is_some_and(|active| !active.over && active.deadline <= now);
+            if late {
+                self.give_up(Tag(u16::try_from(tag).unwrap_or(u16::MAX)), Errno::ETIMEDOUT);
+            }
+        }
+    }
+
+    /// When `handle_timeout` is to be called next, if nothing else happens.
+    pub fn next_timeout(&self) -> Time {
+        let tick = if self.active > 0 { self.next_tick } else { Time::NEVER };
+        self.links.iter().map(Link::next_tick).fold(tick, Time::min)
+    }
+
+    /// Ends every request in flight with `error`, as soon as no connection can touch its buffer any more.
+    pub fn abort(&mut self, error: Errno) {
+        for tag in 0..self.slots.len() {
+            if self.slots[tag].is_some_and(|active| !active.over) {
+                self.give_up(Tag(u16::try_from(tag).unwrap_or(u16::MAX)), error);
+            }
+        }
+    }
+
+    /// Requests in flight.
+    pub fn active(&self) -> usize {
+        self.active
+    }
+
+    /// The next command for a connection.
+    pub fn poll_link(&mut self) -> Option<LinkCommand> {
+        self.commands.pop_front()
+    }
+
+    /// The next result. Its tag is free again.
+    pub fn poll_complete(&mut self) -> Option<(Tag, Result<(), Errno>)> {
+        self.completions.pop_front()
+    }
+
+    /// The next frame for the link to `target`, if its budget allows one.
+    pub fn poll_send(&mut self, target: usize) -> Option<Outgoing> {
+        if self.links[target].take_keepalive() {
+            let header = Header::request(Op::Keepalive, KEEPALIVE_TAG, 0, self.view.epoch, Extent::default());
+            return Some(Outgoing { header, data: None, crc: None });
+        }
+        let index = *self.links[target].queue.front()?;
+        let part = *self.parts.at(index);
+        if !self.links[target].has_room(part.bytes()) || self.shared.target(target).is_held() {
+            return None;
+        }
+        let link = &mut self.links[target];
+        link.queue.pop_front();
+        link.requests += 1;
+        link.bytes += part.bytes();
+        self.parts.at_mut(index).state = PartState::Sent;
+        let header = self.parts.header(index, self.view.epoch);
+        let data = (part.op == Op::Write).then(|| Data {
+            tag: part.tag,
+            offset: part.offset,
+            bytes: usize::try_from(part.extent.bytes()).unwrap_or(usize::MAX),
+        });
+        Some(Outgoing { header, data, crc: part.crc })
+    }
+
+    /// Remembers the checksum of a write's data, so that it is the same when the write is sent again.
+    pub fn keep_crc(&mut self, header: &Header, crc: u32) {
+        if let Ok(index) = u16::try_from(header.tag) {
+            self.parts.at_mut(index).crc = Some(crc);
+        }
+    }
+
+    /// Publishes the figures of one link.
+    fn show_link(&self, target: usize) {
+        let link = &self.links[target];
+        let gauge = self.shared.target(target).gauge(self.config.index);
+        gauge.set_phase(match link.state {
+            LinkState::Down { .. } | LinkState::Closing => LinkPhase::Down,
+            LinkState::Connecting { .. } => LinkPhase::Connecting,
+            LinkState::Up(_) => LinkPhase::Up,
+            LinkState::Fenced => LinkPhase::Fenced,
+        });
+        gauge.attempts.store(link.attempts(), Ordering::Relaxed);
+    }
+
+    /// Publishes how much is on its way; cheap enough for every turn of the caller's loop.
+    pub fn show_load(&self) {
+        for (target, link) in self.links.iter().enumerate() {
+            let gauge = self.shared.target(target).gauge(self.config.index);
+            gauge.in_flight.store(u32::try_from(link.requests).unwrap_or(u32::MAX), Ordering::Relaxed);
+            gauge.waiting.store(u32::try_from(link.queue.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+    }
+
+    fn close(&mut self, target: usize) {
+        if matches!(self.links[target].state, LinkState::Connecting { .. } | LinkState::Up(_)) {
+            self.links[target].state = LinkState::Closing;
+            self.commands.push_back(LinkCommand::Close(target));
+            self.show_link(target);
+        }
+    }
+
+    /// Splits the rest of a request into parts. False when the parts ran out before the end.
+    fn issue(&mut self, tag: Tag) -> bool {
+        while let Some(mut active) = self.slots[usize::from(tag.0)] {
+            if active.cursor.done {
+                break;
+            }
+            if !self.parts.has_free() {
+                return false;
+            }
+            self.issue_next(tag, &mut active);
+            self.slots[usize::from(tag.0)] = Some(active);
+        }
+        self.settle(tag);
+        true
+    }
+
+    /// Makes at most one part, and moves the cursor on.
+    fn issue_next(&mut self, tag: Tag, active: &mut Active) {
+        match active.request.op {
+            RequestOp::Read => self.issue_data(tag, active, Op::Read, false),
+            RequestOp::Write { fua } => self.issue_data(tag, active, Op::Write, fua),
+            RequestOp::Discard => self.issue_span(tag, active, Op::Discard, false),
+            RequestOp::WriteZeroes { keep: true, fua } => self.issue_span(tag, active, Op::WriteZeroes, fua),
+            RequestOp::WriteZeroes { keep: false, fua } => self.issue_span(tag, active, Op::Discard, fua),
+            RequestOp::Flush => self.issue_flush(tag, active),
+        }
+    }
+
+    fn issue_data(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
+        let whole = active.request.extent;
+        let done = active.cursor.sectors;
+        let rest = Extent { start: Lba(whole.start.0 + done), sectors: whole.sectors - done };
+        let rest = Extent { sectors: rest.sectors.min(u64::from(limits::PAYLOAD_BYTES_MAX) / SECTOR_BYTES), ..rest };
+        let piece = self.view.geometry.piece(rest);
+        self.queue_part(tag, active, piece.node, op, piece.extent, fua);
+        active.cursor.sectors += piece.extent.sectors;
+        active.cursor.done = active.cursor.sectors == whole.sectors;
+    }
+
+    fn issue_span(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
+        let node = active.cursor.node;
+        let Some(span) = self.view.geometry.span(active.request.extent, node) else {
+            self.next_node(active);
+            return;
+        };
+        let done = active.cursor.sectors;
+        let sectors = (span.sectors - done).min(u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES);
+        self.queue_part(tag, active, node, op, Extent::new(span.start.0 + done, sectors), fua);
+        active.cursor.sectors += sectors;
+        if active.cursor.sectors == span.sectors {
+            self.next_node(active);
+        }
+    }
+
+    fn issue_flush(&mut self, tag: Tag, active: &mut Active) {
+        let target = active.cursor.node;
+        if self.shared.target(target).has_failed_flush() {
+            active.result = active.result.and(Err(Errno::EIO));
+        } else if let Some(mark) = self.shared.target(target).flush_mark()
+            && let Some(index) = self.queue_part(tag, active, target, Op::Flush, Extent::default(), false)
+        {
+            self.marks[usize::from(index)] = mark;
+        }
+        self.next_node(active);
+    }
+
+    fn next_node(&self, active: &mut Active) {
+        active.cursor.node += 1;
+        active.cursor.sectors = 0;
+        active.cursor.done = active.cursor.node == self.view.geometry.nodes();
+    }
+
+    /// Makes a part and queues it on its link. `None` when it is refused at once; the request's result says why.
+    fn queue_part(
+        &mut self,
+        tag: Tag,
+        active: &mut Active,
+        target: usize,
+        op: Op,
+        extent: Extent,
+        fua: bool,
+    ) -> Option<u16> {
+        let refusal = if self.links[target].state == LinkState::Fenced {
+            Some(Errno::EBADE)
+        } else if op != Op::Read && self.shared.target(target).has_failed_flush() {
+            // What is written there now could never be made durable truthfully.
+            Some(Errno::EIO)
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            active.result = active.result.and(Err(error));
+            return None;
+        }
+        let index = self.parts.take(tag, target, op, extent)?;
+        let part = self.parts.at_mut(index);
+        part.fua = fua;
+        part.offset = usize::try_from(active.cursor.sectors * SECTOR_BYTES).unwrap_or(usize::MAX);
+        active.parts += 1;
+        self.links[target].queue.push_back(index);
+        Some(index)
+    }
+
+    /// A part has come to its end.
+    fn finish(&mut self, index: u16, result: Result<(), Errno>) {
+        let part = *self.parts.at(index);
+        let target = self.shared.target(part.target);
+        self.count(&part, result);
+        match (part.op, result) {
+            (Op::Flush, Ok(())) => target.flushed(&self.marks[usize::from(index)]),
+            (Op::Flush, Err(error)) if error != Errno::EBADE => target.fail_flush(),
+            (Op::Write | Op::Discard | Op::WriteZeroes, Ok(())) if !part.fua => target.acknowledge(self.config.index),
+            _ => {}
+        }
+        self.release(index, result);
+    }
+
+    /// Gives a part back and tells its request.
+    fn release(&mut self, index: u16, result: Result<(), Errno>) {
+        let tag = self.parts.at(index).tag;
+        self.parts.give_back(index);
+        if let Some(active) = &mut self.slots[usize::from(tag.0)] {
+            active.parts -= 1;
+            active.result = active.result.and(result);
+            // A request that has failed needs no further parts.
+            active.cursor.done |= active.result.is_err();
+        }
+        self.settle(tag);
+        while let Some(waiting) = self.unissued.pop_front() {
+            if !self.issue(waiting) {
+                self.unissued.push_front(waiting);
+                break;
+            }
+        }
+    }
+
+    fn count(&self, part: &crate::engine::part::Part, result: Result<(), Errno>) {
+        let gauge = self.shared.target(part.target).gauge(self.config.index);
+        match (result, part.op) {
+            (Err(_), _) => add(&gauge.errors, 1),
+            (Ok(()), Op::Read) => {
+                add(&gauge.reads, 1);
+                add(&gauge.read_bytes, part.extent.bytes());
+            }
+            (Ok(()), Op::Flush) => add(&gauge.flushes, 1),
+            (Ok(()), _) => {
+                add(&gauge.writes, 1);
+                add(&gauge.write_bytes, part.extent.bytes());
+            }
+        }
+    }
+
+    /// Completes a request that has nothing left to do.
+    fn settle(&mut self, tag: Tag) {
+        let slot = &mut self.slots[usize::from(tag.0)];
+        if let Some(active) = slot
+            && active.cursor.done
+            && active.parts == 0
+        {
+            let result = active.result;
+            *slot = None;
+            self.active -= 1;
+            if !self.unissued.is_empty() {
+                self.unissued.retain(|waiting| *waiting != tag);
+            }
+            self.completions.push_back((tag, result));
+        }
+    }
+
+    /// Ends a request with `error`: what was not sent is dropped, what was sent closes its connection, and what may still
+    /// take effect holds its target.
+    fn give_up(&mut self, tag: Tag, error: Errno) {
+        let Some(active) = &mut self.slots[usize::from(tag.0)] else { return };
+        active.over = true;
+        active.result = Err(error);
+        active.cursor.done = true;
+        for index in 0..self.parts.len() {
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            let part = *self.parts.at(index);
+            if part.tag != tag || part.state == PartState::Free {
+                continue;
+            }
+            let known = part.state == PartState::Queued && !part.exposed;
+            if part.mutates() && !known && !std::mem::replace(&mut self.links[part.target].holds, true) {
+                self.shared.target(part.target).hold();
+            }
+            if part.state == PartState::Sent {
+                self.close(part.target);
+            } else {
+                self.unqueue(index);
+                self.count(&part, Err(error));
+                self.release(index, Err(error));
+            }
+        }
+        self.settle(tag);
+    }
+
+    fn unqueue(&mut self, index: u16) {
+        let target = self.parts.at(index).target;
+        if self.parts.at(index).state == PartState::Queued {
+            self.links[target].queue.retain(|queued| *queued != index);
+        }
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // A shard that ends must not hold the others for ever: it ends only after its connections are closed for good.
+        for (target, link) in self.links.iter().enumerate() {
+            if link.holds {
+                self.shared.target(target).release();
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! All that the shards of an array share: per target the flush counters, the hold, the verdict on its flushes, and gauges.
+//!
+//! Flush accounting (the contract, 2.1): a target needs a flush when any shard has had a write acknowledged there after the
+//! start of its last successful flush. Each shard counts its own acknowledged writes, before it completes them; a flush
+//! notes every shard's count when it starts and, once it has succeeded, publishes what it had noted. Counts are compared
+//! shard by shard: a sum could hide a write that no flush has covered.
+//!
+//! The hold (1.2): while a shard does not know whether an old write of its connection is finished or dropped, no shard sends
+//! anything to that target.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::errno::Errno;
+use crate::limits;
+
+/// What one shard counts for one target. One writer; a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Counters {
+    /// Writes, discards and zeroings acknowledged and not durable by themselves.
+    acknowledged: AtomicU64,
+    /// The part of `acknowledged` (of this shard) that a successful flush (of any shard) covers.
+    flushed: AtomicU64,
+}
+
+/// What one shard tells about its link to one target, for people. One writer, relaxed: figures, not rules.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Gauge {
+    /// Reads completed.
+    pub reads: AtomicU64,
+    /// Writes, discards and zeroings completed.
+    pub writes: AtomicU64,
+    /// Bytes read.
+    pub read_bytes: AtomicU64,
+    /// Bytes written.
+    pub write_bytes: AtomicU64,
+    /// Flushes completed.
+    pub flushes: AtomicU64,
+    /// Requests that ended with an error here.
+    pub errors: AtomicU64,
+    /// Requests sent and not answered.
+    pub in_flight: AtomicU32,
+    /// Requests waiting for the link.
+    pub waiting: AtomicU32,
+    /// [`LinkPhase`] as a number.
+    phase: AtomicU32,
+    /// Tries since the link was last up.
+    pub attempts: AtomicU32,
+    /// Why it is not up: an error number, or 0.
+    last_error: AtomicU32,
+    /// How often the link was lost.
+    pub losses: AtomicU32,
+}
+
+/// How a link is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LinkPhase {
+    /// Not connected; will be tried again.
+    Down = 0,
+    /// Connecting, or waiting for the answer to HELLO.
+    Connecting = 1,
+    /// Serving.
+    Up = 2,
+    /// Refused for ever: another owner has claimed the volume.
+    Fenced = 3,
+}
+
+impl Gauge {
+    /// How the link is doing.
+    pub fn phase(&self) -> LinkPhase {
+        match self.phase.load(Ordering::Relaxed) {
+            1 => LinkPhase::Connecting,
+            2 => LinkPhase::Up,
+            3 => LinkPhase::Fenced,
+            _ => LinkPhase::Down,
+        }
+    }
+
+    /// Why the link is not up.
+    pub fn last_error(&self) -> Option<Errno> {
+        i32::try_from(self.last_error.load(Ordering::Relaxed)).ok().filter(|raw| *raw != 0).map(Errno::from_raw)
+    }
+
+    pub(crate) fn set_phase(&self, phase: LinkPhase) {
+        self.phase.store(phase as u32, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_error(&self, error: Option<Errno>) {
+        self.last_error.store(error.map_or(0, |error| error.raw().unsigned_abs()), Ordering::Relaxed);
+    }
+}
+
+/// Adds to a gauge that only this shard writes.
+pub(crate) fn add(gauge: &AtomicU64, more: u64) {
+    gauge.store(gauge.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+}
+
+/// One target as all shards see it.
+#[derive(Debug)]
+pub struct TargetShared {
+    counters: Vec<Counters>,
+    gauges: Vec<Gauge>,
+    /// Shards that do not know the fate of something they had sent.
+    holds: AtomicU32,
+    /// A flush failed: nothing written before can be called durable any more (2.2).
+    flush_failed: AtomicBool,
+}
+
+/// What a flush found when it started: each shard's count.
+pub type FlushMark = [u64; limits::SHARDS_MAX];
+
+impl TargetShared {
+    fn new(shards: usize) -> TargetShared {
+        let counters: Vec<Counters> = (0..shards).map(|_| Counters::default()).collect();
+        // A new daemon does not know what its predecessor left unflushed: everything counts as written.
+        for counters in &counters {
+            counters.acknowledged.store(1, Ordering::Relaxed);
+        }
+        let gauges = (0..shards).map(|_| Gauge::default()).collect();
+        TargetShared { counters, gauges, holds: AtomicU32::new(0), flush_failed: AtomicBool::new(false) }
+    }
+
+    /// Shard `shard` is about to complete a write that is not durable by itself.
+    pub(crate) fn acknowledge(&self, shard: usize) {
+        self.counters[shard].acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What a flush that starts now has to cover; `None` when everything is covered already.
+    pub(crate) fn flush_mark(&self) -> Option<FlushMark> {
+        let mut mark = [0; limits::SHARDS_MAX];
+        let mut needed = false;
+        for (mark, counters) in mark.iter_mut().zip(&self.counters) {
+            *mark = counters.acknowledged.load(Ordering::SeqCst);
+            needed |= *mark > counters.flushed.load(Ordering::SeqCst);
+        }
+        needed.then_some(mark)
+    }
+
+    /// The flush that had noted `mark` has succeeded.
+    pub(crate) fn flushed(&self, mark: &FlushMark) {
+        for (mark, counters) in mark.iter().zip(&self.counters) {
+            counters.flushed.fetch_max(*mark, Ordering::SeqCst);
+        }
+    }
+
+    /// A flush has failed. There is no way back.
+    pub(crate) fn fail_flush(&self) {
+        self.flush_failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a flush has ever failed.
+    pub fn has_failed_flush(&self) -> bool {
+        self.flush_failed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn release(&self) {
+        self.holds.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether some shard waits to learn the fate of something it had sent.
+    pub fn is_held(&self) -> bool {
+        self.holds.load(Ordering::SeqCst) != 0
+    }
+
+    /// What shard `shard` tells about its link.
+    pub fn gauge(&self, shard: usize) -> &Gauge {
+        &self.gauges[shard]
+    }
+
+    /// Every shard's gauge.
+    pub fn gauges(&self) -> &[Gauge] {
+        &self.gauges
+    }
+}
+
+/// All that the shards of an array share.
+#[derive(Debug)]
+pub struct Shared {
+    targets: Vec<TargetShared>,
+}
+
+impl Shared {
+    /// For `targets` targets and `shards` shards.
+    pub fn new(targets: usize, shards: usize) -> Shared {
+        debug_assert!(shards <= limits::SHARDS_MAX);
+        Shared { targets: (0..targets).map(|_| TargetShared::new(shards)).collect() }
+    }
+
+    /// One target.
+    pub fn target(&self, target: usize) -> &TargetShared {
+        &self.targets[target]
+    }
+
+    /// All targets.
+    pub fn targets(&self) -> &[TargetShared] {
+        &self.targets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_daemon_counts_every_target_as_written() {
+        let shared = Shared::new(2, 2);
+        let mark = shared.target(0).flush_mark().unwrap();
+        shared.target(0).flushed(&mark);
+        assert!(shared.target(0).flush_mark().is_none());
+        assert!(shared.target(1).flush_mark().is_some());
+    }
+
+    #[test]
+    fn a_flush_in_flight_covers_nothing_yet() {
+        let shared = Shared::new(1, 2);
+        let target = shared.target(0);
+        let mark = target.flush_mark().unwrap();
+        assert!(target.flush_mark().is_some());
+        target.acknowledge(1);
+        target.flushed(&mark);
+        let later = target.flush_mark().unwrap();
+        target.flushed(&later);
+        assert!(target.flush_mark().is_none());
+    }
+
+    #[test]
+    fn marks_with_equal_sums_do_not_cover_each_other() {
+        let shared = Shared::new(1, 2);
+        let target = shared.target(0);
+        // Two flushes that noted (2, 1) and (1, 2): after the first alone, the second shard's write is not covered.
+        let mut first = [0; limits::SHARDS_MAX];
+        (first[0], first[1]) = (2, 1);
+        target.acknowledge(0);
+        target.acknowledge(1);
+        target.flushed(&first);
+        assert!(target.flush_mark().is_some());
+    }
+}
