@@ -1,0 +1,183 @@
+#!/bin/bash
+# Makes a Debian machine ready to build, test and demonstrate dst. `make setup` runs it; it costs a fraction of a
+# second when there is nothing to do, and two may run at once.
+#
+# Programs come from the machine's own apt sources. What the virtual machine needs lies under target/vm/ and nowhere
+# else: a kernel with ublk, unpacked but not installed (kernel/, its version in kernel.version), and virtme-ng
+# (venv/). The kernel comes from a private apt tree (apt/): the machine's own source file with the suite changed.
+set -euo pipefail
+
+VIRTME_VERSION=1.42
+root=$(cd "$(dirname "$0")/.." && pwd)
+vm=$root/target/vm
+PATH=$PATH:/usr/sbin:/sbin
+export DEBIAN_FRONTEND=noninteractive
+
+say() { echo "setup: $*"; }
+die() { echo "setup: FAILED: $*" >&2; exit 1; }
+
+# Network downloads fail now and then for reasons that are gone a moment later.
+retry() {
+    local n
+    for n in 1 2 3 4; do
+        "$@" && return 0
+        [ "$n" = 4 ] || { say "that failed, trying again ($n of 3)"; sleep $((n * 3)); }
+    done
+    return 1
+}
+
+# "program package": the package is wanted only if the program is not there already.
+wanted='
+cc gcc
+qemu-system-x86_64 qemu-system-x86
+qemu-img qemu-utils
+busybox busybox-static
+modprobe kmod
+ip iproute2
+fio fio
+mkfs.ext4 e2fsprogs
+mkfs.xfs xfsprogs
+sfdisk fdisk
+dmsetup dmsetup
+strace strace
+nbdkit nbdkit
+nbdinfo libnbd-bin
+nbdcopy libnbd-bin
+nbd-client nbd-client
+'
+
+has_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
+        || compgen -G '/usr/lib/x86_64-linux-gnu/libclang*.so*' >/dev/null
+}
+
+missing_packages() {
+    local program package
+    while read -r program package; do
+        [ -z "$program" ] || command -v "$program" >/dev/null || echo "$package"
+    done <<<"$wanted"
+    # bindgen, which builds the ublk bindings, loads this library.
+    has_libclang || libclang_package
+    /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+}
+
+# The newest libclang1-N of this release.
+libclang_package() {
+    local newest
+    newest=$(apt-cache search --names-only '^libclang1-[0-9]+$' 2>/dev/null | cut -d' ' -f1 | sort -t- -k2 -n | tail -n1)
+    echo "${newest:-libclang1}"
+}
+
+install_packages() {
+    local missing round
+    missing=$(missing_packages | sort -u | xargs)
+    [ -n "$missing" ] || return 0
+    command -v apt-get >/dev/null || die "this machine has no apt-get; install what these Debian packages hold: $missing"
+    [ "$(id -u)" = 0 ] || die "packages are missing and only root can install them; run: sudo make setup"
+    say "apt-get update"
+    retry apt-get -qq update || die "apt-get update does not work; look at the lines above"
+    # The second round is for what the first one had to remove: qemu-utils of another suite does not go with this
+    # suite's qemu-system-x86.
+    for round in 1 2; do
+        missing=$(missing_packages | sort -u | xargs)
+        [ -n "$missing" ] || break
+        say "installing $missing"
+        # shellcheck disable=SC2086 # a list of words
+        retry apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install $missing >"$vm/apt-install.$round.log" 2>&1 \
+            || { tail -n 20 "$vm/apt-install.$round.log" >&2; die "apt-get could not install: $missing"; }
+        sed -n 's/^Removing /setup: apt removed /p' "$vm/apt-install.$round.log"
+    done
+    missing=$(missing_packages | sort -u | xargs)
+    [ -z "$missing" ] || die "installed, but their programs are still not there: $missing"
+    fio --enghelp | grep -qw nbd || die "this fio has no nbd engine; remove it from PATH and install Debian's: apt-get install fio"
+}
+
+# The machine's apt source of this release, with another suite name.
+source_with_suite() {
+    local codename=$1 suite=$2 file
+    for file in /etc/apt/sources.list.d/*.sources; do
+        [ -e "$file" ] || continue
+        # deb822: keep the stanzas that hold the release itself, neither its updates nor its security suite.
+        awk -v RS= -v codename="$codename" -v suite="$suite" '
+            $0 ~ "(^|\n)Suites:([^\n]*[ \t])?" codename "([ \t\n]|$)" {
+                gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite); gsub(/(^|\n)Types:[^\n]*/, "\nTypes: deb")
+                gsub(/(^|\n)Components:[^\n]*/, "\nComponents: main"); sub(/^\n/, ""); print $0 "\n"; exit
+            }' "$file"
+    done >"$vm/apt/machine.sources"
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | awk -v codename="$codename" -v suite="$suite" '
+        $1 == "deb" { for (i = 2; i < NF; i++) if ($i == codename) { $i = suite; NF = i + 1; $NF = "main"; print; exit } }' \
+        >"$vm/apt/machine.list" || true
+    [ -s "$vm/apt/machine.sources" ] || rm "$vm/apt/machine.sources"
+    [ -s "$vm/apt/machine.list" ] || rm "$vm/apt/machine.list"
+    compgen -G "$vm/apt/machine.*" >/dev/null || die "no apt source of $codename in /etc/apt/sources.list or sources.list.d"
+}
+
+# apt in the private tree. Its configuration (proxies, certificates) is the machine's; its state is not.
+private_apt() {
+    local command=$1
+    shift
+    "$command" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$vm/apt" -o Dir::Etc::preferences=/dev/null \
+        -o Dir::Etc::preferencesparts=/dev/null -o Dir::State="$vm/apt/state" -o Dir::State::status="$vm/apt/status" \
+        -o Dir::Cache="$vm/apt/cache" -o APT::Sandbox::User=root "$@"
+}
+
+download_kernel() {
+    local package=$1
+    rm -f "$vm"/apt/debs/*
+    (cd "$vm/apt/debs" && private_apt apt-get download "$package" >>"$vm/apt/log" 2>&1)
+}
+
+install_kernel() {
+    [ ! -e "$vm/kernel.version" ] || return 0
+    local codename suite package version
+    # shellcheck disable=SC1091 # written by the distribution
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    case $codename in
+    bookworm) suite=bookworm-backports ;; # its own kernel is 6.1: ublk is there, but not all that is needed of it
+    '') die "no VERSION_CODENAME in /etc/os-release: is this Debian 12 or newer?" ;;
+    *) suite=$codename ;;
+    esac
+    say "the guest's kernel: reading the list of $suite"
+    mkdir -p "$vm/apt/state/lists/partial" "$vm/apt/cache/archives/partial" "$vm/apt/debs"
+    : >"$vm/apt/status"
+    : >"$vm/apt/log"
+    source_with_suite "$codename" "$suite"
+    retry private_apt apt-get update >>"$vm/apt/log" 2>&1 \
+        || { tail -n 20 "$vm/apt/log" >&2; die "cannot read the package list of $suite"; }
+    package=$(private_apt apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *\(linux-image-[0-9].*-amd64\)$/\1/p' | tail -n1)
+    [ -n "$package" ] || die "$suite has no linux-image-amd64"
+    version=${package#linux-image-}
+    say "the guest's kernel: downloading $package"
+    retry download_kernel "$package" || { tail -n 20 "$vm/apt/log" >&2; die "cannot download $package"; }
+    rm -rf "$vm/kernel"
+    dpkg-deb -x "$vm"/apt/debs/*.deb "$vm/kernel"
+    # depmod and virtme-ng look for lib/modules.
+    [ -d "$vm/kernel/lib/modules" ] || ln -s usr/lib "$vm/kernel/lib"
+    depmod -b "$vm/kernel" "$version"
+    [ -e "$vm/kernel/boot/vmlinuz-$version" ] || die "$package holds no boot/vmlinuz-$version"
+    rm -rf "$vm"/apt/debs "$vm"/apt/cache
+    echo "$version" >"$vm/kernel.version.new"
+    mv "$vm/kernel.version.new" "$vm/kernel.version"
+}
+
+install_virtme() {
+    local stamp=$vm/venv/virtme-ng-$VIRTME_VERSION
+    # The path of a venv is written into its programs: one that was moved or copied does not work.
+    [ "$(cat "$stamp" 2>/dev/null)" != "$vm" ] || return 0
+    say "installing virtme-ng $VIRTME_VERSION into target/vm/venv"
+    rm -rf "$vm/venv"
+    /usr/bin/python3 -m venv "$vm/venv"
+    retry "$vm/venv/bin/pip" install -q --disable-pip-version-check "virtme-ng==$VIRTME_VERSION" >"$vm/pip.log" 2>&1 \
+        || { tail -n 20 "$vm/pip.log" >&2; die "pip cannot install virtme-ng $VIRTME_VERSION"; }
+    PATH=$vm/venv/bin:$PATH "$vm/venv/bin/vng" --version >/dev/null || die "virtme-ng was installed but does not start"
+    echo "$vm" >"$stamp"
+}
+
+mkdir -p "$vm"
+exec 9>"$vm/.setup.lock"
+flock -n 9 || { say "waiting for another setup"; flock 9; }
+install_packages
+install_kernel
+install_virtme
+say "ok (kernel $(cat "$vm/kernel.version"), virtme-ng $VIRTME_VERSION)"
