@@ -39,5 +39,7 @@ pub mod wire {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
+    pub mod link;
+    pub mod local;
     pub mod ring;
 }

@@ -237,6 +237,18 @@ impl Shard {
         Ok(Some(Data { tag: part.tag, offset: part.offset, bytes }))
     }
 
+    /// Where the data of a read that was handed out belongs.
+    pub fn place(&self, request: &Header) -> Option<Data> {
+        let part = self.parts.at(u16::try_from(request.tag).ok()?);
+        let bytes = usize::try_from(part.extent.bytes()).ok()?;
+        Some(Data { tag: part.tag, offset: part.offset, bytes })
+    }
+
+    /// Number of parts; the tags of request frames are below it.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     fn is_keepalive(&self, target: usize, reply: &Header) -> bool {
         reply.op == Op::Keepalive && reply.tag == KEEPALIVE_TAG && self.links[target].expects_keepalive()
     }

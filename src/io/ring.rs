@@ -46,6 +46,23 @@ impl Owner {
     }
 }
 
+/// A target's index and 32 more bits, for the low part of a `user_data`.
+pub const fn pack(target: usize, rest: u32) -> u64 {
+    (target as u64 & 0xffff) | (rest as u64) << 16
+}
+
+/// The reverse of [`pack`].
+pub fn unpack(value: u64) -> (usize, u32) {
+    let [a, b, c, d, e, f, ..] = value.to_le_bytes();
+    (usize::from(u16::from_le_bytes([a, b])), u32::from_le_bytes([c, d, e, f]))
+}
+
+/// A length as an SQE carries it. Lengths are bounded by `limits::PAYLOAD_BYTES_MAX`; one that is not is cut, and the
+/// operation comes back short.
+pub fn sqe_length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
 /// One completion of an SQE that was pushed.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {

@@ -1,0 +1,250 @@
+//! A node on this machine: a file or block device, driven by completions on its thread's ring.
+//!
+//! To the shard it is a link that is always up. Each part becomes one operation, or a few in a row: a zeroing that the
+//! filesystem cannot do is written out, a FUA zeroing is followed by a sync. A local operation cannot be taken back: a part
+//! past its deadline completes when the kernel has answered, and not before.
+//!
+//! Descriptors that carry I/O hold `flock` LOCK_SH; [`LocalFile::open`] takes LOCK_EX first, so that it waits for what a dead
+//! predecessor still has in flight (the contract, 1.3).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use io_uring::{opcode, types};
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+
+use crate::engine::link::{LinkEvent, Terms};
+use crate::engine::shard::{Body, Shard};
+use crate::errno::{self, Errno};
+use crate::io::ring::{Frontend, Owner, pack, sqe_length};
+use crate::limits;
+use crate::units::{Id, SECTOR_BYTES, Time};
+use crate::wire::frame::{Header, Op};
+
+/// Alignment of buffers for direct I/O, bytes.
+const ALIGN: usize = 4096;
+
+/// An open local target, shared by the threads of an array.
+#[derive(Clone, Debug)]
+pub struct LocalFile {
+    file: Arc<Flock<File>>,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size, sectors.
+    pub sectors: u64,
+}
+
+/// A buffer aligned for direct I/O.
+#[repr(C, align(4096))]
+struct Aligned([u8; ALIGN]);
+
+impl LocalFile {
+    /// Opens `path` for direct I/O, or for buffered where direct I/O cannot serve 512-byte requests. Waits until no
+    /// predecessor's I/O is in flight on it.
+    pub fn open(path: &Path) -> io::Result<LocalFile> {
+        let buffered = File::options().read(true).write(true).open(path)?;
+        let direct = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path);
+        let file = match direct {
+            Ok(file) if serves_sectors(&file) => file,
+            _ => buffered,
+        };
+        let bytes = size_of_target(&file)?;
+        let lock = |file, arg| Flock::lock(file, arg).map_err(|(_, error)| io::Error::from(error));
+        let exclusive = lock(file, FlockArg::LockExclusive)?;
+        exclusive.relock(FlockArg::LockShared).map_err(io::Error::from)?;
+        Ok(LocalFile { file: Arc::new(exclusive), path: path.to_owned(), sectors: bytes / SECTOR_BYTES })
+    }
+}
+
+/// Size of a file or block device, bytes.
+fn size_of_target(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::Error::from_raw_os_error(Errno::EINVAL.raw()));
+    }
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}
+
+/// Whether a direct read of one sector at an odd sector works.
+fn serves_sectors(file: &File) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = Box::new(Aligned([0; ALIGN]));
+    file.read_at(&mut buffer.0[..512], SECTOR_BYTES).is_ok()
+}
+
+/// What the operation in flight for a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Reading, writing, zeroing by the filesystem, syncing.
+    Main,
+    /// Writing zeros, this many bytes are done.
+    Zeros,
+    /// Making a zeroing durable.
+    Sync,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    request: Header,
+    step: Step,
+    /// Where the data is; null for operations without.
+    buffer: *mut u8,
+    done: usize,
+}
+
+/// One local target on one thread.
+pub struct Local {
+    target: usize,
+    file: LocalFile,
+    volume: Id,
+    /// By part, the tag of its request frame.
+    jobs: Vec<Option<Job>>,
+    in_flight: usize,
+    closing: bool,
+    /// What zeros are written from.
+    zeros: Box<[Aligned]>,
+}
+
+// SAFETY: the pointers in `jobs` are used by the one thread that owns the target's ring; it is moved there before the first job.
+unsafe impl Send for Local {}
+
+impl Local {
+    /// The target at index `target`, whose volume id is known to be `volume`.
+    pub fn new(target: usize, file: LocalFile, volume: Id, parts: usize) -> Local {
+        let zeros = (0..16).map(|_| Aligned([0; ALIGN])).collect();
+        Local { target, file, volume, jobs: vec![None; parts], in_flight: 0, closing: false, zeros }
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// A local target is there at once.
+    pub fn connect(&mut self, now: Time, shard: &mut Shard) {
+        let terms = Terms {
+            sectors: self.file.sectors,
+            volume: self.volume,
+            requests_max: limits::LINK_REQUESTS_MAX,
+            bytes_max: limits::LINK_BYTES_MAX,
+        };
+        self.closing = false;
+        shard.handle_link(now, self.target, LinkEvent::Up(terms));
+    }
+
+    /// `Down` follows when the kernel has answered everything.
+    pub fn close(&mut self, now: Time, shard: &mut Shard) {
+        self.closing = true;
+        self.finish_close(now, shard);
+    }
+
+    fn finish_close(&mut self, now: Time, shard: &mut Shard) {
+        if self.closing && self.in_flight == 0 {
+            self.closing = false;
+            shard.handle_link(now, self.target, LinkEvent::Down(Errno::ECANCELED));
+        }
+    }
+
+    /// Starts what the shard offers.
+    pub fn pump<F: Frontend>(&mut self, now: Time, shard: &mut Shard, frontend: &mut F) {
+        while !self.closing {
+            let Some(outgoing) = shard.poll_send(self.target) else { return };
+            if outgoing.header.op == Op::Keepalive {
+                let _ = shard.handle_reply(now, self.target, &outgoing.header.reply(Ok(())), Body::Good);
+                continue;
+            }
+            let request = outgoing.header;
+            let data = match request.op {
+                // A read's place is what its answer will be expected at.
+                Op::Read => shard.place(&request),
+                _ => outgoing.data,
+            };
+            let buffer = data.map_or(std::ptr::null_mut(), |data| frontend.buffer(data.tag).wrapping_add(data.offset));
+            self.in_flight += 1;
+            self.start(Job { request, step: Step::Main, buffer, done: 0 }, frontend);
+        }
+    }
+
+    fn start<F: Frontend>(&mut self, job: Job, frontend: &mut F) {
+        let index = job.request.tag as usize;
+        let fd = types::Fd(self.file.file.as_raw_fd());
+        let length = job.request.length as usize;
+        let offset = job.request.lba.bytes();
+        let rest = length - job.done;
+        let at = offset + job.done as u64;
+        let fua = if job.request.is_fua() { libc::RWF_DSYNC } else { 0 };
+        let zero_part = rest.min(self.zeros.len() * ALIGN);
+        let sqe = match (job.step, job.request.op) {
+            (Step::Sync, _) | (Step::Main, Op::Flush) => {
+                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+            }
+            (Step::Zeros, _) => {
+                opcode::Write::new(fd, self.zeros.as_ptr().cast(), sqe_length(zero_part)).offset(at).build()
+            }
+            (Step::Main, Op::Read) => {
+                opcode::Read::new(fd, job.buffer.wrapping_add(job.done), sqe_length(rest)).offset(at).build()
+            }
+            (Step::Main, Op::Write) => {
+                let sqe = opcode::Write::new(fd, job.buffer.wrapping_add(job.done), sqe_length(rest)).offset(at);
+                sqe.rw_flags(fua).build()
+            }
+            (Step::Main, op) => {
+                let how = if op == Op::Discard { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
+                opcode::Fallocate::new(fd, length as u64).offset(offset).mode(how | libc::FALLOC_FL_KEEP_SIZE).build()
+            }
+        };
+        self.jobs[index] = Some(job);
+        frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));
+    }
+
+    /// Takes a completion of one of this target's operations.
+    pub fn handle<F: Frontend>(&mut self, now: Time, tag: u32, result: i32, shard: &mut Shard, frontend: &mut F) {
+        let Some(mut job) = self.jobs.get_mut(tag as usize).and_then(Option::take) else { return };
+        let outcome = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result.unsigned_abs() as usize) };
+        let zeroes = matches!(job.request.op, Op::Discard | Op::WriteZeroes);
+        let next = match (job.step, outcome) {
+            (_, Err(Errno::EINTR | Errno::EAGAIN)) => Some(job.step),
+            (Step::Main, Err(Errno::EOPNOTSUPP | Errno::ENODEV | Errno::ENOSYS)) if zeroes => Some(Step::Zeros),
+            (_, Err(_)) | (Step::Sync, _) => None,
+            (Step::Main, Ok(_)) if job.request.op == Op::Flush => None,
+            (Step::Main, Ok(_)) if zeroes => job.request.is_fua().then_some(Step::Sync),
+            (Step::Main | Step::Zeros, Ok(0)) => {
+                // The end of the file: it was cut behind our back.
+                return self.finish(now, &job, Err(Errno::EIO), shard);
+            }
+            (step, Ok(bytes)) => {
+                job.done += bytes;
+                if job.done < job.request.length as usize {
+                    Some(step)
+                } else {
+                    (step == Step::Zeros && job.request.is_fua()).then_some(Step::Sync)
+                }
+            }
+        };
+        match next {
+            Some(step) => {
+                job.step = step;
+                self.start(job, frontend);
+            }
+            None => self.finish(now, &job, outcome.map(|_| ()), shard),
+        }
+    }
+
+    fn finish(&mut self, now: Time, job: &Job, result: Result<(), Errno>, shard: &mut Shard) {
+        self.in_flight -= 1;
+        let reply = job.request.reply(result.map_err(errno::disk_to_wire));
+        if let Err(error) = result {
+            tracing::warn!(path = %self.file.path.display(), op = ?job.request.op, lba = job.request.lba.0, %error, "local I/O failed");
+        }
+        let told = shard.handle_reply(now, self.target, &reply, Body::Good);
+        debug_assert!(told.is_ok(), "a local answer always has its part");
+        self.finish_close(now, shard);
+    }
+}
