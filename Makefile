@@ -1,0 +1,24 @@
+# Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
+# profile, so that the demonstration, the tests and the virtual machine share one build.
+.PHONY: help setup build test check unit it vm-test demo clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+setup: ## install what building and testing need (Debian, as root), and prepare target/vm
+	@tests/setup.sh
+build: setup ## dstd and dst in target/release
+	cargo build --release --workspace
+demo: ## everything once, for real: three servers, a striped array, a filesystem on it
+	@tests/demo.sh
+test: ## all tests; the last line is the sum
+	@tests/run.sh
+check: ## format, lints, the parts that must build on their own
+	@tests/run.sh fmt clippy floors
+unit: ## unit and property tests
+	cargo test --release --workspace --lib --bins
+it: build ## integration tests
+	cargo test --release --test it
+vm-test: ## the tests that need a kernel with ublk, in a virtual machine
+	@tests/run.sh setup build vm
+clean: ## forget every build, and the virtual machine
+	rm -rf target

@@ -1,0 +1,56 @@
+#!/bin/bash
+# Runs the test phases, all of them or those that are named, and adds up what they counted. Each phase's output is also kept in
+# target/test-logs/PHASE.log. The last line is `N passed, M failed`; the exit code is 0 only if nothing failed.
+# A phase that counts nothing itself (a format check, a build) counts as one.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+phase_setup() { tests/setup.sh; }
+phase_fmt() { cargo fmt --all --check; }
+phase_build() { cargo build --release --workspace; }
+phase_clippy() { cargo clippy --release --workspace --all-targets -- -D warnings; }
+# The command line links only the pure floors: they must build without the rest.
+phase_floors() { cargo check --release -p dst --lib --no-default-features && cargo check --release -p dst-cli; }
+phase_unit() { cargo test --release --workspace --lib --bins; }
+phase_it() { cargo test --release --test it; }
+phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
+
+# Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
+all='setup fmt build clippy floors unit it vm'
+phases=${*:-$all}
+for phase in $phases; do
+    declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }
+done
+
+logs=target/test-logs
+mkdir -p "$logs"
+
+# The sums of what cargo's and the guest's runners report in LOG: "passed failed".
+counts() {
+    awk '/^test result: /            { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i-1); if ($i == "failed;") f += $(i-1) } }
+         /^checks: [0-9]+ ok, [0-9]+ failed$/ { p += $2; f += $4 }
+         END { print p + 0, f + 0 }' "$1"
+}
+
+passed=0 failed=0
+table=
+for phase in $phases; do
+    printf '\n==== %s\n' "$phase"
+    from=$SECONDS
+    "phase_$phase" 2>&1 | tee "$logs/$phase.log"
+    code=${PIPESTATUS[0]}
+    read -r p f < <(counts "$logs/$phase.log")
+    [ "$code" != 0 ] || [ $((p + f)) != 0 ] || p=1
+    # It failed, yet none of its tests did: it did not build, or did not reach its end.
+    [ "$code" = 0 ] || [ "$f" != 0 ] || f=1
+    passed=$((passed + p)) failed=$((failed + f))
+    verdict=ok
+    [ "$f" = 0 ] || verdict=FAILED
+    table+=$(printf '%-8s %-7s %5d passed %4d failed %5d s   %s/%s.log' "$phase" "$verdict" "$p" "$f" $((SECONDS - from)) "$logs" "$phase")$'\n'
+    # Nothing after these can work without them.
+    case $phase:$verdict in setup:FAILED | build:FAILED) break ;; esac
+done
+
+printf '\n==== what ran\n%s\n' "$table"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
