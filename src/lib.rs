@@ -39,7 +39,20 @@ pub mod wire {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
+    pub mod clock;
     pub mod link;
     pub mod local;
     pub mod ring;
+    pub mod wakeup;
+}
+
+// Floor 3, roles: one owner loop each.
+
+/// What a process is for.
+#[cfg(feature = "world")]
+pub mod roles {
+    /// Arrays: the owner, and the I/O threads.
+    pub mod array {
+        pub mod worker;
+    }
 }

@@ -1,1 +1,6 @@
 //! The one integration binary.
+
+// In a test a panic is the verdict, in helper functions too.
+#![allow(clippy::unwrap_used)]
+
+mod shadow;

@@ -1,0 +1,186 @@
+//! One I/O thread of an array: it joins a frontend, a shard and the shard's connections on one ring.
+//!
+//! A turn: wait for completions; give each to its owner; hand new requests to the shard; let the shard do what time has
+//! brought; then carry out what it asks for until nothing is left. The thread ends when its frontend is down and nothing is
+//! in flight; it closes its connections first.
+
+use std::io;
+
+use crate::engine::link::LinkCommand;
+use crate::engine::shard::Shard;
+use crate::errno::Errno;
+use crate::io::clock;
+use crate::io::link::Link;
+use crate::io::local::Local;
+use crate::io::ring::{Completion, Frontend, Owner, unpack};
+use crate::io::wakeup::{Wake, Wakeup};
+use crate::units::Time;
+
+/// What the owner asks of an I/O thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Take no more requests; end when those in flight are complete.
+    Stop,
+    /// End every request in flight with this error.
+    Abort(Errno),
+}
+
+/// The connection to one target.
+pub enum Connection {
+    /// A server.
+    Remote(Box<Link>),
+    /// A local file or device.
+    Local(Box<Local>),
+}
+
+impl Connection {
+    fn is_idle(&self) -> bool {
+        match self {
+            Connection::Remote(link) => link.is_idle(),
+            Connection::Local(local) => local.is_idle(),
+        }
+    }
+}
+
+/// See the module's description.
+pub struct Worker<F: Frontend> {
+    shard: Shard,
+    connections: Vec<Connection>,
+    frontend: F,
+    wakeup: Wakeup<Order>,
+    now: Time,
+}
+
+impl<F: Frontend> Worker<F> {
+    /// A worker whose connections are the shard's targets, in order.
+    pub fn new(shard: Shard, connections: Vec<Connection>, frontend: F, wakeup: Wakeup<Order>) -> Worker<F> {
+        Worker { shard, connections, frontend, wakeup, now: clock::now() }
+    }
+
+    /// Runs until the frontend is down and everything is complete.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut completions = Vec::with_capacity(4096);
+        self.wakeup.watch(&mut self.frontend);
+        self.shard.handle_timeout(self.now);
+        loop {
+            self.settle();
+            if !self.frontend.is_up() && self.shard.active() == 0 {
+                break;
+            }
+            self.wakeup.arm(self.shard.next_timeout(), &mut self.frontend);
+            self.turn(&mut completions)?;
+        }
+        self.close(&mut completions)
+    }
+
+    /// Waits, and gives every completion to its owner.
+    fn turn(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        completions.clear();
+        self.frontend.turn(true, completions)?;
+        self.now = clock::now();
+        for completion in completions.iter() {
+            self.dispatch(completion);
+        }
+        if self.shard.next_timeout() <= self.now {
+            self.shard.handle_timeout(self.now);
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, completion: &Completion) {
+        let Some((owner, value)) = Owner::of(completion.user_data) else { return };
+        let (target, rest) = unpack(value);
+        match owner {
+            Owner::Frontend => self.frontend.handle(value, completion.result),
+            Owner::Worker => {
+                if self.wakeup.handle(value) == Wake::Mailbox {
+                    self.read_mail();
+                }
+            }
+            Owner::Link | Owner::Disk => match &mut self.connections[target] {
+                Connection::Remote(link) => {
+                    link.handle(self.now, rest, completion.result, &mut self.shard, &mut self.frontend);
+                }
+                Connection::Local(local) => {
+                    local.handle(self.now, rest, completion.result, &mut self.shard, &mut self.frontend);
+                }
+            },
+        }
+    }
+
+    fn read_mail(&mut self) {
+        while let Some(order) = self.wakeup.read() {
+            match order {
+                Order::Stop => self.frontend.shut_down(),
+                Order::Abort(error) => self.shard.abort(error),
+            }
+        }
+        self.wakeup.watch(&mut self.frontend);
+    }
+
+    /// Moves requests, commands, frames and results on until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            while let Some((tag, request)) = self.frontend.next_request() {
+                self.shard.handle_request(self.now, tag, request);
+            }
+            while let Some(command) = self.shard.poll_link() {
+                self.obey(command);
+            }
+            for connection in &mut self.connections {
+                match connection {
+                    Connection::Remote(link) => link.pump(&mut self.shard, &mut self.frontend),
+                    Connection::Local(local) => local.pump(self.now, &mut self.shard, &mut self.frontend),
+                }
+            }
+            let mut moved = false;
+            while let Some((tag, result)) = self.shard.poll_complete() {
+                self.frontend.complete(tag, result);
+                moved = true;
+            }
+            if !moved {
+                break;
+            }
+        }
+        self.shard.show_load();
+    }
+
+    fn obey(&mut self, command: LinkCommand) {
+        let (LinkCommand::Connect(target) | LinkCommand::Close(target)) = command;
+        let connect = matches!(command, LinkCommand::Connect(_));
+        match &mut self.connections[target] {
+            Connection::Remote(link) if connect => link.connect(self.now, &mut self.shard, &mut self.frontend),
+            Connection::Remote(link) => link.close(self.now, &mut self.shard, &mut self.frontend),
+            Connection::Local(local) if connect => local.connect(self.now, &mut self.shard),
+            Connection::Local(local) => local.close(self.now, &mut self.shard),
+        }
+    }
+
+    /// Closes every connection and reaps whatever the ring still has, so that no completion outlives its buffer.
+    fn close(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        for connection in &mut self.connections {
+            match connection {
+                Connection::Remote(link) => link.close(self.now, &mut self.shard, &mut self.frontend),
+                Connection::Local(local) => local.close(self.now, &mut self.shard),
+            }
+        }
+        while !(self.connections.iter().all(Connection::is_idle) && self.wakeup.cancel(&mut self.frontend)) {
+            completions.clear();
+            self.frontend.turn(true, completions)?;
+            for completion in completions.iter() {
+                self.dispatch_closing(completion);
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch_closing(&mut self, completion: &Completion) {
+        match Owner::of(completion.user_data) {
+            // No new watch is set up any more.
+            Some((Owner::Worker, value)) => {
+                self.wakeup.handle(value);
+            }
+            _ => self.dispatch(completion),
+        }
+    }
+}
