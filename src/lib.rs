@@ -39,6 +39,7 @@ pub mod wire {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
+    pub mod buffer;
     pub mod clock;
     pub mod link;
     pub mod local;

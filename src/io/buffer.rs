@@ -1,0 +1,141 @@
+//! Page-aligned data buffers, one per tag, in one anonymous mapping that lives as long as the frontend.
+//!
+//! Contract: buffers never move and are never freed before the [`Buffers`] is dropped, so an address may be given to the
+//! kernel; whoever gave it away drops the `Buffers` only after the operation's completion. A page takes memory when it is
+//! first touched, unless [`Buffers::prefault`] was called. A fresh page reads as zeros; a used one keeps what was in it.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// The alignment of every buffer, bytes.
+pub const PAGE_BYTES: usize = 4096;
+
+/// `count` buffers of the same size.
+#[derive(Debug)]
+pub struct Buffers {
+    start: NonNull<u8>,
+    total: NonZeroUsize,
+    each: usize,
+    count: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone and is not tied to a thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// Maps `count` buffers of `bytes_each` bytes, a multiple of [`PAGE_BYTES`]; no page of them takes memory yet.
+    pub fn new(count: usize, bytes_each: usize) -> io::Result<Buffers> {
+        let total = count.checked_mul(bytes_each).and_then(NonZeroUsize::new);
+        let Some(total) = total.filter(|_| bytes_each.is_multiple_of(PAGE_BYTES)) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory of anyone.
+        let start = unsafe { mmap_anonymous(None, total, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
+        let buffers = Buffers { start: start.cast(), total, each: bytes_each, count };
+        // A 4 KiB request should cost 4 KiB of a large buffer, not a huge page. Kernels without huge pages refuse this.
+        // SAFETY: the range is the mapping made above.
+        let _ = unsafe { madvise(start, total.get(), MmapAdvise::MADV_NOHUGEPAGE) };
+        Ok(buffers)
+    }
+
+    /// Gives every page its memory now, so that no request waits for a page fault.
+    pub fn prefault(&mut self) {
+        for page in (0..self.total.get()).step_by(PAGE_BYTES) {
+            // SAFETY: the byte is inside the mapping, and `&mut self` says that no one else uses it through this value. What
+            // the page holds is kept; volatile, so that the touch is not optimised away.
+            unsafe {
+                let byte = self.start.as_ptr().add(page);
+                byte.write_volatile(byte.read_volatile());
+            }
+        }
+    }
+
+    /// How many buffers there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Length of each, bytes.
+    pub fn bytes_each(&self) -> usize {
+        self.each
+    }
+
+    /// The first byte of buffer `index`; panics when there is none such.
+    pub fn start(&self, index: usize) -> *mut u8 {
+        assert!(index < self.count, "buffer {index} of {}", self.count);
+        // SAFETY: `index` is below the count, so the sum stays inside the mapping.
+        unsafe { self.start.as_ptr().add(index * self.each) }
+    }
+
+    /// The buffer's address `offset` bytes in, for an operation of `len` bytes; panics unless those lie inside the buffer.
+    pub fn at(&self, index: usize, offset: usize, len: usize) -> *mut u8 {
+        assert!(
+            offset <= self.each && len <= self.each - offset,
+            "{len} bytes at {offset} of a {} byte buffer",
+            self.each
+        );
+        // SAFETY: just checked: inside the buffer.
+        unsafe { self.start(index).add(offset) }
+    }
+
+    /// Copies `bytes` into buffer `index` at `offset`; panics unless they fit. No operation may be using these bytes.
+    pub fn copy_in(&mut self, index: usize, offset: usize, bytes: &[u8]) {
+        let to = self.at(index, offset, bytes.len());
+        // SAFETY: `at` checked the range; `bytes` is a borrow of other memory, for `&mut self` is held.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    /// Copies from buffer `index` at `offset` into `bytes`; panics unless the range lies inside the buffer. No operation may
+    /// be writing these bytes.
+    pub fn copy_out(&self, index: usize, offset: usize, bytes: &mut [u8]) {
+        let from = self.at(index, offset, bytes.len());
+        // SAFETY: `at` checked the range; `bytes` is an exclusive borrow and can therefore not be part of the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) }
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, and by the contract no operation uses it any more. Failing would mean that the
+        // address is not a mapping, which cannot be.
+        let _ = unsafe { munmap(self.start.cast(), self.total.get()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_apart_and_keep_their_bytes() {
+        let mut buffers = Buffers::new(3, 2 * PAGE_BYTES).unwrap();
+        for index in 0..3 {
+            assert!(buffers.start(index).addr().is_multiple_of(PAGE_BYTES));
+            buffers.copy_in(index, 0, &[u8::try_from(index).unwrap() + 1; 2 * PAGE_BYTES]);
+        }
+        buffers.prefault();
+        for index in 0..3 {
+            let mut bytes = [0; PAGE_BYTES];
+            buffers.copy_out(index, PAGE_BYTES, &mut bytes);
+            assert!(bytes.iter().all(|byte| usize::from(*byte) == index + 1));
+        }
+        assert_eq!((buffers.count(), buffers.bytes_each()), (3, 2 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        for (count, each) in [(0, PAGE_BYTES), (1, 0), (1, 100), (usize::MAX, PAGE_BYTES)] {
+            assert!(Buffers::new(count, each).is_err(), "{count} of {each}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "buffer")]
+    fn a_copy_past_the_end_is_caught() {
+        Buffers::new(2, PAGE_BYTES).unwrap().copy_in(0, 1, &[0; PAGE_BYTES]);
+    }
+}
