@@ -41,6 +41,7 @@ pub mod wire {
 pub mod io {
     pub mod buffer;
     pub mod clock;
+    pub mod greet;
     pub mod link;
     pub mod local;
     pub mod ring;
