@@ -1,0 +1,338 @@
+#!/bin/bash
+# What only a real kernel can prove. Runs in the guest of boot.sh; each check is counted.
+#
+# Two arrays: `wide`, striped over three servers (two pools on ext4 over RAM disks, one on tmpfs), 512-byte blocks;
+# `long`, linear over two sparse volumes, 4096-byte blocks. `sick` and `tight` have a disk that fails and one that is full.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/vm/lib.sh
+. "$here/lib.sh"
+export LC_ALL=C
+
+prepare_guest ublk_drv brd dm-mod ext4 xfs
+export DST_SOCKET=$T/dstd.sock
+# No udev here: dmsetup makes its nodes itself.
+export DM_DISABLE_UDEV=1
+cd "$T" || exit 1
+K=1024 M=1048576
+
+# --- daemons ---------------------------------------------------------------------------------------------------------
+
+start_server() {
+    start_daemon "server$1" dstd server --listen "127.0.0.1:2007$1" --pool "$T/disk$1/pool"
+    until_true 30 connects "2007$1"
+}
+start_array_daemon() {
+    start_daemon array dstd array --state-dir "$T/state" --run-dir "$T/run" --socket "$DST_SOCKET"
+    until_true 30 dst list
+}
+# start_array ARRAY [OPTION...] leaves its device in $T/dev.ARRAY.
+start_array() {
+    dst start "$@" | tee "$T/started"
+    grep -o '/dev/ublkb[0-9]*' "$T/started" | head -n 1 >"$T/dev.$1"
+    [ -b "$(device "$1")" ]
+}
+device() { cat "$T/dev.$1"; }
+queue() { cat "/sys/block/$(basename "$(device "$1")")/queue/$2"; }
+mount_disk() { mkdir -p "$T/disk$1" && mount "${@:2}" "$T/disk$1" && mkdir -p "$T/disk$1/pool"; }
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+create_arrays() {
+    dst volume create 127.0.0.1:20071/a --size 160M
+    dst volume create 127.0.0.1:20072/b --size 160M
+    dst volume create 127.0.0.1:20073/c --size 160M
+    dst create wide --alg striped --chunk 64K 127.0.0.1:20071/a 127.0.0.1:20072/b 127.0.0.1:20073/c
+    dst volume create 127.0.0.1:20071/d --size 200M --sparse
+    dst volume create 127.0.0.1:20072/e --size 120M --sparse
+    dst create long --alg linear --block 4096 127.0.0.1:20071/d 127.0.0.1:20072/e
+}
+
+limits_wide() {
+    equal 'logical block' 512 "$(queue wide logical_block_size)"
+    equal 'chunk_sectors, the stripe' 128 "$(queue wide chunk_sectors)"
+    local optimal
+    optimal=$(queue wide optimal_io_size)
+    echo "optimal_io_size is $optimal"
+    [ "$optimal" -gt 0 ]
+    [ $((optimal % (64 * K))) = 0 ]
+    equal 'write cache' 'write back' "$(queue wide write_cache)"
+    equal fua 1 "$(queue wide fua)"
+    equal rotational 0 "$(queue wide rotational)"
+    [ "$(queue wide discard_max_bytes)" -gt 0 ]
+    [ "$(queue wide write_zeroes_max_bytes)" -gt 0 ]
+    equal 'bytes' $((480 * M)) "$(blockdev --getsize64 "$(device wide)")"
+}
+limits_long() {
+    equal 'logical block' 4096 "$(queue long logical_block_size)"
+    equal 'discard granularity is whole blocks' 0 $(($(queue long discard_granularity) % 4096))
+    equal 'bytes' $((320 * M)) "$(blockdev --getsize64 "$(device long)")"
+    refused 'invalid argument' dd if=/dev/zero of="$(device long)" bs=512 count=1 oflag=direct conv=notrunc
+}
+two_queues() {
+    local hw=(/sys/block/"$(basename "$(device wide)")"/mq/*)
+    equal 'hardware queues' 2 "${#hw[@]}"
+}
+stable_link() { equal /dev/dst/wide "$(device wide)" "$(readlink -f /dev/dst/wide)"; }
+
+fio_verify() {
+    local target=$1
+    shift
+    fio --name=verify --filename="$target" --ioengine=io_uring --direct=1 --rw=randwrite --bsrange=4k-256k --iodepth=16 \
+        --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7 --group_reporting --output-format=terse --terse-version=3 \
+        --verify_state_save=0 --size=40m "$@"
+}
+fio_raw() { fio_verify "$(device wide)" --numjobs=2 --offset_increment=48m --bsrange=512-1m; }
+
+# Zeros where they were asked for, and not one byte further.
+zeroes() {
+    local dev
+    dev=$(device "$1")
+    shift
+    head -c 12M /dev/urandom >"$T/noise"
+    dd if="$T/noise" of="$dev" bs=1M oflag=direct conv=notrunc status=none
+    "$@" -o $((1 * M + 4096)) -l $((9 * M)) "$dev"
+    dd if=/dev/zero of="$T/noise" bs=4096 seek=257 count=$((9 * 256)) conv=notrunc status=none
+    dd if="$dev" of="$T/got" bs=1M count=12 iflag=direct status=none
+    cmp "$T/noise" "$T/got"
+}
+
+partitions() {
+    local dev
+    dev=$(device wide)
+    wipefs -qa "$dev"
+    printf 'label: gpt\nsize=100M\nsize=64M\n' | sfdisk -q "$dev"
+    until_true 10 test -b "${dev}p1"
+    until_true 10 test -b "${dev}p2"
+    equal 'bytes of p2' $((64 * M)) "$(blockdev --getsize64 "${dev}p2")"
+    head -c 64K /dev/urandom >"$T/p2"
+    dd if="$T/p2" of="${dev}p2" bs=64K oflag=direct status=none
+    cmp -n $((64 * K)) "$T/p2" "${dev}p2"
+    sfdisk -q --delete "$dev"
+    wipefs -qa "$dev"
+    [ ! -b "${dev}p1" ]
+}
+
+ext4_make() {
+    mkfs.ext4 -q -F "$(device wide)"
+    mkdir -p "$T/mnt"
+    mount "$(device wide)" "$T/mnt"
+}
+ext4_files() {
+    cp -r "$DST_ROOT/tests" "$T/mnt/"
+    dd if=/dev/urandom of="$T/mnt/random" bs=1M count=16 conv=fsync status=none
+    (cd "$T/mnt" && find . -type f -exec sha256sum {} + >"$T/sums")
+}
+ext4_fio() { fio_verify "$T/mnt/fio" && rm "$T/mnt/fio"; }
+stop_mounted_refused() {
+    refused 'mounted|in use|busy' dst stop wide
+    touch "$T/mnt/still-writable"
+    sync -f "$T/mnt/still-writable"
+}
+ext4_fsck() {
+    umount "$T/mnt"
+    e2fsck -fn "$(device wide)"
+}
+ext4_again() {
+    mount -o ro "$(device wide)" "$T/mnt"
+    (cd "$T/mnt" && sha256sum --check --quiet "$T/sums")
+    umount "$T/mnt"
+}
+
+xfs_make() {
+    mkfs.xfs -q -f "$(device long)"
+    mkdir -p "$T/mnt"
+    mount "$(device long)" "$T/mnt"
+}
+space_used() { du -sk "$T/disk1/pool" "$T/disk2/pool" | awk '{ n += $1 } END { print n }'; }
+# Space that a filesystem trims comes back to the servers of a sparse array.
+xfs_fstrim() {
+    dd if=/dev/urandom of="$T/mnt/big" bs=1M count=64 conv=fsync status=none
+    local full trimmed
+    full=$(space_used)
+    rm "$T/mnt/big"
+    sync
+    fstrim -v "$T/mnt"
+    trimmed=$(space_used)
+    echo "the servers held $full KiB, after fstrim $trimmed KiB"
+    [ $((full - trimmed)) -gt $((48 * K)) ]
+}
+xfs_fio() { fio_verify "$T/mnt/fio" && rm "$T/mnt/fio"; }
+xfs_check() {
+    umount "$T/mnt"
+    xfs_repair -n "$(device long)"
+}
+
+# A server is killed under load and comes back: the caller notices nothing.
+server_restart() {
+    fio_verify "$(device wide)" --rate_iops=200 >"$T/fio.out" 2>&1 &
+    local fio=$!
+    sleep 2
+    kill -KILL "$pid_server2"
+    until_true 10 gone "$pid_server2"
+    sleep 1
+    setsid dstd server --listen 127.0.0.1:20072 --pool "$T/disk2/pool" >>"$T/server2.log" 2>&1 </dev/null &
+    echo $! >"$T/pid.server2"
+    wait "$fio" || { cat "$T/fio.out"; return 1; }
+}
+
+# The array daemon dies under load: the device ends with EIO.
+daemon_killed() {
+    head -c 4M /dev/urandom >"$T/before"
+    dd if="$T/before" of="$(device wide)" bs=1M oflag=direct conv=fsync status=none
+    dd if=/dev/zero of="$(device wide)" bs=64k seek=128 count=1000000 oflag=direct >"$T/dd.out" 2>&1 &
+    local writer=$!
+    sleep 1
+    # shellcheck disable=SC2154 # start_daemon sets it
+    kill -KILL "$pid_array"
+    until_true 30 gone "$writer"
+    wait "$writer" && { echo "the writer succeeded"; return 1; }
+    cat "$T/dd.out"
+    grep -Eq 'Input/output error|No such device' "$T/dd.out"
+}
+daemon_back() {
+    until_true 40 dst_shows_started wide
+    local left=(/dev/ublkc*)
+    equal 'ublk devices, those of the dead daemon are deleted' 2 "${#left[@]}"
+    dst status
+    grep -o '/dev/ublkb[0-9]*' <(readlink -f /dev/dst/wide) >"$T/dev.wide"
+    cmp -n $((4 * M)) "$T/before" "$(device wide)"
+    dd if=/dev/urandom of="$(device wide)" bs=64k count=4 oflag=direct conv=fsync status=none
+}
+dst_shows_started() { [ -b "/dev/dst/$1" ] && dst status "$1"; }
+
+make_sick() {
+    dst volume create 127.0.0.1:20074/sick --size 32M
+    dst create sick --alg linear 127.0.0.1:20074/sick
+    start_array sick
+    dd if=/dev/urandom of="$(device sick)" bs=64k count=16 oflag=direct conv=fsync status=none
+}
+# swap_table TABLE puts another table under the running disk.
+swap_table() {
+    dmsetup suspend --noflush --nolockfs sickdisk
+    dmsetup load sickdisk --table "$1"
+    dmsetup resume sickdisk
+}
+eio_reaches_write() {
+    swap_table "0 $sick_sectors error"
+    refused 'Input/output error' dd if=/dev/zero of="$(device sick)" bs=64k count=1 oflag=direct conv=notrunc status=none
+}
+eio_reaches_read() { refused 'Input/output error' dd if="$(device sick)" of=/dev/null bs=64k count=1 iflag=direct status=none; }
+eio_reaches_fsync() {
+    # Buffered, so that only the fsync can fail.
+    refused 'Input/output error' dd if=/dev/zero of="$(device sick)" bs=64k count=1 conv=notrunc,fsync status=none
+}
+# The other arrays do not care.
+others_unharmed() { dd if=/dev/urandom of="$(device wide)" bs=64k count=4 oflag=direct conv=fsync status=none; }
+
+make_tight() {
+    dst volume create 127.0.0.1:20075/tight --size 128M --sparse
+    dst create tight --alg linear 127.0.0.1:20075/tight
+    start_array tight
+    head -c 24M /dev/zero >"$T/disk5/ballast"
+}
+enospc_reaches_write() {
+    refused 'No space left on device' dd if=/dev/urandom of="$(device tight)" bs=256k count=400 oflag=direct conv=notrunc status=none
+}
+enospc_passes() {
+    rm "$T/disk5/ballast"
+    dd if=/dev/urandom of="$(device tight)" bs=256k count=40 oflag=direct conv=notrunc,fsync status=none
+}
+preallocated_refused() {
+    refused 'no space|space|full' dst volume create 127.0.0.1:20075/huge --size 4G
+    ! dst volume list 127.0.0.1:20075 | grep -q huge
+}
+
+stop_and_remove() {
+    local array dev
+    for array in wide long tight; do
+        dev=$(device "$array")
+        dst stop "$array"
+        [ ! -b "$dev" ]
+        [ ! -e "/dev/dst/$array" ]
+        dst remove "$array"
+    done
+}
+daemon_leaves_cleanly() {
+    kill -TERM "$pid_array"
+    until_true 30 gone "$pid_array"
+    ! compgen -G '/dev/ublkc*'
+}
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+# /dev/ram0 and 1 are the disks of two servers, ram2 that of `sick`.
+modprobe -r brd
+modprobe brd rd_nr=3 rd_size=$((640 * K))
+for n in 0 1 2; do mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=1 /dev/ram$n; done
+mount_disk 1 /dev/ram0
+mount_disk 2 /dev/ram1
+mount_disk 3 -t tmpfs -o size=256M tmpfs
+sick_sectors=$(blockdev --getsz /dev/ram2)
+dmsetup create sickdisk --table "0 $sick_sectors linear /dev/ram2 0"
+mount_disk 4 /dev/mapper/sickdisk
+mount_disk 5 -t tmpfs -o size=48M tmpfs
+
+step "servers, volumes, arrays"
+for n in 1 2 3 4 5; do start_server $n; done
+start_array_daemon
+check "volumes and arrays are created" create_arrays
+check "a striped array starts with 2 queues" start_array wide --queues 2
+check "a linear array of 4096-byte blocks starts" start_array long
+check "two hardware queues" two_queues
+check "/dev/dst/wide leads to the device" stable_link
+check "queue limits, striped, 512" limits_wide
+check "queue limits, linear, 4096" limits_long
+
+step "the raw device"
+check "fio verify, 512 bytes to 1 MiB, 2 jobs" fio_raw
+check "blkdiscard -z zeroes just that, preallocated" zeroes wide blkdiscard -z
+check "blkdiscard -z zeroes just that, sparse" zeroes long blkdiscard -z
+check "blkdiscard reads back as zeros, preallocated" zeroes wide blkdiscard
+check "blkdiscard reads back as zeros, sparse" zeroes long blkdiscard
+check "a partition table, its partitions appear and go" partitions
+
+step "ext4 on the striped array"
+check "mkfs.ext4 and mount" ext4_make
+check "files" ext4_files
+check "fio verify on ext4" ext4_fio
+check "fstrim on ext4" fstrim -v "$T/mnt"
+check "stop while mounted is refused" stop_mounted_refused
+check "e2fsck finds nothing" ext4_fsck
+check "every file is as it was" ext4_again
+
+step "xfs on the linear array"
+check "mkfs.xfs and mount" xfs_make
+check "fstrim gives the space back to the servers" xfs_fstrim
+check "fio verify on xfs" xfs_fio
+check "xfs_repair finds nothing" xfs_check
+
+step "processes that die"
+check "a server is killed under load and restarted" server_restart
+pid_server2=$(cat "$T/pid.server2")
+check "the array daemon is killed: EIO" daemon_killed
+start_array_daemon
+check "the next one deletes the remains and serves the data" daemon_back
+
+step "disks that fail"
+check "an array on a disk that will fail" make_sick
+check "EIO reaches write" eio_reaches_write
+check "EIO reaches read" eio_reaches_read
+check "EIO reaches fsync" eio_reaches_fsync
+check "the other array is unharmed" others_unharmed
+check "an array on a disk that is nearly full" make_tight
+check "ENOSPC reaches write" enospc_reaches_write
+check "writes go on when there is space again" enospc_passes
+check "a volume larger than the pool is refused" preallocated_refused
+
+step "the end"
+check "stop and remove" stop_and_remove
+check "SIGTERM leaves no device behind" daemon_leaves_cleanly
+
+cp "$T"/*.log "$VM_OUT" 2>/dev/null
+if [ "$failed" != 0 ]; then
+    for log in "$T"/*.log; do
+        [ ! -s "$log" ] || { echo "--- the end of ${log##*/}:"; tail -n 20 "$log"; }
+    done
+fi
+finish_checks
