@@ -55,6 +55,7 @@ pub mod io {
 pub mod roles {
     /// Arrays: the owner, and the I/O threads.
     pub mod array {
+        pub mod path;
         pub mod worker;
     }
 }

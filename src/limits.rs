@@ -41,6 +41,9 @@ pub const GATHER_BYTES_MAX: u64 = 1 << 20;
 /// Receive staging buffer of one connection, bytes.
 pub const STAGE_BYTES: usize = 128 << 10;
 
+/// Orders from the owner that wait for one I/O thread.
+pub const ORDERS_MAX: usize = 16;
+
 /// A request that cannot be answered fails with ETIMEDOUT after this, unless said otherwise.
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// Shortest `--io-timeout`.

@@ -43,31 +43,41 @@ impl Connection {
 }
 
 /// See the module's description.
-pub struct Worker<F: Frontend> {
+pub struct Worker<'f, F: Frontend> {
     shard: Shard,
     connections: Vec<Connection>,
-    frontend: F,
+    frontend: &'f mut F,
     wakeup: Wakeup<Order>,
     now: Time,
 }
 
-impl<F: Frontend> Worker<F> {
-    /// A worker whose connections are the shard's targets, in order.
-    pub fn new(shard: Shard, connections: Vec<Connection>, frontend: F, wakeup: Wakeup<Order>) -> Worker<F> {
-        Worker { shard, connections, frontend, wakeup, now: clock::now() }
+/// Everything that one I/O thread needs besides its frontend.
+pub struct Seat {
+    /// The rules.
+    pub shard: Shard,
+    /// The shard's targets, in order.
+    pub connections: Vec<Connection>,
+    /// What wakes it.
+    pub wakeup: Wakeup<Order>,
+}
+
+impl<'f, F: Frontend> Worker<'f, F> {
+    /// Puts a frontend on a seat.
+    pub fn new(seat: Seat, frontend: &'f mut F) -> Worker<'f, F> {
+        Worker { shard: seat.shard, connections: seat.connections, wakeup: seat.wakeup, frontend, now: clock::now() }
     }
 
     /// Runs until the frontend is down and everything is complete.
     pub fn run(mut self) -> io::Result<()> {
         let mut completions = Vec::with_capacity(4096);
-        self.wakeup.watch(&mut self.frontend);
+        self.wakeup.watch(self.frontend);
         self.shard.handle_timeout(self.now);
         loop {
             self.settle();
             if !self.frontend.is_up() && self.shard.active() == 0 {
                 break;
             }
-            self.wakeup.arm(self.shard.next_timeout(), &mut self.frontend);
+            self.wakeup.arm(self.shard.next_timeout(), self.frontend);
             self.turn(&mut completions)?;
         }
         self.close(&mut completions)
@@ -99,10 +109,10 @@ impl<F: Frontend> Worker<F> {
             }
             Owner::Link | Owner::Disk => match &mut self.connections[target] {
                 Connection::Remote(link) => {
-                    link.handle(self.now, rest, completion.result, &mut self.shard, &mut self.frontend);
+                    link.handle(self.now, rest, completion.result, &mut self.shard, self.frontend);
                 }
                 Connection::Local(local) => {
-                    local.handle(self.now, rest, completion.result, &mut self.shard, &mut self.frontend);
+                    local.handle(self.now, rest, completion.result, &mut self.shard, self.frontend);
                 }
             },
         }
@@ -115,7 +125,7 @@ impl<F: Frontend> Worker<F> {
                 Order::Abort(error) => self.shard.abort(error),
             }
         }
-        self.wakeup.watch(&mut self.frontend);
+        self.wakeup.watch(self.frontend);
     }
 
     /// Moves requests, commands, frames and results on until nothing moves.
@@ -129,8 +139,8 @@ impl<F: Frontend> Worker<F> {
             }
             for connection in &mut self.connections {
                 match connection {
-                    Connection::Remote(link) => link.pump(&mut self.shard, &mut self.frontend),
-                    Connection::Local(local) => local.pump(self.now, &mut self.shard, &mut self.frontend),
+                    Connection::Remote(link) => link.pump(&mut self.shard, self.frontend),
+                    Connection::Local(local) => local.pump(self.now, &mut self.shard, self.frontend),
                 }
             }
             let mut moved = false;
@@ -149,8 +159,8 @@ impl<F: Frontend> Worker<F> {
         let (LinkCommand::Connect(target) | LinkCommand::Close(target)) = command;
         let connect = matches!(command, LinkCommand::Connect(_));
         match &mut self.connections[target] {
-            Connection::Remote(link) if connect => link.connect(self.now, &mut self.shard, &mut self.frontend),
-            Connection::Remote(link) => link.close(self.now, &mut self.shard, &mut self.frontend),
+            Connection::Remote(link) if connect => link.connect(self.now, &mut self.shard, self.frontend),
+            Connection::Remote(link) => link.close(self.now, &mut self.shard, self.frontend),
             Connection::Local(local) if connect => local.connect(self.now, &mut self.shard),
             Connection::Local(local) => local.close(self.now, &mut self.shard),
         }
@@ -160,11 +170,11 @@ impl<F: Frontend> Worker<F> {
     fn close(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         for connection in &mut self.connections {
             match connection {
-                Connection::Remote(link) => link.close(self.now, &mut self.shard, &mut self.frontend),
+                Connection::Remote(link) => link.close(self.now, &mut self.shard, self.frontend),
                 Connection::Local(local) => local.close(self.now, &mut self.shard),
             }
         }
-        while !(self.connections.iter().all(Connection::is_idle) && self.wakeup.cancel(&mut self.frontend)) {
+        while !(self.connections.iter().all(Connection::is_idle) && self.wakeup.cancel(self.frontend)) {
             completions.clear();
             self.frontend.turn(true, completions)?;
             for completion in completions.iter() {
