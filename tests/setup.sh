@@ -56,17 +56,18 @@ missing_packages() {
     while read -r program package; do
         [ -z "$program" ] || command -v "$program" >/dev/null || echo "$package"
     done <<<"$wanted"
+    [ -e /usr/include/stdlib.h ] || echo libc6-dev
     # bindgen, which builds the ublk bindings, loads this library.
     has_libclang || libclang_package
     /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
-# The newest libclang1-N of this release.
+# The one that goes with this release's own clang.
 libclang_package() {
-    local newest
-    newest=$(apt-cache search --names-only '^libclang1-[0-9]+$' 2>/dev/null | cut -d' ' -f1 | sort -t- -k2 -n | tail -n1)
-    echo "${newest:-libclang1}"
+    local default
+    default=$(apt-cache depends clang 2>/dev/null | sed -n 's/^ *Depends: *clang-\([0-9]*\)$/\1/p' | head -n1)
+    echo "libclang1${default:+-$default}"
 }
 
 install_packages() {
