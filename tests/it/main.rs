@@ -4,4 +4,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod shadow;
+mod shard;
 mod tidy;
