@@ -45,6 +45,8 @@ pub mod io {
     pub mod link;
     pub mod local;
     pub mod ring;
+    pub mod sysfs;
+    pub mod ublk;
     pub mod wakeup;
 }
 

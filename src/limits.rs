@@ -29,6 +29,18 @@ pub const ZERO_BYTES_MAX: u32 = 1 << 30;
 pub const MESSAGE_BYTES_MAX: u32 = 64 << 10;
 /// Data buffer of one tag in the ublk frontend, bytes.
 pub const UBLK_BUFFER_BYTES: u32 = 128 << 10;
+/// A question to the ublk driver, or the deletion of a device, which it answers at once.
+pub const UBLK_COMMAND: Duration = Duration::from_secs(10);
+/// The start of a ublk device, in which the kernel reads the partition table: longer than any one read may take.
+pub const UBLK_START: Duration = Duration::from_secs(90);
+/// The stop of a ublk device, in which the kernel waits for requests in flight: longer than `IO_TIMEOUT_DEFAULT`.
+pub const UBLK_STOP: Duration = Duration::from_secs(90);
+/// The kernel's request timer of a ublk device: how late an old kernel may notice that the daemon died. It ends no request of a live one.
+pub const UBLK_BLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a queue waits for cancelled operations of a worker that has failed.
+pub const UBLK_REAP: Duration = Duration::from_secs(10);
+/// How often, every 100 ms, processes that have a device open are looked for before it counts as in use: udev's looks are short.
+pub const UBLK_OPENER_LOOKS: usize = 20;
 
 /// Payload and expected answers in flight on one connection, bytes: more would only queue in the sockets.
 pub const LINK_BYTES_MAX: u64 = 4 << 20;
@@ -70,6 +82,7 @@ const _: () = {
     assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);
     assert!(PAYLOAD_BYTES_MAX as u64 <= LINK_BYTES_MAX);
     assert!(UBLK_BUFFER_BYTES <= PAYLOAD_BYTES_MAX);
+    assert!(UBLK_STOP.as_secs() > IO_TIMEOUT_DEFAULT.as_secs() && UBLK_START.as_secs() > IO_TIMEOUT_DEFAULT.as_secs());
     assert!(DEPTH_DEFAULT <= DEPTH_MAX);
     // A tag of the wire is 32 bits: 16 of them index a shard's parts.
     assert!(DEPTH_MAX * 2 <= u16::MAX as usize);
