@@ -111,6 +111,47 @@ pub trait Frontend: Ring {
     fn shut_down(&mut self);
 }
 
+impl<R: Ring + ?Sized> Ring for &mut R {
+    fn push(&mut self, sqe: squeue::Entry) {
+        (**self).push(sqe);
+    }
+
+    fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
+        (**self).turn(wait, completions)
+    }
+}
+
+/// A worker may run on a frontend that somebody else keeps: a ublk queue outlives its worker.
+impl<F: Frontend + ?Sized> Frontend for &mut F {
+    fn handle(&mut self, value: u64, result: i32) {
+        (**self).handle(value, result);
+    }
+
+    fn next_request(&mut self) -> Option<(Tag, Request)> {
+        (**self).next_request()
+    }
+
+    fn buffer(&self, tag: Tag) -> *mut u8 {
+        (**self).buffer(tag)
+    }
+
+    fn buffer_bytes(&self) -> usize {
+        (**self).buffer_bytes()
+    }
+
+    fn complete(&mut self, tag: Tag, result: Result<(), Errno>) {
+        (**self).complete(tag, result);
+    }
+
+    fn is_up(&self) -> bool {
+        (**self).is_up()
+    }
+
+    fn shut_down(&mut self) {
+        (**self).shut_down();
+    }
+}
+
 /// A plain ring, for frontends other than ublk.
 pub struct BareRing {
     ring: IoUring,
