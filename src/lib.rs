@@ -30,6 +30,13 @@ pub mod engine {
 /// Bytes on a wire: headers, messages, sessions.
 pub mod wire {
     pub mod frame;
+    /// What NBD clients speak.
+    pub mod nbd {
+        pub mod address;
+        pub mod export;
+        pub mod handshake;
+        pub mod transmission;
+    }
     pub mod session;
     pub mod volume;
 }

@@ -78,7 +78,27 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that has not finished its HELLO or management request within this is disconnected.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// NBD: longest option of a handshake, bytes: names have at most 4096, and several queries fit.
+pub const NBD_OPTION_BYTES_MAX: u32 = 16 << 10;
+/// NBD: longest payload of a write that is refused but skipped, bytes: the largest request a client may send that has not asked
+/// for our limit. A longer one ends the connection.
+pub const NBD_SKIP_BYTES_MAX: u32 = 32 << 20;
+/// NBD: connections of one I/O thread; each has a staging buffer and some bookkeeping.
+pub const NBD_CONNECTIONS_MAX: usize = 64;
+/// NBD: receive staging buffer of one connection, bytes.
+pub const NBD_STAGE_BYTES: usize = 64 << 10;
+/// NBD: accepted connections that wait for one I/O thread to take them.
+pub const NBD_SEATS_MAX: usize = 16;
+/// NBD: how often an I/O thread looks for clients that keep others waiting; only while there may be some.
+pub const NBD_TICK: Duration = Duration::from_secs(1);
+/// NBD: a client that holds requests in flight and neither sends nor takes anything for this many ticks is closed if other
+/// clients wait for a free request.
+pub const NBD_STALL_TICKS: u64 = 30;
+/// NBD: at a stop, clients that do not take their last answers are closed after this many ticks.
+pub const NBD_STOP_TICKS: u64 = 5;
+
 const _: () = {
+    assert!(NBD_OPTION_BYTES_MAX as usize * 2 <= NBD_STAGE_BYTES);
     assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);
     assert!(PAYLOAD_BYTES_MAX as u64 <= LINK_BYTES_MAX);
     assert!(UBLK_BUFFER_BYTES <= PAYLOAD_BYTES_MAX);
