@@ -51,6 +51,14 @@ pub mod io {
     pub mod greet;
     pub mod link;
     pub mod local;
+    /// The NBD frontend.
+    pub mod nbd {
+        mod connection;
+        pub mod frontend;
+        pub mod listener;
+        mod send;
+        mod tags;
+    }
     pub mod ring;
     pub mod sysfs;
     pub mod ublk;

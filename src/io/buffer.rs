@@ -96,6 +96,27 @@ impl Buffers {
         // SAFETY: `at` checked the range; `bytes` is an exclusive borrow and can therefore not be part of the mapping.
         unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) }
     }
+
+    /// `len` bytes of buffer `index` at `offset`, to look at; panics unless they lie inside the buffer.
+    ///
+    /// # Safety
+    ///
+    /// Until the slice is dropped nothing writes these bytes: neither an operation in flight nor anyone through `start` or `at`.
+    pub unsafe fn bytes(&self, index: usize, offset: usize, len: usize) -> &[u8] {
+        // SAFETY: `at` checked the range, pages of an anonymous mapping are always initialised, and the caller vouches that
+        // nothing writes there.
+        unsafe { std::slice::from_raw_parts(self.at(index, offset, len), len) }
+    }
+
+    /// Moves the bytes of `range` to the start of buffer `index`; panics unless they lie inside the buffer. No operation may be
+    /// using them, or the place they go to.
+    pub fn copy_down(&mut self, index: usize, range: std::ops::Range<usize>) {
+        if range.start > 0 {
+            let from = self.at(index, range.start, range.len());
+            // SAFETY: `at` checked the range, the buffer starts before it; `copy` allows the two to overlap.
+            unsafe { std::ptr::copy(from, self.start(index), range.len()) }
+        }
+    }
 }
 
 impl Drop for Buffers {
