@@ -73,6 +73,7 @@ pub mod roles {
     /// Arrays: the owner, and the I/O threads.
     pub mod array {
         pub mod path;
+        pub mod running;
         pub mod worker;
     }
 }

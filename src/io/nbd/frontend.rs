@@ -101,16 +101,26 @@ impl NbdFrontend {
     fn admit(&mut self) {
         while let Some(socket) = self.door.as_mut().and_then(Door::next) {
             let Some(slot) = self.connections.iter().position(Option::is_none) else {
-                tracing::warn!(limit = limits::NBD_CONNECTIONS_MAX, "an NBD client was turned away: too many connections");
+                tracing::warn!(
+                    limit = limits::NBD_CONNECTIONS_MAX,
+                    "an NBD client was turned away: too many connections"
+                );
                 continue;
             };
             let connection = Connection::new(slot, socket, self.depth, self.shared.tick);
             self.connections[slot] = Some(Box::new(connection));
             self.open += 1;
+            self.show_clients();
             self.advance(slot);
             self.keep_ticking();
         }
         self.watch();
+    }
+
+    fn show_clients(&self) {
+        if let Some(door) = &self.door {
+            door.show_clients(self.open);
+        }
     }
 
     /// Lets a connection move on, and notes what it needs now.
@@ -129,6 +139,7 @@ impl NbdFrontend {
         if self.connections[slot].as_ref().is_some_and(|connection| connection.is_gone()) {
             self.connections[slot] = None;
             self.open -= 1;
+            self.show_clients();
             self.starving.retain(|other| *other != slot);
             self.sending.retain(|other| *other != slot);
             self.finish_stop();

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -26,19 +27,23 @@ use crate::wire::nbd::address::NbdAddress;
 pub struct Seat {
     sender: SyncSender<OwnedFd>,
     event: Arc<EventFd>,
+    clients: Arc<AtomicUsize>,
 }
 
 /// The taking end; belongs to the thread's frontend.
 pub struct Door {
     receiver: Receiver<OwnedFd>,
     event: Arc<EventFd>,
+    clients: Arc<AtomicUsize>,
 }
 
 /// A queue of new clients for one I/O thread.
 pub fn seat() -> io::Result<(Seat, Door)> {
     let event = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
     let (sender, receiver) = sync_channel(limits::NBD_SEATS_MAX);
-    Ok((Seat { sender, event: Arc::clone(&event) }, Door { receiver, event }))
+    let clients = Arc::new(AtomicUsize::new(0));
+    let seat = Seat { sender, event: Arc::clone(&event), clients: Arc::clone(&clients) };
+    Ok((seat, Door { receiver, event, clients }))
 }
 
 impl Seat {
@@ -60,6 +65,11 @@ impl Door {
         self.receiver.try_recv().ok()
     }
 
+    /// Tells how many clients the thread has.
+    pub(crate) fn show_clients(&self, count: usize) {
+        self.clients.store(count, Ordering::Relaxed);
+    }
+
     /// What becomes readable when there are clients: eight bytes.
     pub(crate) fn event(&self) -> i32 {
         self.event.as_raw_fd()
@@ -67,7 +77,7 @@ impl Door {
 }
 
 enum Socket {
-    Unix(UnixListener, SocketFile),
+    Unix(UnixListener, #[expect(dead_code, reason = "removes the file when it is dropped")] SocketFile),
     Tcp(TcpListener),
 }
 
@@ -80,6 +90,7 @@ pub struct Bound {
 /// Accepts until it is dropped.
 pub struct Listener {
     address: NbdAddress,
+    clients: Vec<Arc<AtomicUsize>>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -120,10 +131,11 @@ impl Bound {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let stopped = Arc::clone(&stop);
         let socket = self.socket;
+        let clients = seats.iter().map(|seat| Arc::clone(&seat.clients)).collect();
         let thread = std::thread::Builder::new()
             .name("nbd-accept".to_owned())
             .spawn(move || accept_until(&socket, &seats, &stopped))?;
-        Ok(Listener { address: self.address, stop, thread: Some(thread) })
+        Ok(Listener { address: self.address, clients, stop, thread: Some(thread) })
     }
 }
 
@@ -131,6 +143,11 @@ impl Listener {
     /// Where clients find it.
     pub fn address(&self) -> &NbdAddress {
         &self.address
+    }
+
+    /// Clients that are connected now.
+    pub fn clients(&self) -> usize {
+        self.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum()
     }
 }
 

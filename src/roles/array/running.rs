@@ -1,0 +1,268 @@
+//! A started array: its I/O threads under a frontend, from start to stop.
+//!
+//! Starting and stopping block; the owner calls them from threads that may wait. Figures can be read at any time.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::engine::shared::Shared;
+use crate::errno::Errno;
+use crate::io::greet::Refusal;
+use crate::io::nbd::frontend::NbdFrontend;
+use crate::io::nbd::listener::{Bound, Door, Listener, seat};
+use crate::io::ublk::{QueueMain, UblkConfig, UblkDevice, UblkError, UblkQueue, usable_queues};
+use crate::io::wakeup::Postbox;
+use crate::limits;
+use crate::roles::array::path::{Path, PathConfig, StartError, attach};
+use crate::roles::array::worker::{Order, Seat, Worker};
+use crate::units::SECTOR_BYTES;
+use crate::wire::nbd::address::NbdAddress;
+use crate::wire::nbd::export::Export;
+
+/// How an array is shown.
+#[derive(Clone, Debug)]
+pub enum Face {
+    /// A block device.
+    Ublk,
+    /// NBD on this address.
+    Nbd(NbdAddress),
+}
+
+/// Why an array did not start.
+#[derive(Debug)]
+pub enum RunError {
+    /// A node cannot be attached.
+    Node(StartError),
+    /// The frontend cannot be made.
+    Frontend(Refusal),
+}
+
+/// What is called when an array ends although nobody stopped it, with the reason.
+pub type OnEnd = Arc<dyn Fn(String) + Send + Sync>;
+
+enum Live {
+    Ublk(UblkDevice),
+    Nbd { listener: Option<Listener>, threads: Vec<JoinHandle<()>> },
+}
+
+/// A started array.
+pub struct Running {
+    device: String,
+    shared: Arc<Shared>,
+    orders: Vec<Postbox<Order>>,
+    live: Live,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Running {
+    /// Attaches the targets and shows the array. `block` is the logical block, bytes; `tag` is kept with a ublk device by the kernel
+    /// and tells whose remains a dead daemon's device is.
+    pub fn start(
+        mut config: PathConfig,
+        face: &Face,
+        block: u32,
+        tag: u32,
+        on_end: OnEnd,
+    ) -> Result<Running, RunError> {
+        match face {
+            Face::Ublk => {
+                config.queues = usize::from(usable_queues(u16::try_from(config.queues).unwrap_or(u16::MAX)));
+                Running::start_ublk(&config, block, tag, on_end)
+            }
+            Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end),
+        }
+    }
+
+    fn start_ublk(config: &PathConfig, block: u32, tag: u32, on_end: OnEnd) -> Result<Running, RunError> {
+        let (path, seats) = attach(config).map_err(RunError::Node)?;
+        let main =
+            |seat: Seat| -> QueueMain { Box::new(move |queue: &mut UblkQueue<'_>| Worker::new(seat, queue).run()) };
+        let workers = seats.into_iter().map(main).collect();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let ended = move |end: crate::io::ublk::UblkEnd| {
+            if let Some(reason) = end.unasked {
+                on_end(reason);
+            }
+        };
+        let device = UblkDevice::create(ublk_config(config, block, tag), workers, ended)
+            .map_err(|error| RunError::Frontend(refusal(&error)))?;
+        Ok(Running::new(device.path(), path, Live::Ublk(device), stopping))
+    }
+
+    fn start_nbd(config: &PathConfig, address: &NbdAddress, block: u32, on_end: OnEnd) -> Result<Running, RunError> {
+        let failed =
+            |error: io::Error| RunError::Frontend(Refusal { errno: Errno::from(&error), text: error.to_string() });
+        // The address first: it fails fastest, and before anything was attached.
+        let bound = Bound::new(address).map_err(failed)?;
+        let (path, seats) = attach(config).map_err(RunError::Node)?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let chunk = config.geometry.chunk_sectors().map_or(4096, |sectors| sectors * SECTOR_BYTES);
+        let export = Export {
+            name: config.name.clone(),
+            description: format!("dst array {}", config.name),
+            sectors: config.geometry.sectors(),
+            block_bytes: block,
+            preferred_bytes: u32::try_from(chunk).unwrap_or(4096).max(4096),
+        };
+        let mut threads = Vec::with_capacity(seats.len());
+        let mut doors = Vec::with_capacity(seats.len());
+        for (index, io_seat) in seats.into_iter().enumerate() {
+            let (client_seat, door) = seat().map_err(failed)?;
+            doors.push(client_seat);
+            let thread = IoThread {
+                name: config.name.clone(),
+                export: export.clone(),
+                depth: config.depth,
+                stopping: Arc::clone(&stopping),
+                on_end: Arc::clone(&on_end),
+            };
+            let spawned = std::thread::Builder::new()
+                .name(format!("io-{index}-{}", config.name))
+                .spawn(move || thread.run(io_seat, door));
+            threads.push(spawned.map_err(failed)?);
+        }
+        let uri = bound.address().uri(&config.name);
+        let listener = bound.start(doors).map_err(failed)?;
+        Ok(Running::new(uri, path, Live::Nbd { listener: Some(listener), threads }, stopping))
+    }
+
+    fn new(device: String, path: Path, live: Live, stopping: Arc<AtomicBool>) -> Running {
+        Running { device, shared: path.shared, orders: path.orders, live, stopping }
+    }
+
+    /// `/dev/ublkbN`, or the NBD URI.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// The figures of every target and thread.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,
+    /// requests in flight end with EIO. After `limit` it gives up waiting; what was asked goes on.
+    pub fn stop(&mut self, force: bool, limit: Duration) -> Result<(), Refusal> {
+        if let Live::Nbd { listener: Some(listener), .. } = &self.live
+            && !force
+            && listener.clients() > 0
+        {
+            let text = format!(
+                "{} NBD client(s) are connected to {}; disconnect them first, or use --force",
+                listener.clients(),
+                self.device
+            );
+            return Err(Refusal { errno: Errno::EBUSY, text });
+        }
+        self.stopping.store(true, Ordering::SeqCst);
+        let orders = self.orders.clone();
+        let done = AtomicBool::new(false);
+        let live = &mut self.live;
+        let result = std::thread::scope(|scope| {
+            if force {
+                // Until the frontend is down new requests may come, which must end too.
+                scope.spawn(|| {
+                    while !done.load(Ordering::SeqCst) {
+                        post(&orders, Order::Abort(Errno::EIO));
+                        std::thread::sleep(limits::TICK);
+                    }
+                });
+            }
+            let result = match live {
+                Live::Ublk(device) => device.stop(force, limit).map_err(|error| refusal(&error)),
+                Live::Nbd { listener, threads } => {
+                    *listener = None;
+                    post(&orders, Order::Stop);
+                    join(threads, limit)
+                }
+            };
+            done.store(true, Ordering::SeqCst);
+            result
+        });
+        if result.is_err() {
+            self.stopping.store(false, Ordering::SeqCst);
+        }
+        result
+    }
+}
+
+/// To every thread. One that has ended needs no order; one whose box is full has plenty.
+fn post(orders: &[Postbox<Order>], order: Order) {
+    for postbox in orders {
+        let _ = postbox.post(order);
+    }
+}
+
+fn join(threads: &mut Vec<JoinHandle<()>>, limit: Duration) -> Result<(), Refusal> {
+    let until = Instant::now() + limit;
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        if Instant::now() >= until {
+            return Err(Refusal {
+                errno: Errno::ETIMEDOUT,
+                text: "requests in flight have not ended; wait for their servers, or use --force".to_owned(),
+            });
+        }
+        std::thread::sleep(limits::TICK / 10);
+    }
+    for thread in threads.drain(..) {
+        // A panic of an I/O thread ends the process, so there is none to report.
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+fn refusal(error: &UblkError) -> Refusal {
+    Refusal { errno: error.errno(), text: error.to_string() }
+}
+
+fn ublk_config(config: &PathConfig, block: u32, tag: u32) -> UblkConfig {
+    let geometry = &config.geometry;
+    let chunk = geometry.chunk_sectors().unwrap_or(0);
+    let zero_sectors = u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES;
+    let zero_sectors = u32::try_from(zero_sectors).unwrap_or(u32::MAX);
+    UblkConfig {
+        name: config.name.clone(),
+        owner: tag,
+        id: None,
+        depth: u16::try_from(config.depth).unwrap_or(u16::MAX),
+        buffer_bytes: limits::UBLK_BUFFER_BYTES,
+        sectors: geometry.sectors(),
+        block_bytes: block,
+        chunk_sectors: u32::try_from(chunk).unwrap_or(0),
+        optimal_bytes: chunk * SECTOR_BYTES * geometry.nodes() as u64,
+        max_discard_sectors: zero_sectors,
+        max_write_zeroes_sectors: zero_sectors,
+    }
+}
+
+/// What an NBD I/O thread is started with.
+struct IoThread {
+    name: String,
+    export: Export,
+    depth: usize,
+    stopping: Arc<AtomicBool>,
+    on_end: OnEnd,
+}
+
+impl IoThread {
+    fn run(self, seat: Seat, door: Door) {
+        let serve = || {
+            NbdFrontend::new(self.export.clone(), self.depth, door)
+                .and_then(|mut frontend| Worker::new(seat, &mut frontend).run())
+        };
+        let result = catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
+            // Its rings may still write to buffers that unwinding has freed: nothing of this process can be trusted.
+            tracing::error!(array = self.name, "an I/O thread has panicked; the process ends");
+            std::process::abort();
+        });
+        if !self.stopping.load(Ordering::SeqCst) {
+            let reason = result.map_or_else(|error| error.to_string(), |()| "its I/O thread has ended".to_owned());
+            tracing::error!(array = self.name, reason, "an I/O thread has ended");
+            (self.on_end)(reason);
+        }
+    }
+}
