@@ -157,7 +157,7 @@ impl Handshake {
             }
             option::LIST if data.is_empty() => {
                 let name = export.name.as_bytes();
-                say.reply(reply::SERVER, &[&length_of(name).to_be_bytes(), name]);
+                say.reply(reply::SERVER, &[&length_of(name).to_be_bytes(), name, export.description.as_bytes()]);
                 say.reply(reply::ACK, &[]);
             }
             option::STRUCTURED_REPLY if data.is_empty() => {
