@@ -36,6 +36,24 @@
 //! remains of dst (the kernel remembers a mark that ADD_DEV gave it) and [`delete_leftover`] removes them.
 //! If the daemon dies while all tags of a queue are with it, a kernel before 6.16 notices only by its request timer;
 //! so that timer is set to [`UBLK_BLOCK_TIMEOUT`](crate::limits::UBLK_BLOCK_TIMEOUT).
+//!
+//! # What libublk 0.4.8 does, and why it cannot bite
+//!
+//! - A result given as `Err` may be dropped, and the request hangs for ever: results are always `Ok(Result(number))`.
+//! - `EBUSY` comes back as `Ok(-16)` from every control verb: all answers pass `answered`.
+//! - Its futures lose errors, leak when dropped and never resolve on a stopping queue: none is used, only the callback loop.
+//! - Its loop counts a completion without bit 63 as its own: `push` asserts the bit, and `Owner::user_data` sets it.
+//! - A full submission queue makes it `unwrap` a submit: there is always room before it pushes.
+//! - `UblkCtrl` deletes its device when dropped, and only on its own thread: it lives and dies on the control thread.
+//! - It waits for ever for a queue that failed early: START_DEV is sent only after each queue has reported.
+//! - It panics when a device has another number of queues than asked for: ADD_DEV's answer is compared first.
+//! - Its default completion queue holds `depth` entries: the ring is ours, eight times that.
+//! - `DEFER_TASKRUN` needs `TASKRUN_FLAG`, or a turn that does not wait sees nothing: both are set.
+//! - A second set of fixed files on a ring is refused: sockets and files are pushed as plain descriptors.
+//! - It writes its own record of the device to a directory that everyone may write (`/run/ublksrvd`): it is not asked to.
+//! - START_DEV names this process as the server: fork before `create`, never after.
+//! - The daemon must not be the last process in a mount namespace in which its own device is mounted, or its exit writes to a device
+//!   that nobody serves any more: in a container run it under `unshare --mount`. In the host's namespace this cannot happen.
 
 mod claim;
 mod command;

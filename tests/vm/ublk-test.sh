@@ -37,7 +37,7 @@ floor() {
     local rw depth
     for rw in randread randwrite; do
         for depth in 1 32; do
-            fio --name=floor --filename="$dev" --direct=1 --ioengine=libaio --rw="$rw" --bs=4k --iodepth="$depth" --runtime=3 --time_based \
+            fio --name=floor --filename="$dev" --direct=1 --ioengine=libaio --rw="$rw" --bs=4k --iodepth="$depth" --runtime=2 --time_based \
                 --output-format=json --output="$T/fio.json"
             echo "floor: ublk null, $rw 4K, QD$depth: $(python3 -c 'import json,sys; j=json.load(open(sys.argv[1]))["jobs"][0]; print(int(j["read"]["iops"]+j["write"]["iops"]))' "$T/fio.json") IOPS" | tee -a "$T/floor"
         done
@@ -70,7 +70,7 @@ limits() {
     equal queues 2 "$(ls "/sys/block/${dev#/dev/}/mq" | wc -l)"
 }
 check "limits in sysfs" limits
-check "fio verify, random 512 B to 1 MiB, 2 jobs" verify "$dev" --rw=randwrite --bsrange=512-1M --bs_unaligned=0 --size=96M --offset_increment=128M --numjobs=2 --iodepth=32
+check "fio verify, random 512 B to 1 MiB, 2 jobs" verify "$dev" --rw=randwrite --bsrange=512-1M --bs_unaligned=0 --size=32M --offset_increment=128M --numjobs=2 --iodepth=32
 check "fio verify with fsync" verify "$dev" --rw=randwrite --bs=4k --size=8M --iodepth=8 --fsync=16
 check "fio verify with O_SYNC (FUA)" verify "$dev" --rw=randwrite --bs=4k --size=4M --iodepth=8 --sync=1
 discard() {
@@ -158,6 +158,19 @@ check "its device ends with EIO" failing
 check "the device is gone" until_true 20 test ! -e "$dev"
 tell failing stop
 check "a device that is gone is stopped" said failing '^stopped'
+
+step "a start that fails"
+start_target broken broken --queues 2
+check "workers that fail at once end the device" said broken '^ended the worker of queue . failed: broken from the start'
+tell broken drop
+check "and nothing is left" nothing_left "$pid_broken"
+# One descriptor too few for the rings of two queues.
+no_descriptor() {
+    refused 'queue .: making the ring: .*24' timeout 20 prlimit --nofile=9 "$target" file "$T/data" --queues 2
+    equal devices "" "$(ls /sys/class/ublk-char)"
+}
+check "a queue that cannot be made" no_descriptor
+check "more blocks than the driver takes" refused 'logical block of 1024' "$target" null --block 1024
 
 step "the daemon dies"
 start_target killed file "$T/data" --size 256M --depth 16

@@ -2,11 +2,11 @@
 //! an array costs on top of `ublk-target null` is ours.
 //!
 //! ```text
-//! ublk-target null|file PATH [--size 1G] [--queues 1] [--depth 64] [--chunk 0] [--block 512] [--buffer 128K]
+//! ublk-target null|broken|file PATH [--size 1G] [--queues 1] [--depth 64] [--chunk 0] [--block 512] [--buffer 128K]
 //! ublk-target check | leftovers [--delete]
 //! ```
 //! It prints `ready /dev/ublkbN` and then obeys lines on its standard input: `stop`, `force`, `info`, `fail` (workers return with
-//! requests in their hands), `drop` (the device is dropped). The end of the input is `force`.
+//! requests in their hands), `drop` (the device is dropped). The end of the input is `drop`. The workers of `broken` fail at once.
 
 // In a test program a panic is the verdict.
 #![allow(clippy::unwrap_used)]
@@ -51,9 +51,9 @@ fn main() {
     let outcome = match arguments.first().map(String::as_str) {
         Some("check") => check().map_err(|error| error.to_string()),
         Some("leftovers") => list_leftovers(arguments.iter().any(|word| word == "--delete")),
-        Some("null") => serve(&arguments, None),
+        Some("null" | "broken") => serve(&arguments, None),
         Some("file") => serve(&arguments, Some(&arguments[1])),
-        _ => Err("usage: ublk-target null|file PATH|check|leftovers".to_owned()),
+        _ => Err("usage: ublk-target null|broken|file PATH|check|leftovers".to_owned()),
     };
     if let Err(text) = outcome {
         eprintln!("ublk-target: {text}");
@@ -96,10 +96,11 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
         file.set_len(size).unwrap();
         Arc::new(file)
     });
-    let fail = Arc::new(AtomicBool::new(false));
+    let fail = Arc::new(AtomicBool::new(arguments[0] == "broken"));
     let workers = (0..usable_queues(u16::try_from(option("--queues", 1)?).unwrap())).map(|_| {
         let (file, fail) = (file.clone(), fail.clone());
         Box::new(move |queue: &mut UblkQueue<'_>| match &file {
+            None if fail.load(Ordering::Relaxed) => Err(io::Error::other("broken from the start")),
             None => run_null(queue),
             Some(file) => run_file(queue, file.as_raw_fd(), &fail),
         }) as QueueMain

@@ -85,8 +85,9 @@ fn module_is_missing(release: &str) -> String {
 
 /// Refuses kernels that are too old, and those whose ADD_DEV crashes the driver and never returns.
 fn kernel_is_fit(release: &str) -> Result<(), String> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
     let (major, minor, patch) = (numbers.next(), numbers.next(), numbers.next());
+    // A release that cannot be read is not held against the kernel.
     let (Some(major), Some(minor)) = (major, minor) else { return Ok(()) };
     if (major, minor) < (6, 12) {
         return Err(format!(
