@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 
+use crate::errno::Errno;
 use crate::limits;
 use crate::wire::nbd::address::NbdAddress;
 
@@ -81,6 +82,37 @@ enum Socket {
     Tcp(TcpListener),
 }
 
+/// Why nobody can listen at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenError {
+    /// For branching.
+    pub errno: Errno,
+    /// What, why, and what to do next.
+    pub text: String,
+}
+
+impl ListenError {
+    fn new(address: &NbdAddress, error: &io::Error) -> ListenError {
+        let (errno, advice) = match error.kind() {
+            io::ErrorKind::AddrInUse => (Errno::EADDRINUSE, "; choose another address, or stop who listens there"),
+            io::ErrorKind::AlreadyExists => (Errno::EEXIST, "; choose another path, or remove the file"),
+            io::ErrorKind::PermissionDenied => (Errno::EACCES, "; run as root, or choose a place you may write to"),
+            io::ErrorKind::NotFound => (Errno::ENOENT, "; create its directory first"),
+            io::ErrorKind::AddrNotAvailable => (Errno::from(error), "; use an address of this machine"),
+            _ => (Errno::from(error), ""),
+        };
+        ListenError { errno, text: format!("cannot listen on {address}: {error}{advice}") }
+    }
+}
+
+impl std::fmt::Display for ListenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for ListenError {}
+
 /// A bound socket on which nobody is accepted yet.
 pub struct Bound {
     socket: Socket,
@@ -97,16 +129,8 @@ pub struct Listener {
 
 impl Bound {
     /// Binds. The error says what is in the way.
-    pub fn new(address: &NbdAddress) -> io::Result<Bound> {
-        let explain = |error: io::Error| {
-            let advice = match error.kind() {
-                io::ErrorKind::AddrInUse => "; someone listens there: choose another address or stop them",
-                io::ErrorKind::PermissionDenied => "; run as root or choose a place you may write to",
-                io::ErrorKind::NotFound => "; create its directory first",
-                _ => "",
-            };
-            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{advice}"))
-        };
+    pub fn new(address: &NbdAddress) -> Result<Bound, ListenError> {
+        let explain = |error: io::Error| ListenError::new(address, &error);
         let (socket, address) = match address {
             NbdAddress::Unix(path) => {
                 let (listener, file) = bind_unix(path).map_err(explain)?;
@@ -114,7 +138,7 @@ impl Bound {
             }
             NbdAddress::Tcp { host, port } => {
                 let listener = bind_tcp(host, *port).map_err(explain)?;
-                let port = listener.local_addr()?.port();
+                let port = listener.local_addr().map_err(explain)?.port();
                 (Socket::Tcp(listener), NbdAddress::Tcp { host: host.clone(), port })
             }
         };
@@ -277,7 +301,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !meta.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there; remove it first"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there"));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -334,17 +358,17 @@ mod tests {
         let address = NbdAddress::Unix(path.clone());
         let first = Bound::new(&address).unwrap();
         let error = Bound::new(&address).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        assert_eq!(error.errno, Errno::EADDRINUSE, "{error}");
         drop(first);
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "left behind");
         drop(Bound::new(&address).unwrap());
         fs::write(&path, "data").unwrap();
-        assert_eq!(Bound::new(&address).err().unwrap().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(Bound::new(&address).err().unwrap().errno, Errno::EEXIST);
         assert_eq!(fs::read(&path).unwrap(), b"data");
         fs::remove_file(&path).unwrap();
         let missing = NbdAddress::Unix(path.join("no/such/place"));
-        assert_eq!(Bound::new(&missing).err().unwrap().kind(), io::ErrorKind::NotFound);
+        assert_eq!(Bound::new(&missing).err().unwrap().errno, Errno::ENOENT);
     }
 
     #[test]
@@ -353,7 +377,7 @@ mod tests {
         let NbdAddress::Tcp { host, port } = bound.address().clone() else { panic!() };
         assert!(port > 0);
         let error = Bound::new(&bound.address().clone()).err().unwrap();
-        assert!(error.to_string().contains("someone listens there"), "{error}");
+        assert!(error.to_string().contains("choose another address"), "{error}");
         let (seat, mut door) = seat().unwrap();
         let listener = bound.start(vec![seat]).unwrap();
         let client = TcpStream::connect((host.as_str(), port)).unwrap();

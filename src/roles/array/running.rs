@@ -97,7 +97,8 @@ impl Running {
         let failed =
             |error: io::Error| RunError::Frontend(Refusal { errno: Errno::from(&error), text: error.to_string() });
         // The address first: it fails fastest, and before anything was attached.
-        let bound = Bound::new(address).map_err(failed)?;
+        let bound = Bound::new(address)
+            .map_err(|error| RunError::Frontend(Refusal { errno: error.errno, text: error.text }))?;
         let (path, seats) = attach(config).map_err(RunError::Node)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let chunk = config.geometry.chunk_sectors().map_or(4096, |sectors| sectors * SECTOR_BYTES);
