@@ -1,0 +1,215 @@
+//! Real processes for tests at host speed: storage servers, an array daemon, the command line. Everything lives in a directory of
+//! its own and on loopback, and is gone when the farm is dropped.
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a process may take to be ready. Machines are slow at times.
+const READY: Duration = Duration::from_secs(30);
+
+/// The daemon's binary, and the command line's beside it.
+fn binary(name: &str) -> PathBuf {
+    let dstd = PathBuf::from(env!("CARGO_BIN_EXE_dstd"));
+    let path = dstd.with_file_name(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --workspace` in the same profile first", path.display());
+    path
+}
+
+/// A process that is killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    fn start(command: &mut Command, log: &Path) -> Process {
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let errors = log.try_clone().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
+        Process { child }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// SIGKILL, and wait.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One storage server.
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pool: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Server {
+    pub(crate) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    pub(crate) fn start(&mut self) {
+        let mut command = Command::new(binary("dstd"));
+        command.args(["server", "--listen", &self.address, "--pool"]).arg(&self.pool);
+        self.process = Some(Process::start(&mut command, &self.log));
+        let address = self.address.clone();
+        wait(&format!("server {address}"), &self.log, || TcpStream::connect(&address).is_ok());
+    }
+
+    /// Where volumes lie as files.
+    pub(crate) fn pool(&self) -> &Path {
+        &self.pool
+    }
+}
+
+/// See the module's description.
+pub(crate) struct Farm {
+    pub(crate) dir: PathBuf,
+    pub(crate) servers: Vec<Server>,
+    array: Option<Process>,
+}
+
+impl Farm {
+    /// An array daemon and `servers` servers with empty pools.
+    pub(crate) fn new(servers: usize) -> Farm {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("dst-farm-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut farm = Farm { dir, servers: Vec::new(), array: None };
+        for index in 0..servers {
+            let pool = farm.dir.join(format!("pool{index}"));
+            std::fs::create_dir_all(&pool).unwrap();
+            let log = farm.dir.join(format!("server{index}.log"));
+            let mut server = Server { address: free_address(), pool, log, process: None };
+            server.start();
+            farm.servers.push(server);
+        }
+        farm.start_array();
+        farm
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("dstd.sock")
+    }
+
+    pub(crate) fn start_array(&mut self) {
+        let log = self.dir.join("array.log");
+        let mut command = Command::new(binary("dstd"));
+        command.arg("array").arg("--state-dir").arg(self.dir.join("state")).arg("--socket").arg(self.socket());
+        self.array = Some(Process::start(&mut command, &log));
+        let socket = self.socket();
+        wait("dstd array", &log, || UnixStream::connect(&socket).is_ok());
+    }
+
+    pub(crate) fn kill_array(&mut self) {
+        self.array = None;
+    }
+
+    pub(crate) fn array_pid(&self) -> i32 {
+        self.array.as_ref().unwrap().pid()
+    }
+
+    /// Runs `dst` with these words, whatever comes of it.
+    pub(crate) fn try_dst(&self, words: &str) -> Output {
+        let words = words.split_whitespace();
+        Command::new(binary("dst")).arg("--socket").arg(self.socket()).args(words).output().unwrap()
+    }
+
+    /// Runs `dst` with these words; it must succeed. What it printed, without the last newline.
+    pub(crate) fn dst(&self, words: &str) -> String {
+        let output = self.try_dst(words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "dst {words}\n{errors}\n{}", self.logs());
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Runs `dst` with these words; it must fail. What it said.
+    pub(crate) fn dst_fails(&self, words: &str) -> String {
+        let output = self.try_dst(words);
+        assert_eq!(output.status.code(), Some(1), "dst {words}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Makes a volume of `size` on server `index`; its target.
+    pub(crate) fn volume(&self, index: usize, name: &str, size: &str) -> String {
+        let target = format!("{}/{name}", self.servers[index].address);
+        self.dst(&format!("volume create {target} --size {size}"));
+        target
+    }
+
+    /// Starts an array over NBD on a unix socket; its URI.
+    pub(crate) fn start_nbd(&self, array: &str, options: &str) -> String {
+        let socket = self.dir.join(format!("{array}.nbd"));
+        let uri = self.dst(&format!("start {array} --frontend nbd:{} {options}", socket.display()));
+        assert!(uri.starts_with("nbd+unix:"), "{uri}");
+        uri
+    }
+
+    /// What the processes have logged: the end of it.
+    pub(crate) fn logs(&self) -> String {
+        let mut all = String::new();
+        for entry in std::fs::read_dir(&self.dir).unwrap().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                all.push_str(&format!("--- {}\n{}\n", path.display(), tail(&path)));
+            }
+        }
+        all
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.array = None;
+        self.servers.clear();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+/// An address of loopback on which nobody listens now.
+pub(crate) fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+fn wait(what: &str, log: &Path, ready: impl Fn() -> bool) {
+    let until = Instant::now() + READY;
+    while !ready() {
+        assert!(Instant::now() < until, "{what} is not ready:\n{}", tail(log));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a tool; it must succeed. What it printed.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| {
+        panic!("{program}: {error}; `make setup` installs what the tests need");
+    });
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {}\n{text}\n{errors}", arguments.join(" "));
+    text.into_owned()
+}
