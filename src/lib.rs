@@ -27,6 +27,16 @@ pub mod engine {
     pub mod view;
 }
 
+/// What a server decides about its volumes.
+pub mod store {
+    pub mod budget;
+    pub mod flush;
+    pub mod pool;
+    pub mod record;
+    pub mod session;
+    pub mod volume;
+}
+
 /// Bytes on a wire: headers, messages, sessions.
 pub mod wire {
     pub mod frame;
@@ -48,6 +58,7 @@ pub mod wire {
 pub mod io {
     pub mod buffer;
     pub mod clock;
+    pub mod disk;
     pub mod greet;
     pub mod link;
     pub mod local;
@@ -59,7 +70,9 @@ pub mod io {
         mod send;
         mod tags;
     }
+    pub mod pool;
     pub mod ring;
+    pub mod serve;
     pub mod sysfs;
     pub mod ublk;
     pub mod wakeup;
@@ -76,4 +89,5 @@ pub mod roles {
         pub mod running;
         pub mod worker;
     }
+    pub mod server;
 }

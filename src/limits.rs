@@ -97,6 +97,28 @@ pub const NBD_STALL_TICKS: u64 = 30;
 /// NBD: at a stop, clients that do not take their last answers are closed after this many ticks.
 pub const NBD_STOP_TICKS: u64 = 5;
 
+/// Accepted sockets that have not said HELLO, and management connections: each costs a task and a small buffer.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Connections in one volume's table, closing ones included: several times `SHARDS_MAX`, so that a client that reconnects while
+/// a slow disk still holds its former connections is not locked out.
+pub const VOLUME_CONNECTIONS_MAX: usize = 128;
+/// Connections of one server, all volumes together: each may have `LINK_BYTES_MAX` outstanding.
+pub const SERVER_CONNECTIONS_MAX: u32 = 4096;
+/// Disk operations in flight for one volume: beyond them work waits its turn, within the budgets of the connections.
+pub const SERVER_LANES_MAX: usize = 256;
+/// Receive staging buffer of one connection of a server, bytes: what idle connections cost at most.
+pub const SERVER_STAGE_BYTES: usize = 64 << 10;
+/// Free data buffers that one thread of a server keeps, bytes.
+pub const SERVER_POOL_BYTES: usize = 16 << 20;
+/// Volumes in one page of a list: a page must fit `MESSAGE_BYTES_MAX`.
+pub const LIST_PAGE_MAX: usize = 48;
+/// A volume's size is a multiple of this, bytes: the page size, so that a file's last block is whole.
+pub const VOLUME_BYTES_MULTIPLE: u64 = 4096;
+/// Largest metadata file of a volume, bytes.
+pub const VOLUME_RECORD_BYTES_MAX: u64 = 64 << 10;
+/// A stopping server waits this long for what is on the disk.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
 const _: () = {
     assert!(NBD_OPTION_BYTES_MAX as usize * 2 <= NBD_STAGE_BYTES);
     assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);
@@ -106,4 +128,6 @@ const _: () = {
     assert!(DEPTH_DEFAULT <= DEPTH_MAX);
     // A tag of the wire is 32 bits: 16 of them index a shard's parts.
     assert!(DEPTH_MAX * 2 <= u16::MAX as usize);
+    assert!(LINK_REQUESTS_MAX <= u16::MAX as usize && LINK_BYTES_MAX <= u32::MAX as u64);
+    assert!(VOLUME_CONNECTIONS_MAX >= SHARDS_MAX * 2);
 };

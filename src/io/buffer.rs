@@ -1,9 +1,13 @@
-//! Page-aligned data buffers, one per tag, in one anonymous mapping that lives as long as the frontend.
+//! Page-aligned data buffers: one per tag, in one anonymous mapping that lives as long as the frontend ([`Buffers`]); or single
+//! ones that are passed along with a request ([`Buffer`], and the [`BufferPool`] that keeps free ones).
 //!
 //! Contract: buffers never move and are never freed before the [`Buffers`] is dropped, so an address may be given to the
 //! kernel; whoever gave it away drops the `Buffers` only after the operation's completion. A page takes memory when it is
-//! first touched, unless [`Buffers::prefault`] was called. A fresh page reads as zeros; a used one keeps what was in it.
+//! first touched, unless [`Buffers::prefault`] was called. A fresh page reads as zeros; a used one keeps what was in it, so
+//! whoever sends a buffer sends only what was filled.
 
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -127,6 +131,117 @@ impl Drop for Buffers {
     }
 }
 
+/// Page-aligned bytes.
+#[derive(Debug)]
+pub struct Buffer {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a buffer owns its memory alone, like a boxed slice.
+unsafe impl Send for Buffer {}
+
+impl Buffer {
+    /// Zeroed bytes: at least `bytes`, rounded up to a power of two and at least a page.
+    pub fn new(bytes: usize) -> Buffer {
+        let bytes = bytes.max(PAGE_BYTES).next_power_of_two();
+        let layout = Buffer::layout(bytes);
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Buffer { start, bytes }
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        match Layout::from_size_align(bytes, PAGE_BYTES) {
+            Ok(layout) => layout,
+            Err(_) => unreachable!("buffers are bounded by limits"),
+        }
+    }
+
+    /// How long it is.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Never.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Its first byte, for the kernel.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory is ours, initialised and `bytes` long.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and we are borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), Buffer::layout(self.bytes)) }
+    }
+}
+
+/// Free buffers of one thread, by size.
+#[derive(Debug)]
+pub struct BufferPool {
+    free: RefCell<Free>,
+    bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    /// Index: the power of two.
+    by_size: [Vec<Buffer>; 32],
+    bytes: usize,
+}
+
+impl BufferPool {
+    /// A pool that keeps at most `bytes_max` bytes of free buffers.
+    pub fn new(bytes_max: usize) -> BufferPool {
+        BufferPool { free: RefCell::default(), bytes_max }
+    }
+
+    /// A buffer of at least `bytes`; its content is whatever it was.
+    pub fn take(&self, bytes: usize) -> Buffer {
+        let bytes = bytes.max(PAGE_BYTES).next_power_of_two();
+        let free = &mut *self.free.borrow_mut();
+        match free.by_size.get_mut(bytes.trailing_zeros() as usize).and_then(Vec::pop) {
+            Some(buffer) => {
+                free.bytes -= buffer.len();
+                buffer
+            }
+            None => Buffer::new(bytes),
+        }
+    }
+
+    /// Gives a buffer back.
+    pub fn give(&self, buffer: Buffer) {
+        let free = &mut *self.free.borrow_mut();
+        let class = buffer.len().trailing_zeros() as usize;
+        if free.bytes + buffer.len() <= self.bytes_max && class < free.by_size.len() {
+            free.bytes += buffer.len();
+            free.by_size[class].push(buffer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,5 +273,26 @@ mod tests {
     #[should_panic(expected = "buffer")]
     fn a_copy_past_the_end_is_caught() {
         Buffers::new(2, PAGE_BYTES).unwrap().copy_in(0, 1, &[0; PAGE_BYTES]);
+    }
+
+    #[test]
+    fn buffers_are_aligned_and_reused() {
+        let pool = BufferPool::new(64 << 10);
+        let mut buffer = pool.take(5000);
+        assert_eq!(buffer.len(), 8192);
+        assert_eq!(buffer.as_ptr() as usize % PAGE_BYTES, 0);
+        buffer[8191] = 7;
+        let at = buffer.as_ptr();
+        pool.give(buffer);
+        assert_eq!(pool.take(8192).as_ptr(), at);
+        assert_eq!(pool.take(0).len(), PAGE_BYTES);
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        let pool = BufferPool::new(64 << 10);
+        let buffers: Vec<_> = (0..32).map(|_| pool.take(4096)).collect();
+        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        assert_eq!(pool.free.borrow().bytes, 64 << 10);
     }
 }

@@ -30,6 +30,9 @@ pub struct Volume {
     pub array: Option<Member>,
     /// Connections attached to it now.
     pub connections: u32,
+    /// Why it is not served; then only the name is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Which array a volume belongs to.

@@ -6,6 +6,7 @@
 mod farm;
 mod host;
 mod nbd;
+mod server;
 mod shadow;
 mod shard;
 mod tidy;

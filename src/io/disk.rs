@@ -1,0 +1,236 @@
+//! The data file of one volume: a few operations on it, and their form on tokio-uring.
+//!
+//! Contract: every operation is on whole sectors, takes its buffer along and gives it back, and either does all of what was
+//! asked or fails; there are no short reads or writes. An operation goes on to its end even when nobody waits for it any more,
+//! and keeps its buffer for that long. Each descriptor that carries I/O holds a shared flock (CONTRACT 1.3), which the kernel
+//! keeps until the last operation of a killed process has ended.
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::libc;
+use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
+
+use crate::errno::Errno;
+use crate::io::buffer::{Buffer, PAGE_BYTES};
+
+/// What a volume's rules ask of its disk.
+pub trait Disk: 'static {
+    /// Fills the first `bytes` bytes of the buffer from byte `offset`.
+    fn read_at(&self, buffer: Buffer, bytes: usize, offset: u64) -> impl Future<Output = (Result<(), Errno>, Buffer)>;
+
+    /// Writes the first `bytes` bytes of the buffer to byte `offset`; with `durable`, not only to a cache.
+    fn write_at(
+        &self,
+        buffer: Buffer,
+        bytes: usize,
+        offset: u64,
+        durable: bool,
+    ) -> impl Future<Output = (Result<(), Errno>, Buffer)>;
+
+    /// Makes whatever was done durable.
+    fn sync(&self) -> impl Future<Output = Result<(), Errno>>;
+
+    /// The range reads as zeros and keeps its space.
+    fn zero(&self, offset: u64, bytes: u64) -> impl Future<Output = Result<(), Errno>>;
+
+    /// The range reads as zeros and gives its space back.
+    fn punch(&self, offset: u64, bytes: u64) -> impl Future<Output = Result<(), Errno>>;
+}
+
+// SAFETY: a buffer's memory stays where it is while the buffer moves, and is always initialised.
+unsafe impl IoBuf for Buffer {
+    fn stable_ptr(&self) -> *const u8 {
+        self.as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len()
+    }
+
+    fn bytes_total(&self) -> usize {
+        self.len()
+    }
+}
+
+// SAFETY: as above; nothing needs to be noted about what is initialised.
+unsafe impl IoBufMut for Buffer {
+    fn stable_mut_ptr(&mut self) -> *mut u8 {
+        self.as_ptr()
+    }
+
+    unsafe fn set_init(&mut self, _: usize) {}
+}
+
+/// An open data file, not yet on a ring.
+#[derive(Debug)]
+pub struct DataFile {
+    /// Reads, plain writes, syncs.
+    plain: File,
+    /// O_DSYNC. A descriptor of its own, because a failed writeback is told once per descriptor: a durable write that fails must
+    /// not take away the error that the next flush has to see.
+    durable: File,
+    direct: bool,
+}
+
+impl DataFile {
+    /// Opens a data file once a dead predecessor's I/O on it has ended. `None`: it has not yet, ask again later.
+    pub fn open(path: &Path) -> io::Result<Option<DataFile>> {
+        let direct = allows_direct(path)?;
+        let flags = if direct { OFlag::O_DIRECT } else { OFlag::empty() } | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let open = |flags: OFlag| OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path);
+        let plain = open(flags)?;
+        match lock(&plain, libc::LOCK_EX) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            other => other?,
+        }
+        lock(&plain, libc::LOCK_SH)?;
+        let durable = open(flags | OFlag::O_DSYNC)?;
+        lock(&durable, libc::LOCK_SH)?;
+        Ok(Some(DataFile { plain, durable, direct }))
+    }
+
+    /// Whether it bypasses the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+}
+
+/// Locks an open file without waiting. The lock ends with the last user of the descriptor: operations in flight count, and that
+/// is the point, so nothing here ever unlocks.
+fn lock(file: &File, operation: libc::c_int) -> io::Result<()> {
+    // SAFETY: a system call on an open descriptor.
+    match unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether O_DIRECT takes any whole sector from any of our buffers. What the kernel does not tell is taken as no.
+fn allows_direct(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    // SAFETY: `statx` is plain numbers, for which zero is a value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the empty path with AT_EMPTY_PATH means the descriptor itself, `stat` is ours.
+    let result = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut stat)
+    };
+    let told = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    let offsets = 1..=512;
+    let memory = 1..=PAGE_BYTES;
+    Ok(told && offsets.contains(&stat.stx_dio_offset_align) && memory.contains(&(stat.stx_dio_mem_align as usize)))
+}
+
+/// A data file on the calling thread's tokio-uring runtime.
+pub struct UringDisk {
+    plain: tokio_uring::fs::File,
+    durable: tokio_uring::fs::File,
+    /// The filesystem can do it: found out by trying.
+    can_zero: Cell<bool>,
+    can_punch: Cell<bool>,
+}
+
+impl UringDisk {
+    /// Puts the file on the ring of the calling thread.
+    pub fn new(file: DataFile) -> UringDisk {
+        UringDisk {
+            plain: tokio_uring::fs::File::from_std(file.plain),
+            durable: tokio_uring::fs::File::from_std(file.durable),
+            can_zero: Cell::new(true),
+            can_punch: Cell::new(true),
+        }
+    }
+
+    /// Zeros by writing them, where the filesystem has no better way.
+    async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        let mut buffer = Buffer::new(1 << 20);
+        let mut done = 0;
+        while done < bytes {
+            let part = (bytes - done).min(buffer.len() as u64);
+            let length = usize::try_from(part).map_err(|_| Errno::EINVAL)?;
+            let (result, back) = self.write_at(buffer, length, offset + done, false).await;
+            result?;
+            (buffer, done) = (back, done + part);
+        }
+        Ok(())
+    }
+}
+
+/// What is left of a transfer after `result` bytes of it.
+fn progress(result: io::Result<usize>, done: &mut usize) -> Result<(), Errno> {
+    match result {
+        // The file is shorter than its volume, or the disk takes nothing.
+        Ok(0) => Err(Errno::EIO),
+        Ok(part) => {
+            *done += part;
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        Err(error) => Err(Errno::from(&error)),
+    }
+}
+
+impl Disk for UringDisk {
+    async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
+        let mut done = 0;
+        while done < bytes {
+            let (result, back) = self.plain.read_at(buffer.slice(done..bytes), offset + done as u64).await;
+            buffer = back.into_inner();
+            if let Err(error) = progress(result, &mut done) {
+                return (Err(error), buffer);
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    async fn write_at(
+        &self,
+        mut buffer: Buffer,
+        bytes: usize,
+        offset: u64,
+        durable: bool,
+    ) -> (Result<(), Errno>, Buffer) {
+        let file = if durable { &self.durable } else { &self.plain };
+        let mut done = 0;
+        while done < bytes {
+            let (result, back) = file.write_at(buffer.slice(done..bytes), offset + done as u64).submit().await;
+            buffer = back.into_inner();
+            if let Err(error) = progress(result, &mut done) {
+                return (Err(error), buffer);
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    async fn sync(&self) -> Result<(), Errno> {
+        self.plain.sync_data().await.map_err(|error| Errno::from(&error))
+    }
+
+    async fn zero(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        if self.can_zero.get() {
+            let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+            match self.plain.fallocate(offset, bytes, mode).await.map_err(|error| Errno::from(&error)) {
+                Err(Errno::EOPNOTSUPP) => self.can_zero.set(false),
+                other => return other,
+            }
+        }
+        self.write_zeros(offset, bytes).await
+    }
+
+    async fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
+        if self.can_punch.get() {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            match self.plain.fallocate(offset, bytes, mode).await.map_err(|error| Errno::from(&error)) {
+                Err(Errno::EOPNOTSUPP) => self.can_punch.set(false),
+                other => return other,
+            }
+        }
+        self.write_zeros(offset, bytes).await
+    }
+}

@@ -1,0 +1,223 @@
+//! One volume on its owner thread: joins its rules, its disk and its connections.
+//!
+//! Contract: only the owner thread touches a host. Rules decide, this performs: every [`Work`] that the rules emit comes back as
+//! one `DiskDone`; a slot's buffer belongs to the disk while its work runs and to the connection otherwise. Disk work runs in
+//! lanes, long-lived tasks that take the next piece when they are done, so a request costs no task of its own.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use tracing::{info, warn};
+
+use crate::errno::Errno;
+use crate::io::buffer::{Buffer, BufferPool};
+use crate::io::disk::Disk;
+use crate::limits;
+use crate::roles::server::connection::Connection;
+use crate::store::volume::{Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
+use crate::units::SECTOR_BYTES;
+
+/// A volume and everyone attached to it.
+pub(crate) struct Host<D> {
+    name: String,
+    rules: RefCell<Volume>,
+    disk: D,
+    pool: Rc<BufferPool>,
+    connections: RefCell<Vec<Rc<Connection>>>,
+    lanes: Lanes,
+}
+
+/// Work for the disk, with what it needs to be done.
+struct Task {
+    work: Work,
+    connection: Option<Rc<Connection>>,
+    buffer: Option<Buffer>,
+}
+
+/// Who does the work.
+#[derive(Default)]
+struct Lanes {
+    queue: RefCell<VecDeque<Task>>,
+    idle: RefCell<Vec<Waker>>,
+    count: Cell<usize>,
+    closed: Cell<bool>,
+}
+
+impl<D: Disk> Host<D> {
+    pub(crate) fn new(name: String, rules: Volume, disk: D, pool: Rc<BufferPool>) -> Rc<Host<D>> {
+        let (connections, lanes) = (RefCell::default(), Lanes::default());
+        Rc::new(Host { name, rules: RefCell::new(rules), disk, pool, connections, lanes })
+    }
+
+    /// The volume's name, for the log.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Free buffers of the thread.
+    pub(crate) fn pool(&self) -> &Rc<BufferPool> {
+        &self.pool
+    }
+
+    /// Makes a connection known, before its HELLO is handed to the rules.
+    pub(crate) fn enter(&self, connection: Rc<Connection>) {
+        self.connections.borrow_mut().push(connection);
+    }
+
+    /// A connection has ended; the rules hear of it, and nothing of it is kept but its work on the disk.
+    pub(crate) fn leave(self: &Rc<Host<D>>, conn: Conn) {
+        self.handle(Event::Gone { conn });
+        self.connections.borrow_mut().retain(|connection| connection.conn() != conn);
+    }
+
+    /// Closes every connection.
+    pub(crate) fn close_all(&self, why: &'static str) {
+        self.connections.borrow().iter().for_each(|connection| connection.close(why));
+    }
+
+    /// Whether no connection and no work is left.
+    pub(crate) fn is_idle(&self) -> bool {
+        let working = self.lanes.count.get() > self.lanes.idle.borrow().len();
+        self.connections.borrow().is_empty() && self.lanes.queue.borrow().is_empty() && !working
+    }
+
+    /// Lets the lanes end when nothing is left to do. The host is not used after this.
+    pub(crate) fn retire(&self) {
+        self.lanes.closed.set(true);
+        self.lanes.idle.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    /// Tells the rules, and does what they say.
+    pub(crate) fn handle(self: &Rc<Host<D>>, event: Event<'_>) {
+        self.rules.borrow_mut().handle(event);
+        loop {
+            let effect = self.rules.borrow_mut().poll_effect();
+            match effect {
+                Some(effect) => self.perform(effect),
+                None => return,
+            }
+        }
+    }
+
+    fn connection(&self, conn: Conn) -> Option<Rc<Connection>> {
+        self.connections.borrow().iter().find(|connection| connection.conn() == conn).cloned()
+    }
+
+    fn perform(self: &Rc<Host<D>>, effect: Effect) {
+        match effect {
+            Effect::Disk(work) => self.start(work),
+            Effect::Reply { conn, slot, header } => {
+                if let Some(connection) = self.connection(conn) {
+                    connection.reply(slot, header, &self.pool);
+                }
+            }
+            Effect::Welcome { conn, welcome } => {
+                if let Some(connection) = self.connection(conn) {
+                    info!(
+                        volume = self.name, array = %connection.hello().array, session = %connection.hello().session,
+                        epoch = connection.epoch().0, channel = connection.hello().channel, peer = %connection.peer(),
+                        "attached"
+                    );
+                    connection.welcome(&welcome, &self.pool);
+                }
+            }
+            Effect::Refuse { conn, errno, text } => {
+                if let Some(connection) = self.connection(conn) {
+                    warn!(volume = self.name, peer = %connection.peer(), ?errno, "HELLO refused: {text}");
+                    connection.refuse(errno, &text, &self.pool);
+                }
+            }
+            Effect::Close { conn, why } => {
+                if let Some(connection) = self.connection(conn) {
+                    connection.close(why);
+                }
+            }
+        }
+    }
+
+    fn start(self: &Rc<Host<D>>, work: Work) {
+        let connection = work.place.and_then(|(conn, _)| self.connection(conn));
+        let buffer =
+            work.place.zip(connection.as_ref()).and_then(|((_, slot), connection)| connection.take_buffer(slot));
+        self.lanes.queue.borrow_mut().push_back(Task { work, connection, buffer });
+        if let Some(waker) = self.lanes.idle.borrow_mut().pop() {
+            waker.wake();
+        } else if self.lanes.count.get() < limits::SERVER_LANES_MAX {
+            self.lanes.count.set(self.lanes.count.get() + 1);
+            tokio_uring::spawn(Rc::clone(self).lane());
+        }
+    }
+
+    /// Does one piece of work after the other.
+    async fn lane(self: Rc<Host<D>>) {
+        while let Some(Task { work, connection, buffer }) = self.next_task().await {
+            let (result, buffer) = self.execute(&work, buffer).await;
+            self.finish(work.job, work.op, work.place.map(|(_, slot)| slot), connection, result, buffer);
+        }
+        self.lanes.count.set(self.lanes.count.get() - 1);
+    }
+
+    fn next_task(&self) -> impl Future<Output = Option<Task>> + '_ {
+        std::future::poll_fn(|context| {
+            if let Some(task) = self.lanes.queue.borrow_mut().pop_front() {
+                return Poll::Ready(Some(task));
+            }
+            if self.lanes.closed.get() {
+                return Poll::Ready(None);
+            }
+            self.lanes.idle.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    async fn execute(&self, work: &Work, buffer: Option<Buffer>) -> (Result<(), Errno>, Option<Buffer>) {
+        let (offset, length) = (work.extent.start.bytes(), work.extent.bytes());
+        // Reads and writes are bounded by PAYLOAD_BYTES_MAX.
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        match (work.op, buffer) {
+            (DiskOp::Read, buffer) => {
+                let buffer = buffer.unwrap_or_else(|| self.pool.take(bytes));
+                let (result, buffer) = self.disk.read_at(buffer, bytes, offset).await;
+                (result, Some(buffer))
+            }
+            (DiskOp::Write { durable }, Some(buffer)) => {
+                let (result, buffer) = self.disk.write_at(buffer, bytes, offset, durable).await;
+                (result, Some(buffer))
+            }
+            // The connection went before its work was started: it is dropped.
+            (DiskOp::Write { .. }, None) => (Err(Errno::ECANCELED), None),
+            (DiskOp::Zero, _) => (self.disk.zero(offset, length).await, None),
+            (DiskOp::Punch, _) => (self.disk.punch(offset, length).await, None),
+            (DiskOp::Sync, _) => (self.disk.sync().await, None),
+        }
+    }
+
+    fn finish(
+        self: &Rc<Host<D>>,
+        job: Job,
+        op: DiskOp,
+        slot: Option<Slot>,
+        connection: Option<Rc<Connection>>,
+        result: Result<(), Errno>,
+        buffer: Option<Buffer>,
+    ) {
+        if let Err(errno) = result {
+            warn!(volume = self.name, ?op, ?errno, "the disk failed");
+        }
+        match (buffer, slot, connection) {
+            (Some(buffer), Some(slot), Some(connection)) if op == DiskOp::Read && result.is_ok() => {
+                connection.put_buffer(slot, buffer);
+            }
+            (Some(buffer), ..) => self.pool.give(buffer),
+            (None, ..) => {}
+        }
+        self.handle(Event::DiskDone { job, result });
+    }
+
+    /// The size in sectors that a peer may use.
+    pub(crate) fn resized(self: &Rc<Host<D>>, bytes: u64) {
+        self.handle(Event::Resized { sectors: bytes / SECTOR_BYTES });
+    }
+}

@@ -1,0 +1,132 @@
+//! An owner thread: the one place where its volumes' claims, flushes and connections are.
+//!
+//! Contract: a volume has one owner thread for the server's life, chosen by its id. Others reach it only by [`Mail`], which is
+//! taken in order.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::io::buffer::BufferPool;
+use crate::io::disk::{DataFile, UringDisk};
+use crate::io::serve::Socket;
+use crate::limits;
+use crate::roles::server::connection::{Connection, Counted};
+use crate::roles::server::host::Host;
+use crate::store::record::Record;
+use crate::store::volume::{Config, Conn, Event, Volume};
+use crate::units::Id;
+use crate::wire::frame::Header;
+use crate::wire::session::Hello;
+
+/// Submission queue entries of an owner thread's ring.
+const RING_ENTRIES: u32 = 1024;
+
+/// A HELLO that found its volume.
+pub(crate) struct Arrival {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) hello: Hello,
+    /// The HELLO's header.
+    pub(crate) header: Header,
+    /// The volume as it is now.
+    pub(crate) record: Record,
+    /// Its data file, with the first arrival.
+    pub(crate) file: Option<DataFile>,
+    pub(crate) counted: Counted,
+}
+
+/// What an owner thread is told.
+pub(crate) enum Mail {
+    Arrival(Box<Arrival>),
+    Opened { name: String, record: Box<Record>, file: DataFile },
+    Resized { volume: Id, bytes: u64 },
+    Forget { volume: Id },
+    Stop,
+}
+
+struct Owner {
+    instance: Id,
+    hosts: HashMap<Id, Rc<Host<UringDisk>>>,
+    pool: Rc<BufferPool>,
+    connections: u64,
+}
+
+/// The thread's life.
+pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>) {
+    tokio_uring::builder().entries(RING_ENTRIES).start(async move {
+        let pool = Rc::new(BufferPool::new(limits::SERVER_POOL_BYTES));
+        let mut owner = Owner { instance, hosts: HashMap::new(), pool, connections: 0 };
+        loop {
+            match mailbox.recv().await {
+                Some(Mail::Arrival(arrival)) => owner.arrive(*arrival),
+                Some(Mail::Opened { name, record, file }) => drop(owner.host(&name, &record, Some(file))),
+                Some(Mail::Resized { volume, bytes }) => {
+                    if let Some(host) = owner.hosts.get(&volume) {
+                        host.resized(bytes);
+                    }
+                }
+                Some(Mail::Forget { volume }) => {
+                    if let Some(host) = owner.hosts.remove(&volume) {
+                        host.close_all("its volume was removed");
+                        host.retire();
+                    }
+                }
+                Some(Mail::Stop) | None => return owner.stop().await,
+            }
+        }
+    });
+}
+
+impl Owner {
+    fn arrive(&mut self, arrival: Arrival) {
+        let Arrival { stream, peer, hello, header, record, file, counted } = arrival;
+        let host = match self.host(&hello.volume, &record, file) {
+            Some(host) => host,
+            // The mail is in order, so the file came before; if not, the asker connects again.
+            None => return warn!(volume = hello.volume, "a connection came before its volume's file"),
+        };
+        let socket = match Socket::new(stream) {
+            Ok(socket) => socket,
+            Err(error) => return warn!(volume = hello.volume, %peer, %error, "a socket cannot be used"),
+        };
+        let conn = Conn(self.connections);
+        self.connections += 1;
+        let epoch = header.epoch;
+        let connection = Connection::new(conn, peer, (hello, header), socket, counted);
+        host.enter(Rc::clone(&connection));
+        tokio_uring::spawn(Rc::clone(&connection).run(Rc::clone(&host)));
+        host.handle(Event::Attach { conn, hello: connection.hello(), epoch, assigned: record.array.as_ref() });
+    }
+
+    fn host(&mut self, name: &str, record: &Record, file: Option<DataFile>) -> Option<Rc<Host<UringDisk>>> {
+        if let Some(host) = self.hosts.get(&record.id) {
+            return Some(Rc::clone(host));
+        }
+        let file = file?;
+        info!(volume = name, direct = file.is_direct(), "opened");
+        let config = Config { name: name.to_owned(), id: record.id, instance: self.instance, sparse: record.sparse };
+        let rules = Volume::new(config, record.sectors());
+        let host = Host::new(name.to_owned(), rules, UringDisk::new(file), Rc::clone(&self.pool));
+        self.hosts.insert(record.id, Rc::clone(&host));
+        Some(host)
+    }
+
+    /// Closes everything and waits for what is on the disk.
+    async fn stop(self) {
+        self.hosts.values().for_each(|host| host.close_all("the server stops"));
+        let until = Instant::now() + limits::STOP_TIMEOUT;
+        while !self.hosts.values().all(|host| host.is_idle()) {
+            if Instant::now() > until {
+                warn!("the disk does not answer; stopping without it");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.hosts.values().for_each(|host| host.retire());
+    }
+}

@@ -1,0 +1,363 @@
+//! The server's volumes by name: what the volume messages do, and how a HELLO finds its volume's owner thread.
+//!
+//! Contract: one change of a volume at a time, and none while a HELLO for it is under way; different volumes never wait for
+//! each other. A change is durable before it is answered. Calls to the filesystem run on threads that may wait.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::errno::Errno;
+use crate::io::disk::DataFile;
+use crate::io::pool::{DirPool, Found};
+use crate::limits;
+use crate::roles::server::connection::Counted;
+use crate::roles::server::owner::{Arrival, Mail};
+use crate::store::pool as rules;
+use crate::store::pool::Refusal;
+use crate::store::record::Record;
+use crate::units::{Id, check_name};
+use crate::wire::frame::Header;
+use crate::wire::session::Hello;
+use crate::wire::volume::{Assign, Create, List, Named, Page, Resize, Volume};
+
+/// How often a volume's file is asked whether its dead predecessor's I/O has ended.
+const PREDECESSOR_POLL: Duration = Duration::from_millis(10);
+
+/// What is known under a name.
+#[derive(Clone)]
+enum Known {
+    /// It is being made or was removed: there is no volume.
+    Nothing,
+    Volume(Record),
+    Damaged(String),
+}
+
+struct Entry {
+    name: String,
+    known: Mutex<Known>,
+    connections: Arc<AtomicU32>,
+    /// Held while the volume is changed or attached; says whether its owner thread has its file.
+    gate: tokio::sync::Mutex<bool>,
+}
+
+/// All volumes.
+pub(crate) struct Registry {
+    pool: DirPool,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    owners: Vec<mpsc::Sender<Mail>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is replaced whole, so a panic elsewhere cannot have left it half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Entry {
+    fn new(name: &str, known: Known) -> Arc<Entry> {
+        let connections = Arc::default();
+        Arc::new(Entry {
+            name: name.to_owned(),
+            known: Mutex::new(known),
+            connections,
+            gate: tokio::sync::Mutex::new(false),
+        })
+    }
+
+    fn known(&self) -> Known {
+        locked(&self.known).clone()
+    }
+
+    fn set(&self, known: Known) {
+        *locked(&self.known) = known;
+    }
+
+    fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Acquire)
+    }
+
+    /// The record, or why there is none.
+    fn record(&self) -> Result<Record, Refusal> {
+        match self.known() {
+            Known::Volume(record) => Ok(record),
+            Known::Nothing => Err(missing(&self.name)),
+            Known::Damaged(why) => Err((Errno::EIO, format!("volume '{}' is damaged: {why}", self.name))),
+        }
+    }
+}
+
+fn missing(name: &str) -> Refusal {
+    (Errno::ENOENT, format!("there is no volume '{}' on this server; see 'dst volume list'", name.escape_default()))
+}
+
+impl Registry {
+    /// Opens the pool and takes its volumes into the list.
+    pub(crate) fn open(path: &Path, owners: Vec<mpsc::Sender<Mail>>) -> Result<Registry, Refusal> {
+        let (pool, found) = DirPool::open(path)?;
+        let mut entries = BTreeMap::new();
+        for (name, found) in found {
+            let known = match found {
+                Found::Good(record) => Known::Volume(record),
+                Found::Damaged(why) => {
+                    warn!(volume = name, "not served: {why}");
+                    Known::Damaged(why)
+                }
+            };
+            entries.insert(name.clone(), Entry::new(&name, known));
+        }
+        Ok(Registry { pool, entries: Mutex::new(entries), owners })
+    }
+
+    /// How many volumes there are, and how many connections to them.
+    pub(crate) fn counts(&self) -> (usize, u32) {
+        let entries = locked(&self.entries);
+        (entries.len(), entries.values().map(|entry| entry.connections()).sum())
+    }
+
+    fn entry(&self, name: &str) -> Result<Arc<Entry>, Refusal> {
+        check_name(name).map_err(|text| (Errno::EINVAL, text))?;
+        locked(&self.entries).get(name).cloned().ok_or_else(|| missing(name))
+    }
+
+    fn owner(&self, volume: Id) -> Option<&mpsc::Sender<Mail>> {
+        // An id is random: any of its bytes spreads the volumes.
+        self.owners.get(usize::from(volume.0[0]) % self.owners.len().max(1))
+    }
+
+    async fn tell(&self, volume: Id, mail: Mail) -> Result<(), Refusal> {
+        let stopping = || (Errno::ESHUTDOWN, "the server is stopping; try again when it is back".to_owned());
+        self.owner(volume).ok_or_else(stopping)?.send(mail).await.map_err(|_| stopping())
+    }
+
+    /// Runs something that waits for the filesystem.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Registry>,
+        work: impl FnOnce(&DirPool) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let registry = Arc::clone(self);
+        let failed = |_| (Errno::EIO, "the server failed at this; look at its log".to_owned());
+        tokio::task::spawn_blocking(move || work(&registry.pool)).await.map_err(failed)?
+    }
+
+    fn describe(&self, entry: &Entry, record: Record) -> Volume {
+        Volume {
+            name: entry.name.clone(),
+            id: record.id,
+            size: record.size,
+            sparse: record.sparse,
+            allocated: self.pool.allocated(&entry.name),
+            array: record.array,
+            connections: entry.connections(),
+            problem: None,
+        }
+    }
+
+    /// Makes a volume.
+    pub(crate) async fn create(self: &Arc<Registry>, ask: Create) -> Result<Volume, Refusal> {
+        let id = random_id()?;
+        let record = rules::create(&ask, id)?;
+        let entry = Entry::new(&ask.name, Known::Nothing);
+        let _gate = entry.gate.lock().await;
+        {
+            let mut entries = locked(&self.entries);
+            if entries.contains_key(&ask.name) {
+                let text = format!("there is a volume '{}' already; choose another name, or remove it first", ask.name);
+                return Err((Errno::EEXIST, text));
+            }
+            entries.insert(ask.name.clone(), Arc::clone(&entry));
+        }
+        let (name, new) = (ask.name.clone(), record.clone());
+        if let Err(refusal) = self.blocking(move |pool| pool.create(&name, &new)).await {
+            locked(&self.entries).remove(&ask.name);
+            return Err(refusal);
+        }
+        entry.set(Known::Volume(record.clone()));
+        info!(volume = ask.name, size = record.size, sparse = record.sparse, "created");
+        Ok(self.describe(&entry, record))
+    }
+
+    /// Part of the list.
+    pub(crate) async fn list(self: &Arc<Registry>, ask: List) -> Result<Page, Refusal> {
+        let after = ask.after.unwrap_or_default();
+        let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+        let mut part: Vec<_> = locked(&self.entries)
+            .range::<String, _>(range)
+            .map(|(_, entry)| Arc::clone(entry))
+            .filter(|entry| !matches!(entry.known(), Known::Nothing))
+            .take(limits::LIST_PAGE_MAX + 1)
+            .collect();
+        let more = part.len() > limits::LIST_PAGE_MAX;
+        part.truncate(limits::LIST_PAGE_MAX);
+        let registry = Arc::clone(self);
+        self.blocking(move |_| {
+            let volumes = part.iter().map(|entry| registry.describe_any(entry)).collect();
+            Ok(Page { volumes, more })
+        })
+        .await
+    }
+
+    fn describe_any(&self, entry: &Entry) -> Volume {
+        match entry.known() {
+            Known::Volume(record) => self.describe(entry, record),
+            other => {
+                let problem = match other {
+                    Known::Damaged(why) => why,
+                    _ => "it was removed".to_owned(),
+                };
+                let nothing = Record { id: Id::NIL, size: 0, sparse: false, array: None };
+                Volume { problem: Some(problem), ..self.describe(entry, nothing) }
+            }
+        }
+    }
+
+    /// One volume.
+    pub(crate) async fn stat(self: &Arc<Registry>, ask: Named) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        if let Known::Nothing = entry.known() {
+            return Err(missing(&ask.name));
+        }
+        let registry = Arc::clone(self);
+        self.blocking(move |_| Ok(registry.describe_any(&entry))).await
+    }
+
+    /// Another size.
+    pub(crate) async fn resize(self: &Arc<Registry>, ask: Resize) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let mut gate = entry.gate.lock().await;
+        let from = entry.record()?;
+        let to = rules::resize(&ask, &from, entry.connections())?;
+        if to.size < from.size && !*gate {
+            // A dead predecessor's write behind the new end would make the file long again.
+            let file = self.open_file(&entry.name).await?;
+            let mail = Mail::Opened { name: entry.name.clone(), record: Box::new(from.clone()), file };
+            self.tell(from.id, mail).await?;
+            *gate = true;
+        }
+        let (name, old, new) = (entry.name.clone(), from, to.clone());
+        self.blocking(move |pool| pool.resize(&name, &old, &new)).await?;
+        entry.set(Known::Volume(to.clone()));
+        self.tell(to.id, Mail::Resized { volume: to.id, bytes: to.size }).await?;
+        info!(volume = ask.name, size = to.size, "resized");
+        Ok(self.describe(&entry, to))
+    }
+
+    /// Removes a volume and its data.
+    pub(crate) async fn remove(self: &Arc<Registry>, ask: Named) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let _gate = entry.gate.lock().await;
+        let id = match entry.known() {
+            Known::Volume(record) => {
+                rules::remove(&ask, &record, entry.connections())?;
+                Some(record.id)
+            }
+            Known::Damaged(_) if ask.force => None,
+            Known::Damaged(why) => {
+                let text = format!("volume '{}' is damaged: {why}; to remove what is left of it use --force", ask.name);
+                return Err((Errno::EIO, text));
+            }
+            Known::Nothing => return Err(missing(&ask.name)),
+        };
+        let last = self.describe_any(&entry);
+        let name = ask.name.clone();
+        self.blocking(move |pool| pool.remove(&name)).await?;
+        entry.set(Known::Nothing);
+        locked(&self.entries).remove(&ask.name);
+        if let Some(id) = id {
+            self.tell(id, Mail::Forget { volume: id }).await?;
+        }
+        info!(volume = ask.name, "removed");
+        Ok(last)
+    }
+
+    /// Gives a volume to an array.
+    pub(crate) async fn assign(self: &Arc<Registry>, ask: Assign) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let _gate = entry.gate.lock().await;
+        let to = rules::assign(&ask, &entry.record()?)?;
+        info!(volume = ask.name, array = ask.array.name, node = ask.array.node, "assigned");
+        self.change(&entry, to).await
+    }
+
+    /// Takes a volume from its array.
+    pub(crate) async fn free(self: &Arc<Registry>, ask: Named) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let _gate = entry.gate.lock().await;
+        let to = rules::free(&ask, &entry.record()?, entry.connections())?;
+        info!(volume = ask.name, "freed");
+        self.change(&entry, to).await
+    }
+
+    async fn change(self: &Arc<Registry>, entry: &Entry, to: Record) -> Result<Volume, Refusal> {
+        let (name, new) = (entry.name.clone(), to.clone());
+        self.blocking(move |pool| pool.change_record(&name, &new)).await?;
+        entry.set(Known::Volume(to.clone()));
+        Ok(self.describe(entry, to))
+    }
+
+    /// Hands a connection that said HELLO to its volume's owner thread, which answers it.
+    pub(crate) async fn attach(
+        self: &Arc<Registry>,
+        stream: impl FnOnce() -> io::Result<TcpStream>,
+        peer: SocketAddr,
+        hello: Hello,
+        header: Header,
+    ) -> Result<(), Refusal> {
+        let entry = self.entry(&hello.volume)?;
+        let mut gate = entry.gate.lock().await;
+        let record = entry.record()?;
+        let (_, connections) = self.counts();
+        if connections >= limits::SERVER_CONNECTIONS_MAX {
+            let text = format!("this server has {connections} connections and takes no more; try again later");
+            return Err((Errno::EBUSY, text));
+        }
+        let file = if *gate { None } else { Some(self.open_file(&entry.name).await?) };
+        let counted = Counted::new(Arc::clone(&entry.connections));
+        let broken = |error: io::Error| (Errno::from(&error), "the connection failed".to_owned());
+        let stream = stream().map_err(broken)?;
+        let arrival = Arrival { stream, peer, hello, header, record: record.clone(), file, counted };
+        self.tell(record.id, Mail::Arrival(Box::new(arrival))).await?;
+        *gate = true;
+        Ok(())
+    }
+
+    /// Opens a data file; waits until a dead predecessor's I/O on it has ended.
+    async fn open_file(self: &Arc<Registry>, name: &str) -> Result<DataFile, Refusal> {
+        let mut told = false;
+        loop {
+            let volume = name.to_owned();
+            let open = move |pool: &DirPool| {
+                DataFile::open(&pool.data_path(&volume)).map_err(|error| {
+                    let errno = Errno::from(&error);
+                    (
+                        errno,
+                        format!("the data of volume '{volume}' cannot be opened: {errno}; look at the server's pool"),
+                    )
+                })
+            };
+            if let Some(file) = self.blocking(open).await? {
+                return Ok(file);
+            }
+            if !told {
+                info!(volume = name, "waiting for what a former server has on the disk");
+                told = true;
+            }
+            tokio::time::sleep(PREDECESSOR_POLL).await;
+        }
+    }
+}
+
+/// 128 bits of the system's randomness.
+pub(crate) fn random_id() -> Result<Id, Refusal> {
+    let mut id = [0; 16];
+    match getrandom::fill(&mut id) {
+        Ok(()) => Ok(Id(id)),
+        Err(error) => Err((Errno::EIO, format!("the system gives no random numbers: {error}"))),
+    }
+}

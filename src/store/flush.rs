@@ -1,0 +1,133 @@
+//! Flush accounting of one volume: which acknowledged writes a sync covers, who waits for it, and what a failed one means.
+//!
+//! Contract: a flush is answered with success only after a sync that *started* when everything acknowledged before the flush
+//! had been counted here. A failed sync is never retried into success: from then on every flush of the volume fails with EIO.
+
+use crate::errno::Errno;
+
+/// What a flush has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Nothing was written since the last successful sync: it is done.
+    Clean,
+    /// A sync of this volume has failed before.
+    Failed,
+    /// It waits until a sync covers this point.
+    Wait(Point),
+}
+
+/// A moment between two acknowledged writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point(u64);
+
+/// The account.
+#[derive(Debug)]
+pub struct Flushes {
+    /// Writes acknowledged, or about to be. Starts at one: what was written before this server started is unknown.
+    written: u64,
+    /// What the last successful sync covers.
+    clean: u64,
+    /// What the sync in flight covers.
+    running: Option<u64>,
+    failed: bool,
+}
+
+impl Default for Flushes {
+    fn default() -> Flushes {
+        Flushes { written: 1, clean: 0, running: None, failed: false }
+    }
+}
+
+impl Flushes {
+    /// Counts a write, discard or zero. To be called before it is acknowledged.
+    pub fn wrote(&mut self) {
+        self.written += 1;
+    }
+
+    /// A flush has arrived.
+    pub fn ask(&self) -> Ask {
+        match (self.failed, self.clean == self.written) {
+            (true, _) => Ask::Failed,
+            (false, true) => Ask::Clean,
+            (false, false) => Ask::Wait(Point(self.written)),
+        }
+    }
+
+    /// Whether a sync is to be started now for somebody who waits for `needs`. If so it counts as started.
+    pub fn start(&mut self, needs: Point) -> bool {
+        let wanted = self.running.is_none() && !self.failed && needs.0 > self.clean;
+        if wanted {
+            self.running = Some(self.written);
+        }
+        wanted
+    }
+
+    /// The sync in flight has ended.
+    pub fn ended(&mut self, result: Result<(), Errno>) {
+        let Some(covers) = self.running.take() else { return };
+        match result {
+            Ok(()) => self.clean = covers,
+            Err(_) => self.failed = true,
+        }
+    }
+
+    /// Whether everything up to `needs` is durable.
+    pub fn covers(&self, needs: Point) -> bool {
+        needs.0 <= self.clean
+    }
+
+    /// Whether a sync has failed.
+    pub fn is_failed(&self) -> bool {
+        self.failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(ask: Ask) -> Point {
+        match ask {
+            Ask::Wait(point) => point,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_flush_of_a_server_syncs() {
+        let mut flushes = Flushes::default();
+        let needs = point(flushes.ask());
+        assert!(flushes.start(needs));
+        flushes.ended(Ok(()));
+        assert!(flushes.covers(needs));
+        assert_eq!(flushes.ask(), Ask::Clean);
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_acknowledged_before_its_start() {
+        let mut flushes = Flushes::default();
+        let first = point(flushes.ask());
+        assert!(flushes.start(first));
+        let sharing = point(flushes.ask());
+        flushes.wrote();
+        let later = point(flushes.ask());
+        assert!(!flushes.start(later), "one at a time");
+        flushes.ended(Ok(()));
+        assert!(flushes.covers(first) && flushes.covers(sharing) && !flushes.covers(later));
+        assert!(flushes.start(later));
+        flushes.ended(Ok(()));
+        assert!(flushes.covers(later));
+    }
+
+    #[test]
+    fn a_failed_sync_stays_failed() {
+        let mut flushes = Flushes::default();
+        let needs = point(flushes.ask());
+        assert!(flushes.start(needs));
+        flushes.ended(Err(Errno::EIO));
+        assert!(!flushes.covers(needs));
+        flushes.wrote();
+        assert_eq!(flushes.ask(), Ask::Failed);
+        assert!(!flushes.start(needs));
+    }
+}

@@ -1,0 +1,264 @@
+//! Who is attached to one volume: the claim, the connections of its session, and when a new one may be welcomed.
+//!
+//! Contract (CONTRACT 3.1 and 4.1): a connection is welcomed only when nothing is in flight on the disk for its channel's former
+//! connection nor for any former session. A connection that was superseded never gets a job or a reply again. An epoch
+//! only grows, except for an array that was newly assigned. The claim lives in memory for now.
+
+use crate::limits;
+use crate::units::{Epoch, Id};
+
+/// A connection, as the world numbers it. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conn(pub u64);
+
+/// Who may use the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The array.
+    pub array: Id,
+    /// Its claim number.
+    pub epoch: Epoch,
+    /// The life of its daemon.
+    pub session: Id,
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its HELLO waits for what its predecessors have on the disk.
+    Waiting,
+    /// Welcomed.
+    Live,
+    /// It was told to close, or has gone.
+    Closing,
+}
+
+/// A connection in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Attached {
+    /// Its number.
+    pub conn: Conn,
+    /// Which channel of the session.
+    pub channel: u16,
+    /// Features both sides have.
+    pub features: u64,
+    /// Protocol version both sides speak.
+    pub version: u16,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Which claim it came with: counts claims.
+    term: u64,
+    /// Jobs on the disk.
+    in_flight: u32,
+    /// The world has forgotten it.
+    gone: bool,
+}
+
+/// What happens to the former connections when a new one is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ousted {
+    /// Same session, same channel: it is closed.
+    Replaced,
+    /// A newer claim: it is closed.
+    Superseded,
+    /// A newer claim came while its HELLO still waited: it is refused.
+    Refused,
+}
+
+/// Why a HELLO is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Another claim holds the volume.
+    Fenced(Claim),
+    /// The table is full of connections that are still closing.
+    Full,
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    claim: Option<Claim>,
+    term: u64,
+    conns: Vec<Attached>,
+    waiting: usize,
+}
+
+impl Sessions {
+    /// The present claim.
+    pub fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// Takes a HELLO, or says why not. Every former connection that must go is given to `oust`.
+    pub fn attach(
+        &mut self,
+        conn: Conn,
+        claim: Claim,
+        (channel, version, features): (u16, u16, u64),
+        mut oust: impl FnMut(Conn, Ousted),
+    ) -> Result<(), Denied> {
+        if self.conns.len() >= limits::VOLUME_CONNECTIONS_MAX {
+            return Err(Denied::Full);
+        }
+        let same = match self.claim {
+            Some(held) if held.array != claim.array || claim.epoch > held.epoch => false,
+            Some(held) if held == claim => true,
+            Some(held) => return Err(Denied::Fenced(held)),
+            None => false,
+        };
+        if !same {
+            self.claim = Some(claim);
+            self.term += 1;
+        }
+        for former in &mut self.conns {
+            let stays = same && former.channel != channel;
+            if stays || former.stage == Stage::Closing {
+                continue;
+            }
+            let why = match (same, former.stage) {
+                (true, _) => Ousted::Replaced,
+                (false, Stage::Waiting) => Ousted::Refused,
+                (false, _) => Ousted::Superseded,
+            };
+            self.waiting -= usize::from(former.stage == Stage::Waiting);
+            former.stage = Stage::Closing;
+            oust(former.conn, why);
+        }
+        let stage = Stage::Waiting;
+        let attached = Attached { conn, channel, features, version, stage, term: self.term, in_flight: 0, gone: false };
+        self.conns.push(attached);
+        self.waiting += 1;
+        Ok(())
+    }
+
+    /// The next connection whose predecessors are done. It is live from now on.
+    pub fn next_welcome(&mut self) -> Option<Attached> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let ready = |new: &Attached| {
+            let before = |old: &Attached| old.conn != new.conn && (old.term != new.term || old.channel == new.channel);
+            new.stage == Stage::Waiting && !self.conns.iter().any(|old| before(old) && old.in_flight > 0)
+        };
+        let at = self.conns.iter().position(ready)?;
+        self.conns[at].stage = Stage::Live;
+        self.waiting -= 1;
+        Some(self.conns[at])
+    }
+
+    /// The connection, if it may ask for something.
+    pub fn live(&self, conn: Conn) -> Option<&Attached> {
+        self.conns.iter().find(|attached| attached.conn == conn && attached.stage == Stage::Live)
+    }
+
+    /// A job for the connection goes to the disk.
+    pub fn started(&mut self, conn: Conn) {
+        if let Some(attached) = self.conns.iter_mut().find(|attached| attached.conn == conn) {
+            attached.in_flight += 1;
+        }
+    }
+
+    /// A job for the connection has come back. Says whether the connection still wants to hear of it.
+    pub fn ended(&mut self, conn: Conn) -> bool {
+        let Some(at) = self.conns.iter().position(|attached| attached.conn == conn) else { return false };
+        let attached = &mut self.conns[at];
+        attached.in_flight = attached.in_flight.saturating_sub(1);
+        let live = attached.stage == Stage::Live;
+        if attached.gone && attached.in_flight == 0 {
+            self.conns.swap_remove(at);
+        }
+        live
+    }
+
+    /// Nothing more is taken from the connection. Says whether it was not closing already.
+    pub fn close(&mut self, conn: Conn) -> bool {
+        let Some(attached) = self.conns.iter_mut().find(|attached| attached.conn == conn) else { return false };
+        let open = attached.stage != Stage::Closing;
+        self.waiting -= usize::from(attached.stage == Stage::Waiting);
+        attached.stage = Stage::Closing;
+        open
+    }
+
+    /// The world has dropped the connection. Its jobs still count until they come back.
+    pub fn gone(&mut self, conn: Conn) {
+        self.close(conn);
+        let Some(at) = self.conns.iter().position(|attached| attached.conn == conn) else { return };
+        self.conns[at].gone = true;
+        if self.conns[at].in_flight == 0 {
+            self.conns.swap_remove(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(session: u8, epoch: u64) -> Claim {
+        Claim { array: Id([1; 16]), epoch: Epoch(epoch), session: Id([session; 16]) }
+    }
+
+    fn attach(sessions: &mut Sessions, conn: u64, claim: Claim, channel: u16) -> Result<Vec<(u64, Ousted)>, Denied> {
+        let mut ousted = Vec::new();
+        sessions.attach(Conn(conn), claim, (channel, 1, 0), |conn, why| ousted.push((conn.0, why)))?;
+        Ok(ousted)
+    }
+
+    fn welcomed(sessions: &mut Sessions) -> Vec<u64> {
+        std::iter::from_fn(|| sessions.next_welcome()).map(|attached| attached.conn.0).collect()
+    }
+
+    #[test]
+    fn a_channel_waits_for_its_former_connection_only() {
+        let mut sessions = Sessions::default();
+        for conn in 0..2 {
+            attach(&mut sessions, conn, claim(1, 1), u16::try_from(conn).unwrap()).unwrap();
+        }
+        assert_eq!(welcomed(&mut sessions), [0, 1]);
+        sessions.started(Conn(0));
+        sessions.started(Conn(1));
+        assert_eq!(attach(&mut sessions, 2, claim(1, 1), 1), Ok(vec![(1, Ousted::Replaced)]));
+        assert_eq!(welcomed(&mut sessions), []);
+        sessions.gone(Conn(1));
+        assert_eq!(welcomed(&mut sessions), [], "gone is not drained");
+        assert!(!sessions.ended(Conn(1)));
+        assert_eq!(welcomed(&mut sessions), [2]);
+        assert!(sessions.live(Conn(0)).is_some());
+        assert!(sessions.live(Conn(1)).is_none());
+    }
+
+    #[test]
+    fn a_newer_claim_waits_for_all_and_fences_the_old() {
+        let mut sessions = Sessions::default();
+        attach(&mut sessions, 0, claim(1, 5), 0).unwrap();
+        welcomed(&mut sessions);
+        sessions.started(Conn(0));
+        attach(&mut sessions, 1, claim(1, 5), 0).unwrap();
+        assert_eq!(attach(&mut sessions, 2, claim(2, 6), 3), Ok(vec![(1, Ousted::Refused)]));
+        assert_eq!(attach(&mut sessions, 3, claim(1, 5), 1), Err(Denied::Fenced(claim(2, 6))));
+        assert_eq!(attach(&mut sessions, 4, claim(3, 6), 1), Err(Denied::Fenced(claim(2, 6))));
+        assert_eq!(attach(&mut sessions, 5, claim(2, 6), 4), Ok(vec![]));
+        assert_eq!(welcomed(&mut sessions), []);
+        sessions.ended(Conn(0));
+        assert_eq!(welcomed(&mut sessions), [2, 5]);
+        let other = Claim { array: Id([9; 16]), ..claim(7, 1) };
+        assert!(attach(&mut sessions, 6, other, 0).is_ok(), "another array was assigned: its epochs are its own");
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut sessions = Sessions::default();
+        let max = u64::try_from(limits::VOLUME_CONNECTIONS_MAX).unwrap();
+        for conn in 0..max {
+            attach(&mut sessions, conn, claim(1, 1), 0).unwrap();
+        }
+        assert_eq!(attach(&mut sessions, max, claim(1, 1), 0), Err(Denied::Full));
+        sessions.gone(Conn(0));
+        assert!(attach(&mut sessions, max, claim(1, 1), 0).is_ok());
+        for conn in 0..=max {
+            sessions.gone(Conn(conn));
+        }
+        assert!(sessions.conns.is_empty());
+        assert_eq!(sessions.waiting, 0);
+    }
+}

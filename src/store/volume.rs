@@ -1,0 +1,441 @@
+//! What a server decides about one volume: who is attached, what each request does to the disk, when a flush is true.
+//!
+//! Sans-io: [`Volume::handle`] takes what happened, [`Volume::poll_effect`] gives what to do, in order. Payload never passes
+//! here: the world keeps the bytes of a request under its (connection, slot), checks the checksum of what arrived before it
+//! reports the request, and makes the one of what it sends. Nothing is allocated per request once the tables have grown.
+//!
+//! The world promises: a connection's number is new; every [`Work`] is answered by one `DiskDone`, whatever becomes of the
+//! connection; `Gone` comes once, last, for each attached or refused connection.
+
+use std::collections::VecDeque;
+
+use crate::errno::Errno;
+use crate::limits;
+use crate::store::flush::{Ask, Flushes, Point};
+pub use crate::store::session::Conn;
+use crate::store::session::{Attached, Claim, Denied, Ousted, Sessions};
+use crate::units::{Epoch, Extent, Id};
+use crate::wire::frame::{Header, Op, flags};
+use crate::wire::session::{Hello, Welcome, features};
+use crate::wire::volume::Member;
+
+/// The world's number for a request in flight on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u16);
+
+/// A piece of work at the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Job(pub u32);
+
+/// What does not change while the server runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The volume's name, for messages.
+    pub name: String,
+    /// The volume's id.
+    pub id: Id,
+    /// This life of the server.
+    pub instance: Id,
+    /// Space is taken as it is written, and given back by a discard.
+    pub sparse: bool,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A connection wants to be a channel of a session.
+    Attach {
+        /// Its number.
+        conn: Conn,
+        /// What it said.
+        hello: &'a Hello,
+        /// The epoch of its frame.
+        epoch: Epoch,
+        /// The array that the volume is assigned to now.
+        assigned: Option<&'a Member>,
+    },
+    /// A whole request has arrived.
+    Request {
+        /// From where.
+        conn: Conn,
+        /// Where the world keeps it.
+        slot: Slot,
+        /// What is asked.
+        header: &'a Header,
+        /// The body's checksum was right, or there is no body.
+        intact: bool,
+    },
+    /// Work has ended.
+    DiskDone {
+        /// Which.
+        job: Job,
+        /// How.
+        result: Result<(), Errno>,
+    },
+    /// A connection is no more.
+    Gone {
+        /// Which.
+        conn: Conn,
+    },
+    /// The volume has another size.
+    Resized {
+        /// The new one.
+        sectors: u64,
+    },
+}
+
+/// What the disk is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Fills the slot's buffer.
+    Read,
+    /// Writes the slot's buffer.
+    Write {
+        /// Durable before it is done.
+        durable: bool,
+    },
+    /// The range reads as zeros and keeps its space.
+    Zero,
+    /// The range reads as zeros and gives its space back.
+    Punch,
+    /// Makes everything done so far durable.
+    Sync,
+}
+
+/// One piece of work at the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Its name.
+    pub job: Job,
+    /// What.
+    pub op: DiskOp,
+    /// Where; empty for a sync.
+    pub extent: Extent,
+    /// Whose buffer; `None` for a sync.
+    pub place: Option<(Conn, Slot)>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Work for the disk.
+    Disk(Work),
+    /// An answer. After it is sent the slot is free again. The answer to a read carries the slot's buffer when it succeeded.
+    Reply {
+        /// To whom.
+        conn: Conn,
+        /// Which slot.
+        slot: Slot,
+        /// The header; the body of a read is the world's to add.
+        header: Header,
+    },
+    /// The answer to HELLO; requests may be taken from now on.
+    Welcome {
+        /// To whom.
+        conn: Conn,
+        /// What is told.
+        welcome: Welcome,
+    },
+    /// HELLO is refused, and the connection closed after the answer.
+    Refuse {
+        /// To whom.
+        conn: Conn,
+        /// Why, for branching.
+        errno: Errno,
+        /// Why, for people.
+        text: String,
+    },
+    /// The connection is closed at once; nothing more is taken from it.
+    Close {
+        /// Which.
+        conn: Conn,
+        /// For the log.
+        why: &'static str,
+    },
+}
+
+/// A job on the disk.
+#[derive(Clone, Copy, Debug)]
+enum Running {
+    Sync,
+    Data { conn: Conn, slot: Slot, op: DiskOp, header: Header },
+}
+
+/// An answer that waits for a sync.
+#[derive(Clone, Copy, Debug)]
+struct Waiter {
+    conn: Conn,
+    slot: Slot,
+    header: Header,
+    needs: Point,
+}
+
+/// The rules of one volume.
+#[derive(Debug)]
+pub struct Volume {
+    config: Config,
+    sectors: u64,
+    sessions: Sessions,
+    flushes: Flushes,
+    jobs: Vec<Option<Running>>,
+    free: Vec<u32>,
+    waiters: Vec<Waiter>,
+    effects: VecDeque<Effect>,
+}
+
+impl Volume {
+    /// A volume of `sectors` sectors that nobody is attached to.
+    pub fn new(config: Config, sectors: u64) -> Volume {
+        Volume {
+            config,
+            sectors,
+            sessions: Sessions::default(),
+            flushes: Flushes::default(),
+            jobs: Vec::new(),
+            free: Vec::new(),
+            waiters: Vec::new(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Takes what happened. Whatever follows from it is in [`Volume::poll_effect`] afterwards.
+    pub fn handle(&mut self, event: Event<'_>) {
+        match event {
+            Event::Attach { conn, hello, epoch, assigned } => self.attach(conn, hello, epoch, assigned),
+            Event::Request { conn, slot, header, intact } => self.request(conn, slot, header, intact),
+            Event::DiskDone { job, result } => self.disk_done(job, result),
+            Event::Gone { conn } => self.gone(conn),
+            Event::Resized { sectors } => self.sectors = sectors,
+        }
+    }
+
+    /// What to do next. To be called until `None` after each event.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Who has the volume.
+    pub fn claim(&self) -> Option<Claim> {
+        self.sessions.claim()
+    }
+
+    fn attach(&mut self, conn: Conn, hello: &Hello, epoch: Epoch, assigned: Option<&Member>) {
+        let (version, member) = match self.admit(hello, assigned) {
+            Ok(admitted) => admitted,
+            Err((errno, text)) => return self.effects.push_back(Effect::Refuse { conn, errno, text }),
+        };
+        let claim = Claim { array: hello.array, epoch, session: hello.session };
+        let (effects, waiters) = (&mut self.effects, &mut self.waiters);
+        let name = &self.config.name;
+        let oust = |former: Conn, why: Ousted| {
+            waiters.retain(|waiter| waiter.conn != former);
+            effects.push_back(match why {
+                Ousted::Replaced => Effect::Close { conn: former, why: "its channel was opened again" },
+                Ousted::Superseded => Effect::Close { conn: former, why: "a newer claim took the volume" },
+                Ousted::Refused => {
+                    Effect::Refuse { conn: former, errno: Errno::EBADE, text: fenced(name, member, claim.epoch) }
+                }
+            });
+        };
+        let common = hello.features & features::OURS;
+        match self.sessions.attach(conn, claim, (hello.channel, version, common), oust) {
+            Ok(()) => self.welcome_ready(),
+            Err(Denied::Fenced(held)) => {
+                let text = fenced(name, member, held.epoch);
+                self.effects.push_back(Effect::Refuse { conn, errno: Errno::EBADE, text });
+            }
+            Err(Denied::Full) => {
+                let text = format!(
+                    "volume '{name}' has {} connections and takes no more until some have closed; try again later",
+                    limits::VOLUME_CONNECTIONS_MAX
+                );
+                self.effects.push_back(Effect::Refuse { conn, errno: Errno::EBUSY, text });
+            }
+        }
+    }
+
+    /// What can be said about a HELLO without looking at who is attached.
+    fn admit<'a>(&self, hello: &Hello, assigned: Option<&'a Member>) -> Result<(u16, &'a Member), (Errno, String)> {
+        let name = &self.config.name;
+        let Some(version) = hello.common_version() else {
+            let (oldest, newest) = hello.versions;
+            let text = format!("this server speaks version 1 of the dst protocol, the asker {oldest} to {newest}");
+            return Err((Errno::EPROTONOSUPPORT, text));
+        };
+        match assigned {
+            Some(member) if member.id == hello.array => Ok((version, member)),
+            Some(member) => Err((
+                Errno::EBUSY,
+                format!(
+                    "volume '{name}' belongs to node {} of array '{}' ({}), not to array {}; choose another volume, or free this one first",
+                    member.node, member.name, member.id, hello.array
+                ),
+            )),
+            None => Err((
+                Errno::EPERM,
+                format!("volume '{name}' belongs to no array; it must be assigned to one before it is attached"),
+            )),
+        }
+    }
+
+    fn welcome_ready(&mut self) {
+        while let Some(attached) = self.sessions.next_welcome() {
+            let welcome = Welcome {
+                version: attached.version,
+                features: attached.features,
+                instance: self.config.instance,
+                volume: self.config.id,
+                sectors: self.sectors,
+                requests_max: REQUESTS_MAX,
+                bytes_max: BYTES_MAX,
+            };
+            self.effects.push_back(Effect::Welcome { conn: attached.conn, welcome });
+        }
+    }
+
+    fn request(&mut self, conn: Conn, slot: Slot, header: &Header, intact: bool) {
+        // Not live: superseded, and its requests are dropped.
+        let Some(attached) = self.sessions.live(conn).copied() else { return };
+        if header.is_reply() || header.op.has_message() {
+            return self.close(conn, "it sent a frame that has no place after HELLO");
+        }
+        if let Err(errno) = self.check(&attached, header, intact) {
+            return self.reply(conn, slot, header, Err(errno));
+        }
+        let op = match header.op {
+            Op::Read => DiskOp::Read,
+            Op::Write => DiskOp::Write { durable: header.is_fua() },
+            Op::Discard if self.config.sparse => DiskOp::Punch,
+            Op::Discard | Op::WriteZeroes => DiskOp::Zero,
+            Op::Flush => return self.flush(conn, slot, header),
+            _ => return self.reply(conn, slot, header, Ok(())),
+        };
+        self.sessions.started(conn);
+        let job = self.start(Running::Data { conn, slot, op, header: *header });
+        self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
+    }
+
+    /// Whether a well-formed request may be carried out.
+    fn check(&self, attached: &Attached, header: &Header, intact: bool) -> Result<(), Errno> {
+        if header.op == Op::Keepalive {
+            return Ok(());
+        }
+        if Some(header.epoch) != self.sessions.claim().map(|claim| claim.epoch) {
+            return Err(Errno::EBADE);
+        }
+        let sealed = header.flags & flags::BODY_CRC != 0;
+        let must_be_sealed = header.op == Op::Write && attached.features & features::DATA_CRC != 0;
+        if !intact || (must_be_sealed && !sealed) {
+            return Err(Errno::EILSEQ);
+        }
+        if header.op.has_range() && !header.extent().within(self.sectors) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    fn disk_done(&mut self, job: Job, result: Result<(), Errno>) {
+        let at = job.0 as usize;
+        let Some(running) = self.jobs.get_mut(at).and_then(Option::take) else { return };
+        self.free.push(job.0);
+        match running {
+            Running::Sync => self.synced(result),
+            Running::Data { conn, slot, op, header } => {
+                // A failed write may have left something behind, so it counts too. A durable one needs no flush.
+                if op != DiskOp::Read && (op != DiskOp::Write { durable: true } || result.is_err()) {
+                    self.flushes.wrote();
+                }
+                if self.sessions.ended(conn) {
+                    // What has no durable form of its own is made durable by a flush.
+                    let flushes = header.is_fua() && matches!(op, DiskOp::Zero | DiskOp::Punch);
+                    match result {
+                        Ok(()) if flushes => self.flush(conn, slot, &header),
+                        _ => self.reply(conn, slot, &header, result),
+                    }
+                }
+                self.welcome_ready();
+            }
+        }
+    }
+
+    fn flush(&mut self, conn: Conn, slot: Slot, header: &Header) {
+        match self.flushes.ask() {
+            Ask::Clean => self.reply(conn, slot, header, Ok(())),
+            Ask::Failed => self.reply(conn, slot, header, Err(Errno::EIO)),
+            Ask::Wait(needs) => {
+                self.waiters.push(Waiter { conn, slot, header: *header, needs });
+                self.sync_if_needed();
+            }
+        }
+    }
+
+    /// All who wait share the next sync: it covers the latest of them.
+    fn sync_if_needed(&mut self) {
+        let Some(needs) = self.waiters.iter().map(|waiter| waiter.needs).max() else { return };
+        if self.flushes.start(needs) {
+            let job = self.start(Running::Sync);
+            self.effects.push_back(Effect::Disk(Work {
+                job,
+                op: DiskOp::Sync,
+                extent: Extent::default(),
+                place: None,
+            }));
+        }
+    }
+
+    fn synced(&mut self, result: Result<(), Errno>) {
+        self.flushes.ended(result);
+        let (flushes, effects) = (&self.flushes, &mut self.effects);
+        self.waiters.retain(|waiter| {
+            let answer = match result {
+                Ok(()) if !flushes.covers(waiter.needs) => return true,
+                other => other,
+            };
+            let header = waiter.header.reply(answer);
+            effects.push_back(Effect::Reply { conn: waiter.conn, slot: waiter.slot, header });
+            false
+        });
+        self.sync_if_needed();
+    }
+
+    fn gone(&mut self, conn: Conn) {
+        self.waiters.retain(|waiter| waiter.conn != conn);
+        self.sessions.gone(conn);
+        self.welcome_ready();
+    }
+
+    fn close(&mut self, conn: Conn, why: &'static str) {
+        if self.sessions.close(conn) {
+            self.waiters.retain(|waiter| waiter.conn != conn);
+            self.effects.push_back(Effect::Close { conn, why });
+        }
+    }
+
+    fn reply(&mut self, conn: Conn, slot: Slot, header: &Header, result: Result<(), Errno>) {
+        self.effects.push_back(Effect::Reply { conn, slot, header: header.reply(result) });
+    }
+
+    fn start(&mut self, running: Running) -> Job {
+        if let Some(at) = self.free.pop() {
+            self.jobs[at as usize] = Some(running);
+            return Job(at);
+        }
+        self.jobs.push(Some(running));
+        // Bounded by VOLUME_CONNECTIONS_MAX * LINK_REQUESTS_MAX and the sync.
+        Job(u32::try_from(self.jobs.len() - 1).unwrap_or(u32::MAX))
+    }
+}
+
+/// Requests that may be outstanding on one channel.
+#[allow(clippy::cast_possible_truncation)] // asserted in limits
+pub const REQUESTS_MAX: u32 = limits::LINK_REQUESTS_MAX as u32;
+/// Bytes that may be outstanding on one channel.
+#[allow(clippy::cast_possible_truncation)] // asserted in limits
+pub const BYTES_MAX: u32 = limits::LINK_BYTES_MAX as u32;
+
+fn fenced(name: &str, member: &Member, epoch: Epoch) -> String {
+    format!(
+        "volume '{name}' is held by epoch {} of array '{}', from another life of its daemon; is the array started on another host?",
+        epoch.0, member.name
+    )
+}

@@ -1,0 +1,8 @@
+//! The server through its sockets: volumes, sessions, requests, hostile peers, and what survives it.
+
+mod client;
+mod hostile;
+mod requests;
+mod sessions;
+mod survival;
+mod volumes;
