@@ -19,6 +19,7 @@ pub mod geometry {
 
 /// What a request is, and what one I/O thread does with it.
 pub mod engine {
+    pub mod array;
     pub mod link;
     mod part;
     pub mod request;
@@ -51,6 +52,16 @@ pub mod wire {
     pub mod volume;
 }
 
+/// What people and programs ask for, and what is persisted of it.
+pub mod control {
+    pub mod command;
+    pub mod label;
+    pub mod record;
+    pub mod spec;
+    pub mod status;
+    pub mod target;
+}
+
 // Floor 2, the world.
 
 /// Rings, sockets, disks, devices.
@@ -58,8 +69,11 @@ pub mod wire {
 pub mod io {
     pub mod buffer;
     pub mod clock;
+    pub mod config;
     pub mod disk;
     pub mod greet;
+    pub mod http;
+    pub mod label;
     pub mod link;
     pub mod local;
     /// The NBD frontend.
@@ -72,6 +86,8 @@ pub mod io {
     }
     pub mod pool;
     pub mod ring;
+    pub mod signals;
+    pub mod state_dir;
     pub mod serve;
     pub mod sysfs;
     pub mod ublk;
@@ -85,9 +101,15 @@ pub mod io {
 pub mod roles {
     /// Arrays: the owner, and the I/O threads.
     pub mod array {
+        pub mod daemon;
+        pub mod launch;
+        pub mod owner;
         pub mod path;
+        pub mod perform;
         pub mod running;
+        pub mod targets;
         pub mod worker;
     }
     pub mod server;
+    pub mod up;
 }

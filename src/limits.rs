@@ -75,6 +75,42 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection on which nothing came back for this long after a keepalive is dead.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Arrays that one daemon owns: every view lists them all.
+pub const ARRAYS_MAX: usize = 256;
+/// Most I/O threads of an array unless said otherwise.
+pub const QUEUES_DEFAULT_MAX: usize = 4;
+/// TCP port of a server unless said otherwise.
+pub const PORT_DEFAULT: u16 = 20070;
+/// Longest host name, bytes (RFC 1035).
+pub const HOST_BYTES_MAX: usize = 253;
+/// Longest path of a local target, bytes: what the kernel takes, without the final zero.
+pub const PATH_BYTES_MAX: usize = 4095 - ".dst".len();
+/// Longest path of the control socket, bytes: `sun_path` without the final zero.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Largest record of an array, bytes: `NODES_MAX` nodes with the longest paths.
+pub const RECORD_BYTES_MAX: u64 = 8 << 20;
+/// Largest body of a request on the control socket, bytes: `NODES_MAX` targets with long names.
+pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
+/// Largest head of a request on the control socket, bytes (hyper wants at least 8 KiB).
+pub const HTTP_HEAD_BYTES_MAX: usize = 16 << 10;
+/// Connections to the control socket at the same time; more wait in its backlog.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// A connection to the control socket on which no request arrives for this long is closed.
+pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(30);
+/// Events waiting for the owner of arrays; commands beyond it are refused.
+pub const OWNER_EVENTS_MAX: usize = 256;
+/// Threads that do the owner's blocking work at the same time; more work waits its turn.
+pub const OWNER_HELPERS_MAX: usize = 32;
+/// Servers of one array that are asked at the same time.
+pub const SURVEY_THREADS_MAX: usize = 16;
+/// A volume request is answered within this: a new volume's space is taken first.
+pub const VOLUME_CALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// A stop waits this long for requests in flight.
+pub const HALT_MAX: Duration = Duration::from_secs(20);
+/// At the end of the daemon, what runs is given this long to be halted.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+
 /// A peer that has not finished its HELLO or management request within this is disconnected.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

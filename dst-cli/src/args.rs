@@ -1,0 +1,255 @@
+//! The command line as it is typed. Every word that a person can type is here, with its help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use dst::control::spec::{Alg, Frontend};
+use dst::control::target::{ServerAddress, Target};
+use dst::limits;
+use dst::units::{check_name, parse_duration, parse_size};
+
+/// Builds block devices out of disks of several machines.
+#[derive(Parser)]
+#[command(
+    name = "dst",
+    version,
+    max_term_width = 100,
+    after_help = "Start here:\n  \
+        dst volume create kano:20070/data0 --size 100G      space on a server (dstd server)\n  \
+        dst create storage --alg striped kano/data0 via/data0\n  \
+        dst start storage                                   prints /dev/ublkbN\n  \
+        dst status storage\n\n\
+        Sizes take K, M, G, T (powers of 1024). Exit codes: 0 done, 1 failed, 2 usage."
+)]
+pub(crate) struct Arguments {
+    /// The control socket of dstd
+    #[arg(long, global = true, value_name = "PATH", env = "DST_SOCKET", default_value = "/run/dst/dstd.sock")]
+    pub(crate) socket: PathBuf,
+    /// Print JSON with the same data as the tables
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What is to be done.
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Makes, shows and removes volumes on servers
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// Makes an array out of volumes, files or block devices
+    #[command(after_help = "Examples:\n  \
+        dst create storage --alg striped --chunk 64K kano/data0 via/data0 tor/data0\n  \
+        dst create big --alg linear kano:20070/a /dev/sdb\n\n\
+        What the targets hold is neither read nor erased.")]
+    Create(CreateArguments),
+    /// Makes an array usable and prints its device
+    #[command(after_help = "Examples:\n  \
+        dst start storage                                   prints /dev/ublkbN; also /dev/dst/storage\n  \
+        dst start storage --frontend nbd:/run/storage.sock  prints an NBD URI\n\n\
+        A started array comes back when dstd starts again, until 'dst stop'.")]
+    Start(StartArguments),
+    /// Takes an array out of use
+    #[command(
+        after_help = "Refused while the device is mounted or open; --force takes it away, and what uses it gets I/O errors."
+    )]
+    Stop {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+        /// Even while the device is in use
+        #[arg(long)]
+        force: bool,
+    },
+    /// Frees the volumes of an array and forgets it; erases nothing
+    #[command(
+        after_help = "Refused while the array is started, and while a server does not answer. With --force the array is \
+        forgotten all the same; a volume that could not be freed stays assigned until 'dst volume free'."
+    )]
+    Remove {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+        /// Even when a server does not answer
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lists arrays
+    List,
+    /// Shows arrays, their nodes and what they have done
+    Status {
+        /// The array; all of them if left out
+        #[arg(value_parser = name)]
+        array: Option<String>,
+        /// Show it again every second
+        #[arg(long)]
+        watch: bool,
+    },
+}
+
+/// What is to be done with volumes. These speak to the server itself, not to dstd's socket.
+#[derive(Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// Makes a volume; its space is taken at once
+    #[command(after_help = "Example:\n  dst volume create kano:20070/data0 --size 100G")]
+    Create {
+        /// HOST:PORT/VOLUME (port 20070 if left out)
+        #[arg(value_name = "HOST:PORT/VOLUME", value_parser = volume)]
+        volume: VolumeTarget,
+        /// Size, such as 10G; a multiple of 4K
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+        /// Take space as it is written
+        #[arg(long)]
+        sparse: bool,
+    },
+    /// Lists the volumes of a server
+    List {
+        /// HOST:PORT (port 20070 if left out)
+        #[arg(value_name = "HOST:PORT")]
+        server: ServerAddress,
+    },
+    /// Shows a volume
+    Stat {
+        /// HOST:PORT/VOLUME
+        #[arg(value_name = "HOST:PORT/VOLUME", value_parser = volume)]
+        volume: VolumeTarget,
+    },
+    /// Changes the size of a volume
+    Resize {
+        /// HOST:PORT/VOLUME
+        #[arg(value_name = "HOST:PORT/VOLUME", value_parser = volume)]
+        volume: VolumeTarget,
+        /// New size, such as 20G; a multiple of 4K
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+        /// Even when it becomes smaller and loses what is beyond
+        #[arg(long)]
+        force: bool,
+    },
+    /// Removes a volume and its data
+    Remove {
+        /// HOST:PORT/VOLUME
+        #[arg(value_name = "HOST:PORT/VOLUME", value_parser = volume)]
+        volume: VolumeTarget,
+        /// Even when it belongs to an array
+        #[arg(long)]
+        force: bool,
+    },
+    /// Takes an array's name out of a volume whose array is gone; the data stays
+    #[command(
+        after_help = "For volumes that 'dst remove --force' could not reach, or whose machine is lost. A path takes the \
+        label off a local file or block device."
+    )]
+    Free {
+        /// HOST:PORT/VOLUME, or the path of a local target
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Even when it belongs to an array
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// A volume on a server.
+#[derive(Clone, Debug)]
+pub(crate) struct VolumeTarget {
+    pub(crate) server: ServerAddress,
+    pub(crate) volume: String,
+}
+
+/// Arguments of `create`.
+#[derive(Args)]
+pub(crate) struct CreateArguments {
+    /// Name of the new array
+    #[arg(value_parser = name)]
+    pub(crate) array: String,
+    /// linear: end to end; striped: chunks dealt out in turn
+    #[arg(long)]
+    pub(crate) alg: Alg,
+    /// Chunk of a striped array, 4K to 1M [default: 64K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) chunk: Option<u64>,
+    /// Logical block in bytes: 512 or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    pub(crate) block: u32,
+    /// HOST:PORT/VOLUME (port 20070 if left out), or the absolute path of a file or block device; in order
+    #[arg(value_name = "TARGET", required = true)]
+    pub(crate) targets: Vec<String>,
+}
+
+/// Arguments of `start`.
+#[derive(Args)]
+pub(crate) struct StartArguments {
+    /// The array
+    #[arg(value_parser = name)]
+    pub(crate) array: String,
+    /// How the array is shown: ublk, nbd:ADDRESS:PORT or nbd:/path.sock
+    #[arg(long, default_value = "ublk")]
+    pub(crate) frontend: Frontend,
+    /// I/O threads [default: one per CPU, at most 4]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) queues: usize,
+    /// Requests in flight in each of them
+    #[arg(long, value_name = "N", default_value_t = limits::DEPTH_DEFAULT)]
+    pub(crate) depth: usize,
+    /// A request that cannot be answered fails after this
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    pub(crate) io_timeout: Duration,
+}
+
+fn name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned())
+}
+
+fn volume(text: &str) -> Result<VolumeTarget, String> {
+    match text.parse()? {
+        Target::Remote { server, volume } => Ok(VolumeTarget { server, volume }),
+        Target::Local(path) => Err(format!("'{path}' is a local path: a volume is named HOST:PORT/VOLUME")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_documented_parses() {
+        for line in [
+            "dst volume create h:1/v --size 10G --sparse",
+            "dst volume list h:1",
+            "dst volume stat h/v",
+            "dst volume resize h/v --size 20G --force",
+            "dst volume remove h/v",
+            "dst volume free /dev/sdb --force",
+            "dst create a --alg striped --chunk 64K --block 4096 h:1/v /dev/sdb",
+            "dst start a --frontend nbd:127.0.0.1:10809 --queues 2 --depth 64 --io-timeout 5s",
+            "dst stop a --force",
+            "dst remove a --force --json",
+            "dst list --socket /x.sock",
+            "dst status a --watch",
+        ] {
+            Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in [
+            "dst",
+            "dst create a h/v",
+            "dst create a --alg mirror h/v",
+            "dst create a --alg linear",
+            "dst volume stat /dev/sdb",
+            "dst start a --frontend fuse",
+            "dst start a/b",
+            "dst volume create h/v --size ten",
+        ] {
+            assert_eq!(Arguments::try_parse_from(line.split(' ')).err().unwrap().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! One function for each verb: asks, and hands the answer to be shown. An error is what a person reads.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::time::Duration;
+
+use dst::control::command::{Arrays, Create, Force, Removed};
+use dst::control::label::{Label, SLOT_BYTES, beside, slots};
+use dst::control::spec::RunOptions;
+use dst::control::status::ArrayStatus;
+use dst::control::target::{ServerAddress, Target};
+use dst::wire::frame::Op;
+use dst::wire::volume;
+use dst::wire::volume::{List, Named, Page, Resize, Volume};
+
+use crate::args::{Arguments, CreateArguments, StartArguments, Verb, VolumeTarget, VolumeVerb};
+use crate::client::{Daemon, ask_server};
+use crate::render;
+
+/// How often `status --watch` looks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Does what was typed.
+pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
+    let daemon = Daemon { socket: &arguments.socket };
+    let json = arguments.json;
+    match arguments.verb {
+        Verb::Volume(verb) => run_volume(verb, json),
+        Verb::Create(create) => run_create(&daemon, create, json),
+        Verb::Start(start) => run_start(&daemon, start, json),
+        Verb::Stop { array, force } => {
+            let stopped: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/stop"), &Force { force })?;
+            render::one(&stopped, json, |array| format!("stopped {}", array.name))
+        }
+        Verb::Remove { array, force } => {
+            let query = if force { "?force=true" } else { "" };
+            let removed: Removed = daemon.ask("DELETE", &format!("/v1/arrays/{array}{query}"), &())?;
+            for warning in &removed.warnings {
+                eprintln!("dst: {warning}");
+            }
+            render::one(&removed, json, |removed| format!("removed {}", removed.name))
+        }
+        Verb::List => {
+            let arrays: Arrays = daemon.ask("GET", "/v1/arrays", &())?;
+            render::one(&arrays, json, |arrays| render::arrays(&arrays.arrays))
+        }
+        Verb::Status { array, watch } => run_status(&daemon, array.as_deref(), watch, json),
+    }
+}
+
+fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(), String> {
+    let CreateArguments { array: name, alg, chunk, block, targets } = typed;
+    // A path is the daemon's to open, and its folder is another one.
+    let made: ArrayStatus = daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, targets })?;
+    render::one(&made, json, render::created)
+}
+
+fn run_start(daemon: &Daemon, typed: StartArguments, json: bool) -> Result<(), String> {
+    let StartArguments { array, frontend, queues, depth, io_timeout } = typed;
+    let run = RunOptions { frontend, queues, depth, io_timeout };
+    let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/start"), &run)?;
+    render::one(&started, json, |array| array.device.clone().unwrap_or_default())
+}
+
+fn run_status(daemon: &Daemon, array: Option<&str>, watch: bool, json: bool) -> Result<(), String> {
+    loop {
+        let arrays = match array {
+            Some(name) => vec![daemon.ask::<ArrayStatus>("GET", &format!("/v1/arrays/{name}"), &())?],
+            None => daemon.ask::<Arrays>("GET", "/v1/arrays", &())?.arrays,
+        };
+        match (watch, array) {
+            (true, _) => render::again(&Arrays { arrays }, json, |arrays| render::status(&arrays.arrays))?,
+            (false, Some(_)) => {
+                return render::one(&arrays[0], json, |array| render::status(std::slice::from_ref(array)));
+            }
+            (false, None) => return render::one(&Arrays { arrays }, json, |arrays| render::status(&arrays.arrays)),
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn run_volume(verb: VolumeVerb, json: bool) -> Result<(), String> {
+    match verb {
+        VolumeVerb::Create { volume: VolumeTarget { server, volume: name }, size, sparse } => {
+            let made: Volume = ask_server(&server, Op::VolumeCreate, &volume::Create { name, size, sparse })?;
+            render::one(&made, json, |made| render::volume_done("created", &server, made))
+        }
+        VolumeVerb::List { server } => {
+            let volumes = list(&server)?;
+            render::one(&volumes, json, |volumes| render::volumes(volumes))
+        }
+        VolumeVerb::Stat { volume: VolumeTarget { server, volume: name } } => {
+            let found: Volume = ask_server(&server, Op::VolumeStat, &Named { name, array: None, force: false })?;
+            render::one(&found, json, |found| render::volumes(std::slice::from_ref(found)))
+        }
+        VolumeVerb::Resize { volume: VolumeTarget { server, volume: name }, size, force } => {
+            let resized: Volume = ask_server(&server, Op::VolumeResize, &Resize { name, size, force })?;
+            render::one(&resized, json, |resized| render::volume_done("resized", &server, resized))
+        }
+        VolumeVerb::Remove { volume: VolumeTarget { server, volume: name }, force } => {
+            let removed: Volume = ask_server(&server, Op::VolumeRemove, &Named { name, array: None, force })?;
+            render::one(&removed, json, |removed| render::volume_done("removed", &server, removed))
+        }
+        VolumeVerb::Free { target: Target::Remote { server, volume: name }, force } => {
+            let freed: Volume = ask_server(&server, Op::VolumeFree, &Named { name, array: None, force })?;
+            render::one(&freed, json, |freed| render::volume_done("freed", &server, freed))
+        }
+        VolumeVerb::Free { target: Target::Local(path), force } => {
+            let label = free_local(&path, force).map_err(|why| format!("{path} is not freed: {why}"))?;
+            render::one(&label, json, |_| format!("freed {path}"))
+        }
+    }
+}
+
+/// All volumes of a server, page by page.
+fn list(server: &ServerAddress) -> Result<Vec<Volume>, String> {
+    let mut volumes: Vec<Volume> = Vec::new();
+    loop {
+        let after = volumes.last().map(|volume| volume.name.clone());
+        let page: Page = ask_server(server, Op::VolumeList, &List { after })?;
+        let more = page.more && !page.volumes.is_empty();
+        volumes.extend(page.volumes);
+        if !more {
+            return Ok(volumes);
+        }
+    }
+}
+
+/// Takes the label off a local target, and returns what it said.
+fn free_local(path: &str, force: bool) -> Result<Option<Label>, String> {
+    let wanted = |label: Option<&Label>| match label.and_then(|label| label.array.as_ref()) {
+        Some(member) if !force => Err(format!(
+            "it belongs to node {} of array '{}': 'dst remove {}' frees it, or --force if that array is gone for good",
+            member.node, member.name, member.name
+        )),
+        _ => Ok(()),
+    };
+    let kind = std::fs::metadata(path).map_err(|error| error.to_string())?.file_type();
+    if !kind.is_block_device() {
+        let beside = beside(path);
+        let bytes = match std::fs::read(&beside) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(|error| format!("{beside}: {error}"))?,
+        };
+        let label = Label::decode(&bytes).ok();
+        wanted(label.as_ref())?;
+        std::fs::remove_file(&beside).map_err(|error| format!("{beside}: {error}"))?;
+        return Ok(label);
+    }
+    let failed = |error: std::io::Error| error.to_string();
+    let mut device = File::options().read(true).write(true).open(path).map_err(failed)?;
+    let bytes = device.seek(SeekFrom::End(0)).map_err(failed)?;
+    let mut found = None;
+    for slot in slots(bytes).into_iter().flatten() {
+        let mut bytes = [0; SLOT_BYTES];
+        device.read_exact_at(&mut bytes, slot).map_err(failed)?;
+        let Ok(label) = Label::decode(&bytes) else { continue };
+        wanted(Some(&label))?;
+        device.write_all_at(&[0; SLOT_BYTES], slot).and_then(|()| device.sync_all()).map_err(failed)?;
+        found = Some(label);
+    }
+    Ok(found)
+}

@@ -1,0 +1,286 @@
+//! What is printed: tables for people, JSON with the same data for programs.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use dst::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, State};
+use dst::control::target::ServerAddress;
+use dst::units::{format_duration, format_size};
+use dst::wire::volume::Volume;
+use serde::Serialize;
+
+/// Prints a value: as JSON, or as the text that `table` makes of it.
+pub(crate) fn one<T: Serialize + ?Sized>(value: &T, json: bool, table: impl Fn(&T) -> String) -> Result<(), String> {
+    let text = if json {
+        serde_json::to_string_pretty(value).map_err(|error| error.to_string())?
+    } else {
+        table(value).trim_end().to_owned()
+    };
+    if text.is_empty() {
+        return Ok(());
+    }
+    print(&format!("{text}\n"))
+}
+
+/// Prints a value in place of the former one; JSON values one to a line.
+pub(crate) fn again<T: Serialize + ?Sized>(value: &T, json: bool, table: impl Fn(&T) -> String) -> Result<(), String> {
+    if json {
+        let line = serde_json::to_string(value).map_err(|error| error.to_string())?;
+        return print(&format!("{line}\n"));
+    }
+    let clear = if std::io::IsTerminal::is_terminal(&std::io::stdout()) { "\x1b[H\x1b[2J" } else { "" };
+    print(&format!("{clear}{}\n", table(value).trim_end()))
+}
+
+/// A reader that has seen enough, such as `head`, ends the program quietly.
+fn print(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.map_err(|error| format!("cannot print: {error}")),
+    }
+}
+
+/// Columns as wide as their widest cell; the last one is not padded.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..count).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// The answer to `create`.
+pub(crate) fn created(array: &ArrayStatus) -> String {
+    let (size, layout) = size_and_layout(array);
+    format!("created {}: {size}, {layout}, {}. Start it with: dst start {}", array.name, nodes(array), array.name)
+}
+
+fn nodes(array: &ArrayStatus) -> String {
+    match array.nodes.len() {
+        1 => "1 node".to_owned(),
+        count => format!("{count} nodes"),
+    }
+}
+
+fn size_and_layout(array: &ArrayStatus) -> (String, String) {
+    let Some(spec) = &array.spec else { return ("-".to_owned(), "-".to_owned()) };
+    let layout = match spec.chunk {
+        0 => spec.alg.to_string(),
+        chunk => format!("{} {}", spec.alg, format_size(chunk)),
+    };
+    (format_size(spec.size), layout)
+}
+
+/// The table of `list`.
+pub(crate) fn arrays(arrays: &[ArrayStatus]) -> String {
+    if arrays.is_empty() {
+        return "no arrays: 'dst create' makes one".to_owned();
+    }
+    let mut rows = vec![cells(["NAME", "STATE", "SIZE", "ALG", "NODES", "DEVICE"])];
+    for array in arrays {
+        let (size, layout) = size_and_layout(array);
+        let device = array.device.as_deref().unwrap_or("-");
+        rows.push(cells([&array.name, array.state.word(), &size, &layout, &array.nodes.len().to_string(), device]));
+    }
+    let mut text = columns(&rows);
+    for array in arrays {
+        if let Some(why) = &array.why {
+            let _ = writeln!(text, "{}: {why}", array.name);
+        }
+    }
+    text
+}
+
+/// The page of `status`.
+pub(crate) fn status(arrays: &[ArrayStatus]) -> String {
+    if arrays.is_empty() {
+        return self::arrays(arrays);
+    }
+    arrays.iter().map(array).collect::<Vec<String>>().join("\n")
+}
+
+fn array(array: &ArrayStatus) -> String {
+    let mut text = format!("{}: {}", array.name, array.state.word());
+    if let Some(device) = &array.device {
+        let _ = write!(text, " as {device}");
+    }
+    text.push('\n');
+    if let Some(why) = &array.why {
+        let what = if array.state == State::Starting { "waiting for" } else { "why" };
+        let _ = writeln!(text, "  {what}: {why}");
+    }
+    if let Some(spec) = &array.spec {
+        let (size, layout) = size_and_layout(array);
+        let _ = writeln!(text, "  {size}, {layout}, {}, block {}, epoch {}", nodes(array), spec.block, spec.epoch.0);
+        if array.state == State::Started {
+            let queues = match spec.run.queues {
+                0 => "queues by CPUs".to_owned(),
+                queues => format!("{queues} queues"),
+            };
+            let timeout = format_duration(spec.run.io_timeout);
+            let _ = writeln!(
+                text,
+                "  frontend {}, {queues}, depth {}, I/O timeout {timeout}",
+                spec.run.frontend, spec.run.depth
+            );
+        }
+    }
+    if let Some(counters) = &array.counters {
+        let _ = writeln!(text, "  {}", work(counters));
+    }
+    if !array.kernel.is_empty() {
+        let facts: Vec<String> = array.kernel.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let _ = writeln!(text, "  kernel: {}", facts.join(", "));
+    }
+    if !array.nodes.is_empty() {
+        text.push_str(&node_table(array));
+    }
+    text
+}
+
+fn node_table(array: &ArrayStatus) -> String {
+    let live = array.counters.is_some();
+    let mut rows = vec![cells(["  NODE", "SIZE", "TARGET", "STATE"])];
+    if live {
+        rows[0].extend(cells(["IN-FLIGHT", "READS", "READ", "WRITES", "WRITTEN", "ERRORS"]));
+    }
+    for node in &array.nodes {
+        let mut row = vec![format!("  {}", node.name), format_size(node.size), node.target.to_string(), link(node)];
+        if live {
+            let counters = &node.counters;
+            row.extend([
+                counters.in_flight.to_string(),
+                counters.reads.to_string(),
+                format_size(counters.read_bytes),
+                counters.writes.to_string(),
+                format_size(counters.written_bytes),
+                counters.errors.to_string(),
+            ]);
+        }
+        rows.push(row);
+    }
+    let mut text = columns(&rows);
+    for node in &array.nodes {
+        if let Some(error) = node.last_error.as_deref().filter(|_| node.state != LinkState::Connected) {
+            let _ = writeln!(text, "  {}: {error}", node.name);
+        }
+    }
+    text
+}
+
+fn link(node: &NodeStatus) -> String {
+    match node.state {
+        LinkState::Reconnecting => format!("reconnecting (try {})", node.tries),
+        state => state.word().to_owned(),
+    }
+}
+
+fn work(counters: &Counters) -> String {
+    format!(
+        "{} in flight; {} reads ({}), {} writes ({}), {} flushes, {} errors",
+        counters.in_flight,
+        counters.reads,
+        format_size(counters.read_bytes),
+        counters.writes,
+        format_size(counters.written_bytes),
+        counters.flushes,
+        counters.errors
+    )
+}
+
+/// The table of volumes.
+pub(crate) fn volumes(volumes: &[Volume]) -> String {
+    if volumes.is_empty() {
+        return "no volumes: 'dst volume create' makes one".to_owned();
+    }
+    let mut rows = vec![cells(["NAME", "SIZE", "ALLOCATED", "KIND", "ARRAY", "NODE", "CONNECTIONS", "ID"])];
+    for volume in volumes {
+        let (array, node) =
+            volume.array.as_ref().map_or(("-", "-"), |member| (member.name.as_str(), member.node.as_str()));
+        rows.push(cells([
+            &volume.name,
+            &format_size(volume.size),
+            &format_size(volume.allocated),
+            if volume.sparse { "sparse" } else { "preallocated" },
+            array,
+            node,
+            &volume.connections.to_string(),
+            &volume.id.to_string(),
+        ]));
+    }
+    columns(&rows)
+}
+
+/// What was done with a volume.
+pub(crate) fn volume_done(what: &str, server: &ServerAddress, volume: &Volume) -> String {
+    let kind = if volume.sparse { ", sparse" } else { "" };
+    format!("{what} {server}/{} ({}{kind})", volume.name, format_size(volume.size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> ArrayStatus {
+        let json = r#"{
+            "name": "storage", "state": "started", "device": "/dev/ublkb0",
+            "spec": {
+                "id": "00112233445566778899aabbccddeeff", "size": 3221225472, "alg": "striped", "chunk": 65536, "block": 512,
+                "epoch": 4, "run": {"frontend": "ublk", "queues": 0, "depth": 128, "io_timeout": "60s"}
+            },
+            "counters": {"in_flight": 1, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1,
+                "errors": 0},
+            "nodes": [
+                {"name": "n-0", "start": 0, "size": 1610612736, "target": "kano:20070/a", "state": "connected", "counters":
+                {"in_flight": 0, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1,
+                "errors": 0}},
+                {"name": "n-128", "start": 128, "size": 1610612736, "target": "via:20070/a", "state": "reconnecting", "tries": 7,
+                "last_error": "connection refused", "counters": {"in_flight": 1, "reads": 0, "read_bytes": 0,
+                "writes": 0, "written_bytes": 0, "flushes": 0, "errors": 0}}
+            ]
+        }"#;
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn status_says_what_the_json_says() {
+        let expected = "\
+storage: started as /dev/ublkb0
+  3G, striped 64K, 2 nodes, block 512, epoch 4
+  frontend ublk, queues by CPUs, depth 128, I/O timeout 1m
+  1 in flight; 2 reads (8K), 3 writes (1M), 1 flushes, 0 errors
+  NODE   SIZE  TARGET        STATE                 IN-FLIGHT  READS  READ  WRITES  WRITTEN  ERRORS
+  n-0    1.5G  kano:20070/a  connected             0          2      8K    3       1M       0
+  n-128  1.5G  via:20070/a   reconnecting (try 7)  1          0      0     0       0        0
+  n-128: connection refused
+";
+        assert_eq!(status(&[example()]), expected);
+        let again: ArrayStatus = serde_json::from_str(&serde_json::to_string(&example()).unwrap()).unwrap();
+        assert_eq!(again, example());
+    }
+
+    #[test]
+    fn a_list_names_what_is_wrong() {
+        let mut corrupt = ArrayStatus { name: "bad".to_owned(), state: State::Corrupt, ..example() };
+        (corrupt.spec, corrupt.device, corrupt.why) = (None, None, Some("its record is damaged".to_owned()));
+        corrupt.nodes.clear();
+        let text = arrays(&[example(), corrupt]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "storage  started  3G    striped 64K  2      /dev/ublkb0");
+        assert_eq!(lines[2], "bad      corrupt  -     -            0      -");
+        assert_eq!(lines[3], "bad: its record is damaged");
+    }
+}

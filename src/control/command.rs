@@ -1,0 +1,274 @@
+//! What can be asked of the daemon that owns arrays, over HTTP/JSON, and what it answers. Shared with the command line.
+//!
+//! [`route`] is the whole table of `docs/API.md`: method and path to an [`Ask`]. Pure; nothing of a peer's bytes is trusted.
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::spec::{Alg, RunOptions};
+use crate::control::status::ArrayStatus;
+use crate::errno::Errno;
+use crate::units::check_name;
+
+/// The version of the API, as in its paths.
+pub const API_VERSION: u32 = 1;
+
+/// Body of `POST /v1/arrays`: a new array. Targets are text, so that all that is wrong with them is said in one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Its name.
+    pub name: String,
+    /// How it is laid out.
+    pub alg: Alg,
+    /// Chunk of a striped array, bytes; the default where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<u64>,
+    /// Logical block, bytes: 512 or 4096.
+    #[serde(default = "block_default")]
+    pub block: u32,
+    /// Where its nodes live, in order: `HOST:PORT/VOLUME` or an absolute path.
+    pub targets: Vec<String>,
+}
+
+/// Logical block of an array unless said otherwise, bytes.
+pub const fn block_default() -> u32 {
+    512
+}
+
+/// Something that changes arrays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Makes an array out of volumes.
+    Create(Create),
+    /// Makes it usable.
+    Start {
+        /// The array.
+        name: String,
+        /// How it runs.
+        run: RunOptions,
+    },
+    /// Takes it out of use.
+    Stop {
+        /// The array.
+        name: String,
+        /// Even while it is in use.
+        force: bool,
+    },
+    /// Frees its volumes and forgets it.
+    Remove {
+        /// The array.
+        name: String,
+        /// Even when a volume cannot be freed.
+        force: bool,
+    },
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Who is there?
+    Version,
+    /// All arrays.
+    List,
+    /// One array.
+    Get(String),
+    /// Something that changes arrays; answered when it is done.
+    Do(Command),
+}
+
+/// Answer to `GET /v1`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The daemon's own version.
+    pub version: String,
+    /// The version of this API.
+    pub api: u32,
+    /// The daemon's process.
+    pub pid: u32,
+}
+
+/// Answer to `GET /v1/arrays`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrays {
+    /// All arrays, by name.
+    pub arrays: Vec<ArrayStatus>,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// The array that was.
+    pub name: String,
+    /// Volumes that could not be freed and still name the array, each with what to do.
+    pub warnings: Vec<String>,
+}
+
+/// What a command answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// The array as it is now.
+    Array(Box<ArrayStatus>),
+    /// What was removed.
+    Removed(Removed),
+}
+
+/// Why something was not done: an error number to branch on, and what, why and what to do next for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For branching.
+    pub errno: Errno,
+    /// For people.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal of `errno` with its words.
+    pub fn new(errno: Errno, text: impl Into<String>) -> Refusal {
+        Refusal { errno, text: text.into() }
+    }
+
+    /// A name that names nothing.
+    pub fn no_such_array(name: &str) -> Refusal {
+        let text = format!("there is no array '{name}': 'dst list' shows those there are");
+        Refusal::new(Errno::ENOENT, text)
+    }
+
+    /// As it is sent.
+    pub fn problem(&self) -> Problem {
+        Problem { error: self.text.clone(), errno: self.errno.name().unwrap_or("EIO").to_owned() }
+    }
+
+    /// The HTTP status under which it is sent.
+    pub fn http_status(&self) -> u16 {
+        match self.errno {
+            Errno::EINVAL | Errno::ERANGE => 400,
+            Errno::EACCES | Errno::EPERM => 403,
+            Errno::ENOENT => 404,
+            Errno::EOPNOTSUPP => 405,
+            Errno::EBUSY | Errno::EEXIST => 409,
+            Errno::EOVERFLOW => 413,
+            Errno::EAGAIN | Errno::ESHUTDOWN => 503,
+            _ => 500,
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What, why and what to do next.
+    pub error: String,
+    /// The symbol of the error number, such as `EBUSY`.
+    pub errno: String,
+}
+
+/// Body of `POST /v1/arrays/NAME/stop`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Force {
+    /// Even while it is in use.
+    pub force: bool,
+}
+
+/// What a request asks for. `path` comes without the query.
+pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, Refusal> {
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(1).collect();
+    let named = |name: &str| check_name(name).map(|()| name.to_owned()).map_err(|why| Refusal::new(Errno::EINVAL, why));
+    match (method, parts.as_slice()) {
+        ("GET", ["v1"]) => Ok(Ask::Version),
+        ("GET", ["v1", "arrays"]) => Ok(Ask::List),
+        ("GET", ["v1", "arrays", name]) => Ok(Ask::Get(named(name)?)),
+        ("POST", ["v1", "arrays"]) => Ok(Ask::Do(Command::Create(parse(body)?))),
+        ("POST", ["v1", "arrays", name, "start"]) => {
+            Ok(Ask::Do(Command::Start { name: named(name)?, run: parse_or_default(body)? }))
+        }
+        ("POST", ["v1", "arrays", name, "stop"]) => {
+            let Force { force } = parse_or_default(body)?;
+            Ok(Ask::Do(Command::Stop { name: named(name)?, force }))
+        }
+        ("DELETE", ["v1", "arrays", name]) => {
+            let force = match query {
+                "" | "force=false" => false,
+                "force=true" => true,
+                _ => return Err(Refusal::new(Errno::EINVAL, format!("unknown query '{}'", query.escape_default()))),
+            };
+            Ok(Ask::Do(Command::Remove { name: named(name)?, force }))
+        }
+        (_, ["v1"] | ["v1", "arrays"] | ["v1", "arrays", _] | ["v1", "arrays", _, "start" | "stop"]) => {
+            Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default())))
+        }
+        _ => Err(Refusal::new(Errno::ENOENT, format!("there is nothing at {}", path.escape_default()))),
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(Errno::EINVAL, format!("the request's body is not understood: {error}")))
+}
+
+fn parse_or_default<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() { Ok(T::default()) } else { parse(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn each_route() {
+        let get = |path| route("GET", path, "", b"");
+        assert_eq!(get("/v1"), Ok(Ask::Version));
+        assert_eq!(get("/v1/arrays"), Ok(Ask::List));
+        assert_eq!(get("/v1/arrays/a"), Ok(Ask::Get("a".to_owned())));
+        let create = br#"{"name":"a","alg":"linear","targets":["h/v"]}"#;
+        let Ok(Ask::Do(Command::Create(create))) = route("POST", "/v1/arrays", "", create) else { panic!() };
+        assert_eq!((create.block, create.chunk), (512, None));
+        assert_eq!(
+            route("POST", "/v1/arrays/a/start", "", b""),
+            Ok(Ask::Do(Command::Start { name: "a".to_owned(), run: RunOptions::default() }))
+        );
+        let body = br#"{"frontend":"nbd:/a.sock","io_timeout":"2s"}"#;
+        let Ok(Ask::Do(Command::Start { run, .. })) = route("POST", "/v1/arrays/a/start", "", body) else { panic!() };
+        assert_eq!(run.io_timeout.as_secs(), 2);
+        assert_eq!(
+            route("POST", "/v1/arrays/a/stop", "", br#"{"force":true}"#),
+            Ok(Ask::Do(Command::Stop { name: "a".to_owned(), force: true }))
+        );
+        assert_eq!(
+            route("DELETE", "/v1/arrays/a", "force=true", b""),
+            Ok(Ask::Do(Command::Remove { name: "a".to_owned(), force: true }))
+        );
+    }
+
+    #[test]
+    fn what_is_not_in_the_table() {
+        let status = |method, path, query, body| route(method, path, query, body).unwrap_err().http_status();
+        assert_eq!(status("GET", "/", "", b""), 404);
+        assert_eq!(status("GET", "/v2/arrays", "", b""), 404);
+        assert_eq!(status("PUT", "/v1/arrays/a", "", b""), 405);
+        assert_eq!(status("GET", "/v1/arrays/a/start", "", b""), 405);
+        assert_eq!(status("GET", "/v1/arrays/..", "", b""), 400);
+        assert_eq!(status("DELETE", "/v1/arrays/a", "sure=yes", b""), 400);
+        assert_eq!(status("POST", "/v1/arrays", "", b"{"), 400);
+        assert_eq!(status("POST", "/v1/arrays/a/stop", "", br#"{"foce":true}"#), 400);
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_routed_without_panic(path in "[/a-z1.%]{0,20}", body in prop::collection::vec(any::<u8>(), 0..60)) {
+            for method in ["GET", "POST", "DELETE", "x"] {
+                let _ = route(method, &path, "", &body);
+            }
+        }
+    }
+}

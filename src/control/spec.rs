@@ -1,0 +1,306 @@
+//! What is persisted of an array: one record, enough to bring it back on this machine. Versioned, checksummed, pure.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::record;
+use crate::control::record::BadRecord;
+use crate::control::target::Target;
+use crate::limits;
+use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duration};
+use crate::wire::nbd::address::NbdAddress;
+
+/// The version of [`ArraySpec`] that is written. Version 1 is the first.
+pub const VERSION: u32 = 1;
+/// The kind of an array's record.
+const KIND: &str = "array";
+
+/// How an array is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Alg {
+    /// Nodes end to end.
+    Linear,
+    /// Chunks dealt out in turn.
+    Striped,
+}
+
+impl fmt::Display for Alg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Alg::Linear => "linear",
+            Alg::Striped => "striped",
+        })
+    }
+}
+
+impl FromStr for Alg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Alg, String> {
+        match text {
+            "linear" => Ok(Alg::Linear),
+            "striped" => Ok(Alg::Striped),
+            _ => Err(format!("'{}' is not an algorithm: use linear or striped", text.escape_default())),
+        }
+    }
+}
+
+/// How an array is shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Frontend {
+    /// A block device of this machine.
+    #[default]
+    Ublk,
+    /// NBD, on a TCP address or a unix socket.
+    Nbd(NbdAddress),
+}
+
+impl FromStr for Frontend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Frontend, String> {
+        match text.split_once(':') {
+            None if text == "ublk" => Ok(Frontend::Ublk),
+            Some(("nbd", address)) => address.parse().map(Frontend::Nbd),
+            _ => Err(format!(
+                "'{}' is not a frontend: use ublk, nbd:ADDRESS:PORT or nbd:/path.sock",
+                text.escape_default()
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Frontend::Ublk => f.write_str("ublk"),
+            Frontend::Nbd(address) => write!(f, "nbd:{address}"),
+        }
+    }
+}
+
+impl Serialize for Frontend {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Frontend {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Frontend, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A duration written as people write it: `"60s"`.
+pub mod duration_text {
+    use super::*;
+
+    /// As `format_duration`.
+    pub fn serialize<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_duration(*duration))
+    }
+
+    /// As `parse_duration`.
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_duration(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// How a started array runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunOptions {
+    /// How the array is shown.
+    pub frontend: Frontend,
+    /// I/O threads; 0: one per CPU, at most `limits::QUEUES_DEFAULT_MAX`.
+    pub queues: usize,
+    /// Requests in flight in each.
+    pub depth: usize,
+    /// A request that cannot be answered fails with ETIMEDOUT after this.
+    #[serde(with = "duration_text")]
+    pub io_timeout: Duration,
+}
+
+impl Default for RunOptions {
+    fn default() -> RunOptions {
+        RunOptions {
+            frontend: Frontend::Ublk,
+            queues: 0,
+            depth: limits::DEPTH_DEFAULT,
+            io_timeout: limits::IO_TIMEOUT_DEFAULT,
+        }
+    }
+}
+
+impl RunOptions {
+    /// Says what is out of bounds.
+    pub fn check(&self) -> Result<(), String> {
+        if self.queues > limits::SHARDS_MAX {
+            return Err(format!("{} queues: at most {} are possible", self.queues, limits::SHARDS_MAX));
+        }
+        if self.depth == 0 || self.depth > limits::DEPTH_MAX {
+            return Err(format!("a depth of {}: it is a number from 1 to {}", self.depth, limits::DEPTH_MAX));
+        }
+        if !(limits::IO_TIMEOUT_MIN..=limits::IO_TIMEOUT_MAX).contains(&self.io_timeout) {
+            return Err(format!(
+                "an I/O timeout of {}: it is a time from {} to {}",
+                format_duration(self.io_timeout),
+                format_duration(limits::IO_TIMEOUT_MIN),
+                format_duration(limits::IO_TIMEOUT_MAX)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// How far an array has come, durably. What a daemon finds in the record decides what it does at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Volumes are being assigned: rolled back at the next start.
+    Creating,
+    /// Complete and not in use.
+    Stopped,
+    /// In use, or to be in use as soon as its volumes are there.
+    Started,
+    /// Volumes are being freed: rolled forward at the next start.
+    Removing,
+}
+
+/// One node of an array.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSpec {
+    /// Its lowest array sector when it was added, which names it.
+    pub start: NodeId,
+    /// Sectors of the volume that the array uses.
+    pub sectors: u64,
+    /// Where its data lives.
+    pub target: Target,
+    /// The id of the volume there: another volume under the same name does not have this array's data.
+    pub volume: Id,
+}
+
+/// The record of an array.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArraySpec {
+    /// Its name.
+    pub name: String,
+    /// Its id, for ever.
+    pub id: Id,
+    /// How far it has come.
+    pub phase: Phase,
+    /// How it is laid out.
+    pub alg: Alg,
+    /// Chunk of a striped array, bytes; 0 for linear.
+    pub chunk: u64,
+    /// Logical block, bytes: 512 or 4096.
+    pub block: u32,
+    /// The greatest epoch that was ever used.
+    pub epoch: Epoch,
+    /// Its nodes, in order.
+    pub nodes: Vec<NodeSpec>,
+    /// How it runs, or ran last.
+    pub run: RunOptions,
+}
+
+impl ArraySpec {
+    /// The bytes to store.
+    pub fn encode(&self) -> Result<Vec<u8>, BadRecord> {
+        record::encode(KIND, VERSION, self)
+    }
+
+    /// Checks and decodes the record of the array called `name`.
+    pub fn decode(name: &str, bytes: &[u8]) -> Result<ArraySpec, BadRecord> {
+        let spec: ArraySpec = record::decode(KIND, VERSION, bytes)?;
+        let wrong = |why: String| Err(BadRecord::Content(why));
+        if spec.name != name {
+            return wrong(format!("it is the record of array '{}'", spec.name.escape_default()));
+        }
+        if let Err(why) = check_name(&spec.name).and_then(|()| spec.run.check()) {
+            return wrong(why);
+        }
+        if !matches!(spec.block, 512 | 4096) {
+            return wrong(format!("a logical block of {} bytes", spec.block));
+        }
+        if spec.nodes.is_empty() || spec.nodes.len() > limits::NODES_MAX {
+            return wrong(format!("{} nodes", spec.nodes.len()));
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Lba;
+
+    fn spec() -> ArraySpec {
+        ArraySpec {
+            name: "a".to_owned(),
+            id: Id([7; 16]),
+            phase: Phase::Started,
+            alg: Alg::Striped,
+            chunk: 65536,
+            block: 4096,
+            epoch: Epoch(3),
+            nodes: vec![NodeSpec {
+                start: NodeId(Lba(0)),
+                sectors: 8,
+                target: "h:1/v".parse().unwrap(),
+                volume: Id([1; 16]),
+            }],
+            run: RunOptions { frontend: "nbd:/run/a.sock".parse().unwrap(), queues: 2, ..RunOptions::default() },
+        }
+    }
+
+    #[test]
+    fn a_record_round_trips() {
+        let bytes = spec().encode().unwrap();
+        assert!(bytes.starts_with(b"dst array 1 "));
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(spec()));
+    }
+
+    #[test]
+    fn a_record_that_makes_no_sense_is_refused() {
+        let refused = |change: &dyn Fn(&mut ArraySpec), why: &str| {
+            let mut bad = spec();
+            change(&mut bad);
+            let error = ArraySpec::decode("a", &bad.encode().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(&|spec| spec.name = "b".to_owned(), "record of array 'b'");
+        refused(&|spec| spec.block = 1024, "block of 1024");
+        refused(&|spec| spec.nodes.clear(), "0 nodes");
+        refused(&|spec| spec.run.depth = 0, "depth of 0");
+        let mut value = serde_json::to_value(spec()).unwrap();
+        value["colour"] = "red".into();
+        let bytes = record::encode(KIND, VERSION, &value).unwrap();
+        assert!(ArraySpec::decode("a", &bytes).unwrap_err().to_string().contains("colour"));
+    }
+
+    #[test]
+    fn frontends_parse() {
+        for text in ["ublk", "nbd:127.0.0.1:10809", "nbd:[::1]:10809", "nbd:/run/a.sock"] {
+            assert_eq!(text.parse::<Frontend>().unwrap().to_string(), text);
+        }
+        for bad in ["", "nbd", "nbd:", "nbd:host", "nbd:[::1]", "fuse", "ublk:1", "nbd:h:99999"] {
+            assert!(bad.parse::<Frontend>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_are_bounded() {
+        assert!(RunOptions::default().check().is_ok());
+        assert!(RunOptions { queues: 17, ..RunOptions::default() }.check().is_err());
+        assert!(RunOptions { depth: 1025, ..RunOptions::default() }.check().is_err());
+        assert!(RunOptions { io_timeout: Duration::from_millis(99), ..RunOptions::default() }.check().is_err());
+    }
+}

@@ -1,0 +1,565 @@
+//! What the owner of arrays decides: create, start, stop, remove, what is made durable when, what is undone after a failure.
+//!
+//! Sans-io: [`Owner::handle`] takes an event and the time and returns effects; whoever performs them reports each [`Work`] with
+//! [`Event::Done`]. An array has at most one piece of work under way, and a state ([`Life`]) that says which.
+//!
+//! The order of durable things: *create* writes the record as `creating`, assigns the volumes, writes `stopped`; a daemon that
+//! finds `creating` frees the volumes and forgets the record. *Start* writes epoch + 1 before anything speaks to a volume with
+//! it. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
+
+use std::collections::BTreeMap;
+
+use crate::control::command::{Answer, Command, Create, Refusal, Removed};
+use crate::control::spec::{ArraySpec, Phase, RunOptions};
+use crate::control::status::ArrayStatus;
+use crate::control::target::Target;
+use crate::errno::Errno;
+use crate::limits;
+use crate::units::{Epoch, Id, Time};
+use crate::wire::volume::Member;
+
+pub mod plan;
+mod run;
+#[cfg(test)]
+mod tests;
+mod view;
+
+/// Who asked, for the performer to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A piece of work under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The daemon starts; these records were found, or could not be read, and why.
+    Boot(Vec<(String, Result<ArraySpec, String>)>),
+    /// Someone asks for something. `fresh` is a random id, the new array's where one is made.
+    Command {
+        /// Who asked.
+        ticket: Ticket,
+        /// What for.
+        command: Command,
+        /// Random.
+        fresh: Id,
+    },
+    /// Work has ended.
+    Done {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// A data path ended by itself.
+    Died {
+        /// Its array.
+        name: String,
+        /// The epoch it ran under.
+        epoch: Epoch,
+        /// Why.
+        why: String,
+    },
+    /// Time has passed; see [`Owner::next_wake`].
+    Tick,
+    /// The daemon is to end: what runs is halted, its record stays `started`.
+    Shutdown,
+}
+
+/// What the performer is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Answers a command.
+    Reply(Ticket, Result<Answer, Refusal>),
+    /// Does something that takes time, and reports it with [`Event::Done`].
+    Work(JobId, Work),
+    /// Everything has ended after [`Event::Shutdown`].
+    Exit,
+}
+
+/// Something that takes time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Asks each target what it is. Answered by [`Outcome::Surveyed`].
+    Survey(Vec<Target>),
+    /// Stores a record durably. Answered by [`Outcome::Saved`].
+    Save(Box<ArraySpec>),
+    /// Removes a record durably; none there is fine. Answered by [`Outcome::Saved`].
+    Forget(String),
+    /// Writes the array's name into each volume. Answered by [`Outcome::Assigned`].
+    Assign(Vec<(Target, Member)>),
+    /// Takes the array's name out of each volume that has it; one that is gone or another's is fine. Answered by [`Outcome::Each`].
+    Free(Id, Vec<Target>),
+    /// Starts the data path and its frontend. Answered by [`Outcome::Launched`].
+    Launch(Box<ArraySpec>),
+    /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Saved`].
+    Halt {
+        /// The array.
+        name: String,
+        /// Even while it is in use.
+        force: bool,
+    },
+}
+
+/// How work has ended.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// What each target is.
+    Surveyed(Vec<Result<Found, Refusal>>),
+    /// One result.
+    Saved(Result<(), Refusal>),
+    /// The id of each volume.
+    Assigned(Vec<Result<Id, Refusal>>),
+    /// One result per target.
+    Each(Vec<Result<(), Refusal>>),
+    /// The device's path or URI.
+    Launched(Result<String, Refusal>),
+}
+
+/// What a target turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its size, sectors.
+    pub sectors: u64,
+    /// Tells volumes apart, however they are reached.
+    pub identity: String,
+    /// The array it belongs to.
+    pub member: Option<Member>,
+}
+
+/// What an array is doing. Every state but the last six has one piece of work under way.
+#[derive(Clone, Debug)]
+enum Life {
+    /// Create: the targets are asked what they are. Nothing is recorded.
+    Surveying(Ticket),
+    /// Create: the record is written as `creating`.
+    Recording(Ticket),
+    /// Create: the volumes are assigned.
+    Assigning(Ticket),
+    /// Create: the record is written as `stopped`.
+    Settling(Ticket),
+    /// Create failed: the volumes are freed.
+    Undoing(Option<Ticket>, Refusal),
+    /// The record is removed; then this is answered.
+    Forgetting(Option<Ticket>, Result<Answer, Refusal>),
+    /// Start: the targets are asked whether they are there and ours.
+    Checking(Option<Ticket>, RunOptions),
+    /// Start: the new epoch is written.
+    Claiming(Option<Ticket>),
+    /// Start: the data path comes up.
+    Launching(Option<Ticket>),
+    /// Stop: the data path ends.
+    Halting(Option<Ticket>, String),
+    /// Stop, or a failed start: the record is written as `stopped`; then this is answered.
+    Parking(Ticket, Option<Refusal>),
+    /// Ended by itself: what is left of it is cleared away.
+    Reaping(String),
+    /// Remove: the targets are asked whether they are there.
+    Visiting(Ticket),
+    /// Remove: the record is written as `removing`.
+    Dooming(Ticket, bool),
+    /// Remove: the volumes are freed.
+    Freeing(Option<Ticket>, bool),
+    /// Undoing or freeing goes on at this time.
+    Stuck(Time, String),
+    /// The start is tried again at this time.
+    Waiting(Time, String),
+    /// In use under this device.
+    Started(String),
+    /// Ended by itself.
+    Failed(String),
+    /// Complete and not in use.
+    Stopped,
+    /// Its record cannot be read.
+    Corrupt(String),
+}
+
+struct Array {
+    /// For a corrupt record only the name means anything.
+    spec: ArraySpec,
+    life: Life,
+    job: Option<JobId>,
+    /// How often what is tried in the background has failed.
+    tries: u32,
+    /// A stop that came while a start was under way.
+    stop: Option<Ticket>,
+}
+
+/// The owner of all arrays of one state directory.
+#[derive(Default)]
+pub struct Owner {
+    arrays: BTreeMap<String, Array>,
+    jobs: BTreeMap<JobId, String>,
+    next_job: u64,
+    closing: bool,
+}
+
+impl Owner {
+    /// Decides what follows from an event.
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Boot(records) => self.boot(records, &mut effects),
+            Event::Command { ticket, command, fresh } => {
+                if let Err(refusal) = self.command(ticket, command, fresh, &mut effects) {
+                    effects.push(Effect::Reply(ticket, Err(refusal)));
+                }
+            }
+            Event::Done { job, outcome } => {
+                // Work of a start that was given up reports to nobody.
+                if let Some(name) = self.jobs.remove(&job)
+                    && let Some(mut array) = self.arrays.remove(&name)
+                {
+                    array.job = None;
+                    if let Some(array) = self.advance(array, outcome, now, &mut effects) {
+                        self.arrays.insert(name, array);
+                    }
+                }
+            }
+            Event::Died { name, epoch, why } => self.bury(&name, epoch, why, &mut effects),
+            Event::Tick => self.tick(now, &mut effects),
+            Event::Shutdown => self.close(&mut effects),
+        }
+        if self.closing && self.arrays.values().all(|array| array.job.is_none()) {
+            effects.push(Effect::Exit);
+        }
+        effects
+    }
+
+    /// When [`Event::Tick`] is wanted next.
+    pub fn next_wake(&self) -> Time {
+        let wakes = self.arrays.values().filter_map(|array| match array.life {
+            Life::Stuck(until, _) | Life::Waiting(until, _) => Some(until),
+            _ => None,
+        });
+        if self.closing { Time::NEVER } else { wakes.min().unwrap_or(Time::NEVER) }
+    }
+
+    /// All arrays as they are now, without what only their data paths know.
+    pub fn view(&self) -> Vec<ArrayStatus> {
+        self.arrays.values().map(view::status).collect()
+    }
+
+    fn boot(&mut self, records: Vec<(String, Result<ArraySpec, String>)>, effects: &mut Vec<Effect>) {
+        for (name, record) in records {
+            let array = match record {
+                Ok(spec) => {
+                    let mut array = Array::new(spec, Life::Stopped);
+                    self.resume(&mut array, effects);
+                    array
+                }
+                Err(why) => Array::new(plan::nameless(&name), Life::Corrupt(why)),
+            };
+            self.arrays.insert(name, array);
+        }
+    }
+
+    /// Goes on in the background with what the record says is to be done.
+    fn resume(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
+        let targets = array.targets();
+        match array.spec.phase {
+            Phase::Stopped => array.life = Life::Stopped,
+            Phase::Started => {
+                let life = Life::Checking(None, array.spec.run.clone());
+                self.work(array, life, Work::Survey(targets), effects);
+            }
+            Phase::Creating => {
+                let why = Refusal::new(Errno::ECANCELED, "dstd ended while the array was being created");
+                let free = Work::Free(array.spec.id, targets);
+                self.work(array, Life::Undoing(None, why), free, effects);
+            }
+            Phase::Removing => {
+                let free = Work::Free(array.spec.id, targets);
+                self.work(array, Life::Freeing(None, false), free, effects);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.closing {
+            return;
+        }
+        let due: Vec<String> = self
+            .arrays
+            .iter()
+            .filter(|(_, array)| matches!(array.life, Life::Stuck(until, _) | Life::Waiting(until, _) if until <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            if let Some(mut array) = self.arrays.remove(&name) {
+                self.resume(&mut array, effects);
+                self.arrays.insert(name, array);
+            }
+        }
+    }
+
+    fn close(&mut self, effects: &mut Vec<Effect>) {
+        self.closing = true;
+        let names: Vec<String> = self.arrays.keys().cloned().collect();
+        for name in names {
+            if let Some(mut array) = self.arrays.remove(&name) {
+                if let Life::Started(device) = &array.life {
+                    let life = Life::Halting(None, device.clone());
+                    self.work(&mut array, life, Work::Halt { name: name.clone(), force: true }, effects);
+                }
+                self.arrays.insert(name, array);
+            }
+        }
+    }
+
+    fn work(&mut self, array: &mut Array, life: Life, work: Work, effects: &mut Vec<Effect>) {
+        self.next_job += 1;
+        let job = JobId(self.next_job);
+        self.jobs.insert(job, array.spec.name.clone());
+        array.life = life;
+        array.job = Some(job);
+        effects.push(Effect::Work(job, work));
+    }
+
+    fn save(&mut self, array: &mut Array, phase: Phase, life: Life, effects: &mut Vec<Effect>) {
+        array.spec.phase = phase;
+        let record = Box::new(array.spec.clone());
+        self.work(array, life, Work::Save(record), effects);
+    }
+
+    fn command(
+        &mut self,
+        ticket: Ticket,
+        command: Command,
+        fresh: Id,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        if self.closing {
+            return Err(Refusal::new(Errno::ESHUTDOWN, "dstd is ending: try again when it runs"));
+        }
+        let name = match command {
+            Command::Create(create) => return self.create(ticket, &create, fresh, effects),
+            Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => {
+                name.clone()
+            }
+        };
+        let Some(mut array) = self.arrays.remove(&name) else {
+            return Err(Refusal::no_such_array(&name));
+        };
+        let result = match command {
+            Command::Start { run, .. } => self.start(ticket, &mut array, run, effects),
+            Command::Stop { force, .. } => self.stop(ticket, &mut array, force, effects),
+            Command::Remove { force, .. } => self.remove(ticket, &mut array, force, effects),
+            Command::Create(_) => Ok(()),
+        };
+        self.arrays.insert(name, array);
+        result
+    }
+
+    fn create(&mut self, ticket: Ticket, create: &Create, id: Id, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let spec = plan::draft(create, id)?;
+        if let Some(array) = self.arrays.get(&create.name) {
+            return Err(array.name_taken());
+        }
+        if self.arrays.len() >= limits::ARRAYS_MAX {
+            let text = format!("there are {} arrays already, the most that one dstd owns", limits::ARRAYS_MAX);
+            return Err(Refusal::new(Errno::ENOSPC, text));
+        }
+        let mut array = Array::new(spec, Life::Stopped);
+        let survey = Work::Survey(array.targets());
+        self.work(&mut array, Life::Surveying(ticket), survey, effects);
+        self.arrays.insert(create.name.clone(), array);
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        ticket: Ticket,
+        array: &mut Array,
+        force: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        match &array.life {
+            Life::Stopped if force => {
+                self.save(array, Phase::Removing, Life::Dooming(ticket, true), effects);
+                Ok(())
+            }
+            Life::Stopped => {
+                let survey = Work::Survey(array.targets());
+                self.work(array, Life::Visiting(ticket), survey, effects);
+                Ok(())
+            }
+            Life::Stuck(..) if force => {
+                let free = Work::Free(array.spec.id, array.targets());
+                self.work(array, Life::Freeing(Some(ticket), true), free, effects);
+                Ok(())
+            }
+            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, _) => {
+                let name = &array.spec.name;
+                Err(Refusal::new(Errno::EBUSY, format!("array '{name}' is started: 'dst stop {name}' first")))
+            }
+            _ => Err(array.busy()),
+        }
+    }
+
+    /// Forgets the work under way; its report will find nobody.
+    fn give_up_job(&mut self, array: &mut Array) {
+        if let Some(job) = array.job.take() {
+            self.jobs.remove(&job);
+        }
+    }
+
+    /// Takes the report of an array's work. `None`: the array is no more.
+    fn advance(&mut self, mut array: Array, outcome: Outcome, now: Time, effects: &mut Vec<Effect>) -> Option<Array> {
+        match (array.life.clone(), outcome) {
+            (Life::Surveying(ticket), Outcome::Surveyed(found)) => {
+                if let Err(refusal) = plan::lay_out(&mut array.spec, &found) {
+                    effects.push(Effect::Reply(ticket, Err(refusal)));
+                    return None;
+                }
+                self.save(&mut array, Phase::Creating, Life::Recording(ticket), effects);
+            }
+            (Life::Recording(ticket), Outcome::Saved(Ok(()))) => {
+                let assign = Work::Assign(array.members());
+                self.work(&mut array, Life::Assigning(ticket), assign, effects);
+            }
+            (Life::Recording(ticket), Outcome::Saved(Err(why))) => {
+                self.forget(&mut array, Some(ticket), Err(why), effects)
+            }
+            (Life::Assigning(ticket), Outcome::Assigned(results)) => match plan::first_error(&array.spec, &results) {
+                None => {
+                    for (node, volume) in array.spec.nodes.iter_mut().zip(results) {
+                        node.volume = volume.unwrap_or(Id::NIL);
+                    }
+                    self.save(&mut array, Phase::Stopped, Life::Settling(ticket), effects);
+                }
+                Some(why) => self.undo(&mut array, ticket, why, effects),
+            },
+            (Life::Settling(ticket), Outcome::Saved(Ok(()))) => {
+                array.life = Life::Stopped;
+                effects.push(Effect::Reply(ticket, Ok(array.answer())));
+            }
+            (Life::Settling(ticket), Outcome::Saved(Err(why))) => {
+                array.spec.phase = Phase::Creating;
+                self.undo(&mut array, ticket, why, effects);
+            }
+            (Life::Undoing(asker, why), Outcome::Each(results)) => match plan::first_error(&array.spec, &results) {
+                None => self.forget(&mut array, asker, Err(why), effects),
+                Some(trouble) => {
+                    let left = format!("its volumes could not be freed again yet: {trouble}");
+                    array.stuck(asker, plan::half_done(&array.spec, &why, &left), left, now, effects);
+                }
+            },
+            (Life::Forgetting(asker, answer), Outcome::Saved(Ok(()))) => {
+                effects.extend(asker.map(|ticket| Effect::Reply(ticket, answer)));
+                return None;
+            }
+            (Life::Forgetting(asker, _), Outcome::Saved(Err(trouble))) => {
+                let left = format!("its record could not be removed yet: {trouble}");
+                array.stuck(asker, plan::half_gone(&array.spec, &left), left, now, effects);
+            }
+            (Life::Visiting(ticket), Outcome::Surveyed(found)) => match plan::check_removal(&array.spec, &found) {
+                Ok(()) => self.save(&mut array, Phase::Removing, Life::Dooming(ticket, false), effects),
+                Err(refusal) => {
+                    array.life = Life::Stopped;
+                    effects.push(Effect::Reply(ticket, Err(refusal)));
+                }
+            },
+            (Life::Dooming(ticket, force), Outcome::Saved(Ok(()))) => {
+                let free = Work::Free(array.spec.id, array.targets());
+                self.work(&mut array, Life::Freeing(Some(ticket), force), free, effects);
+            }
+            (Life::Dooming(ticket, _), Outcome::Saved(Err(why))) => {
+                array.spec.phase = Phase::Stopped;
+                array.life = Life::Stopped;
+                effects.push(Effect::Reply(ticket, Err(why)));
+            }
+            (Life::Freeing(asker, force), Outcome::Each(results)) => {
+                let trouble = plan::first_error(&array.spec, &results);
+                match trouble {
+                    Some(trouble) if !force => {
+                        let left = format!("its volumes could not be freed yet: {trouble}");
+                        array.stuck(asker, plan::half_gone(&array.spec, &left), left, now, effects);
+                    }
+                    _ => {
+                        let warnings = plan::left_assigned(&array.spec, &results);
+                        let removed = Removed { name: array.spec.name.clone(), warnings };
+                        self.forget(&mut array, asker, Ok(Answer::Removed(removed)), effects);
+                    }
+                }
+            }
+            (_, outcome) => self.advance_run(&mut array, outcome, now, effects),
+        }
+        Some(array)
+    }
+
+    fn undo(&mut self, array: &mut Array, ticket: Ticket, why: Refusal, effects: &mut Vec<Effect>) {
+        let free = Work::Free(array.spec.id, array.targets());
+        self.work(array, Life::Undoing(Some(ticket), why), free, effects);
+    }
+
+    fn forget(
+        &mut self,
+        array: &mut Array,
+        asker: Option<Ticket>,
+        answer: Result<Answer, Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let forget = Work::Forget(array.spec.name.clone());
+        self.work(array, Life::Forgetting(asker, answer), forget, effects);
+    }
+}
+
+impl Array {
+    fn new(spec: ArraySpec, life: Life) -> Array {
+        Array { spec, life, job: None, tries: 0, stop: None }
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.spec.nodes.iter().map(|node| node.target.clone()).collect()
+    }
+
+    fn members(&self) -> Vec<(Target, Member)> {
+        let member = |node: String| Member { id: self.spec.id, name: self.spec.name.clone(), node };
+        self.spec.nodes.iter().map(|node| (node.target.clone(), member(node.start.to_string()))).collect()
+    }
+
+    fn answer(&self) -> Answer {
+        Answer::Array(Box::new(view::status(self)))
+    }
+
+    fn stuck(&mut self, asker: Option<Ticket>, answer: Refusal, why: String, now: Time, effects: &mut Vec<Effect>) {
+        self.life = Life::Stuck(self.back_off(now), why);
+        effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(answer))));
+    }
+
+    fn back_off(&mut self, now: Time) -> Time {
+        let wait = limits::RECONNECT_MIN * (1 << self.tries.min(10));
+        self.tries += 1;
+        now.after(wait.min(limits::RECONNECT_MAX))
+    }
+
+    fn name_taken(&self) -> Refusal {
+        let name = &self.spec.name;
+        let text = match &self.life {
+            Life::Corrupt(why) => format!("the name '{name}' is taken, and {why}"),
+            _ => format!("there is an array '{name}' already: choose another name, or 'dst remove {name}' first"),
+        };
+        Refusal::new(Errno::EEXIST, text)
+    }
+
+    /// Why nothing can be asked of the array now.
+    fn busy(&self) -> Refusal {
+        let name = &self.spec.name;
+        let text = match &self.life {
+            Life::Corrupt(why) => return Refusal::new(Errno::EIO, format!("array '{name}': {why}")),
+            Life::Waiting(_, why) => {
+                format!(
+                    "array '{name}' is being started in the background ({why}): wait, or give up with 'dst stop {name}'"
+                )
+            }
+            Life::Stuck(_, why) => format!(
+                "array '{name}' is being removed in the background ({why}): wait, or forget it with 'dst remove {name} --force'"
+            ),
+            _ => format!("array '{name}' is busy ({}): try again when that is done", view::state(&self.life).word()),
+        };
+        Refusal::new(Errno::EBUSY, text)
+    }
+}

@@ -1,0 +1,244 @@
+//! The owner's judgements: whether an array can be made, started, removed out of what its targets are, and the words for it.
+
+use super::Found;
+use crate::control::command::{Create, Refusal};
+use crate::control::spec::{Alg, ArraySpec, NodeSpec, Phase, RunOptions};
+use crate::control::target::Target;
+use crate::errno::Errno;
+use crate::geometry::map::{BadGeometry, Geometry};
+use crate::limits;
+use crate::units::{Epoch, Id, Lba, NodeId, SECTOR_BYTES, check_name, format_size};
+
+/// Volumes are used in whole pages of sectors, so that any logical block fits.
+const PAGE_SECTORS: u64 = 8;
+
+/// The layout that a record describes.
+pub fn geometry(spec: &ArraySpec) -> Result<Geometry, BadGeometry> {
+    let sectors: Vec<u64> = spec.nodes.iter().map(|node| node.sectors).collect();
+    lay(spec, &sectors)
+}
+
+fn lay(spec: &ArraySpec, sectors: &[u64]) -> Result<Geometry, BadGeometry> {
+    match spec.alg {
+        Alg::Linear => Geometry::linear(sectors),
+        Alg::Striped => Geometry::striped(spec.chunk / SECTOR_BYTES, sectors),
+    }
+}
+
+/// Checks what was typed, and makes a record of it whose sizes are still to be found out.
+pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
+    let invalid = |text: String| Refusal::new(Errno::EINVAL, text);
+    check_name(&create.name).map_err(invalid)?;
+    let chunk = match (create.alg, create.chunk) {
+        (Alg::Linear, None) => 0,
+        (Alg::Linear, Some(_)) => {
+            return Err(invalid("a linear array has no chunk: leave --chunk out, or use --alg striped".to_owned()));
+        }
+        (Alg::Striped, chunk) => chunk.unwrap_or(limits::CHUNK_BYTES_DEFAULT),
+    };
+    if !matches!(create.block, 512 | 4096) {
+        return Err(invalid(format!("a logical block of {} bytes: it is 512 or 4096", create.block)));
+    }
+    if create.targets.is_empty() || create.targets.len() > limits::NODES_MAX {
+        return Err(invalid(BadGeometry::NodeCount(create.targets.len()).to_string()));
+    }
+    let mut nodes: Vec<NodeSpec> = Vec::with_capacity(create.targets.len());
+    for text in &create.targets {
+        let target: Target = text.parse().map_err(invalid)?;
+        if nodes.iter().any(|node| node.target == target) {
+            return Err(invalid(format!("{target} is given twice: each node needs a target of its own")));
+        }
+        nodes.push(NodeSpec { start: NodeId(Lba(0)), sectors: 0, target, volume: Id::NIL });
+    }
+    let run = RunOptions::default();
+    let (name, alg, block) = (create.name.clone(), create.alg, create.block);
+    let spec = ArraySpec { name, id, phase: Phase::Creating, alg, chunk, block, epoch: Epoch(0), nodes, run };
+    if alg == Alg::Striped {
+        // Sizes that any chunk divides: only the chunk and the count can be wrong.
+        lay(&spec, &vec![limits::CHUNK_BYTES_MAX / SECTOR_BYTES; spec.nodes.len()]).map_err(|bad| {
+            let bytes = if chunk % SECTOR_BYTES == 0 { bad.to_string() } else { odd_chunk(chunk) };
+            invalid(format!("{bytes}: choose another --chunk"))
+        })?;
+        if chunk % SECTOR_BYTES != 0 {
+            return Err(invalid(format!("{}: choose another --chunk", odd_chunk(chunk))));
+        }
+    }
+    Ok(spec)
+}
+
+fn odd_chunk(chunk: u64) -> String {
+    format!("a chunk of {chunk} bytes is no power of two")
+}
+
+/// Names the nodes and their sizes from what the targets are, or says which of them cannot be used.
+pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
+    let refuse = |at: usize, errno, why: String| {
+        let text = format!("target {} ({}): {why}; nothing was changed", at + 1, spec.nodes[at].target);
+        Err(Refusal::new(errno, text))
+    };
+    let mut sectors: Vec<u64> = Vec::with_capacity(found.len());
+    for (at, found_here) in found.iter().enumerate() {
+        let here = match found_here {
+            Ok(here) => here,
+            Err(why) => return refuse(at, why.errno, why.text.clone()),
+        };
+        if let Some(member) = &here.member {
+            let why = format!(
+                "in use by array '{}' (node {}): take another volume, or remove that array; if that array is gone for good, \
+                 free the volume with '{}'",
+                member.name,
+                member.node,
+                free_command(&spec.nodes[at].target)
+            );
+            return refuse(at, Errno::EBUSY, why);
+        }
+        let same = |other: &Result<Found, Refusal>| other.as_ref().is_ok_and(|other| other.identity == here.identity);
+        if let Some(other) = found[..at].iter().position(same) {
+            let why = format!("it is the same volume as target {} ({})", other + 1, spec.nodes[other].target);
+            return refuse(at, Errno::EINVAL, why);
+        }
+        sectors.push(here.sectors - here.sectors % PAGE_SECTORS);
+    }
+    let geometry = match lay(spec, &sectors) {
+        Ok(geometry) => geometry,
+        Err(BadGeometry::TooSmall(at)) => {
+            let size = format_size(found.get(at).and_then(|f| f.as_ref().ok()).map_or(0, |f| f.sectors * SECTOR_BYTES));
+            let least = spec.chunk.max(PAGE_SECTORS * SECTOR_BYTES);
+            let why = format!("too small with {size}: at least {} is needed", format_size(least));
+            return refuse(at, Errno::EINVAL, why);
+        }
+        Err(bad) => return Err(Refusal::new(Errno::EINVAL, format!("{bad}; nothing was changed"))),
+    };
+    for (at, node) in spec.nodes.iter_mut().enumerate() {
+        node.start = NodeId(geometry.node_start(at));
+        node.sectors = geometry.node_sectors(at);
+    }
+    Ok(())
+}
+
+/// Whether every node has a volume that is there, ours, and large enough.
+pub(super) fn check_start(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
+    let mut troubles = spec.nodes.iter().zip(found).filter_map(|(node, found)| {
+        let (errno, why) = match found {
+            Err(why) => (why.errno, why.text.clone()),
+            Ok(found) if found.member.as_ref().is_none_or(|member| member.id != spec.id) => {
+                let owner = match &found.member {
+                    Some(member) => format!("belongs to array '{}' now", member.name),
+                    None => "is not assigned to this array any more".to_owned(),
+                };
+                (Errno::EBUSY, format!("the volume {owner}: it may not have this array's data"))
+            }
+            Ok(found) if found.sectors < node.sectors => {
+                let has = format_size(found.sectors * SECTOR_BYTES);
+                let uses = format_size(node.sectors * SECTOR_BYTES);
+                (Errno::EINVAL, format!("the volume is too small: it has {has}, and the array uses {uses} of it"))
+            }
+            Ok(_) => return None,
+        };
+        Some((errno, format!("node {} ({}): {why}", node.start, node.target)))
+    });
+    let Some((errno, first)) = troubles.next() else { return Ok(()) };
+    let more = match troubles.count() {
+        0 => String::new(),
+        1 => " (and 1 more node)".to_owned(),
+        count => format!(" (and {count} more nodes)"),
+    };
+    Err(Refusal::new(errno, format!("array '{}' cannot start: {first}{more}", spec.name)))
+}
+
+/// Whether every volume can be asked to let go. One that is gone needs not be asked.
+pub(super) fn check_removal(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
+    for (node, found) in spec.nodes.iter().zip(found) {
+        if let Err(why) = found
+            && why.errno != Errno::ENOENT
+        {
+            let name = &spec.name;
+            let text = format!(
+                "array '{name}' is not removed: node {} ({}): {}. Bring it back, or 'dst remove {name} --force': the volume then \
+                 stays assigned until '{}'",
+                node.start,
+                node.target,
+                why.text,
+                free_command(&node.target)
+            );
+            return Err(Refusal::new(why.errno, text));
+        }
+    }
+    Ok(())
+}
+
+/// The first of the results that is not a success, with its node.
+pub(super) fn first_error<T>(spec: &ArraySpec, results: &[Result<T, Refusal>]) -> Option<Refusal> {
+    spec.nodes.iter().zip(results).find_map(|(node, result)| {
+        let why = result.as_ref().err()?;
+        Some(Refusal::new(why.errno, format!("node {} ({}): {}", node.start, node.target, why.text)))
+    })
+}
+
+/// What to say about each volume that still names the array.
+pub(super) fn left_assigned(spec: &ArraySpec, results: &[Result<(), Refusal>]) -> Vec<String> {
+    let left = spec.nodes.iter().zip(results).filter_map(|(node, result)| {
+        let why = result.as_ref().err()?;
+        let free = free_command(&node.target);
+        Some(format!("{} stays assigned to '{}' ({}): free it with '{free}'", node.target, spec.name, why.text))
+    });
+    left.collect()
+}
+
+fn free_command(target: &Target) -> String {
+    match target {
+        Target::Remote { .. } => format!("dst volume free {target} --force"),
+        Target::Local(path) => format!("dst volume free {path} --force"),
+    }
+}
+
+/// A create that failed and could not be undone at once.
+pub(super) fn half_done(spec: &ArraySpec, why: &Refusal, left: &str) -> Refusal {
+    let name = &spec.name;
+    let text = format!(
+        "array '{name}' was not created: {why}; {left}. This is tried again in the background; 'dst remove {name} --force' gives up"
+    );
+    Refusal::new(why.errno, text)
+}
+
+/// A remove that has begun and could not be ended at once.
+pub(super) fn half_gone(spec: &ArraySpec, left: &str) -> Refusal {
+    let name = &spec.name;
+    let text = format!(
+        "array '{name}' is being removed: {left}. This is tried again in the background; 'dst remove {name} --force' gives up"
+    );
+    Refusal::new(Errno::EBUSY, text)
+}
+
+/// A start that was stopped before it came up.
+pub(super) fn given_up(name: &str) -> Refusal {
+    Refusal::new(
+        Errno::ECANCELED,
+        format!("the start of array '{name}' was given up: it was stopped, or dstd is ending"),
+    )
+}
+
+/// An array that has ended, but whose record still says `started`.
+pub(super) fn not_parked(name: &str, failed: Option<Refusal>, trouble: &Refusal) -> Refusal {
+    let why = failed.map_or_else(|| "is stopped".to_owned(), |why| format!("could not be started ({why})"));
+    let text = format!(
+        "array '{name}' {why}, but its record could not be written ({trouble}), so dstd would start it again at its next start: \
+         make room in the state directory and 'dst stop {name}' again"
+    );
+    Refusal::new(trouble.errno, text)
+}
+
+/// A placeholder for a record that cannot be read.
+pub(super) fn nameless(name: &str) -> ArraySpec {
+    ArraySpec {
+        name: name.to_owned(),
+        id: Id::NIL,
+        phase: Phase::Stopped,
+        alg: Alg::Linear,
+        chunk: 0,
+        block: 512,
+        epoch: Epoch(0),
+        nodes: Vec::new(),
+        run: RunOptions::default(),
+    }
+}

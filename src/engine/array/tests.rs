@@ -1,0 +1,540 @@
+//! The owner against a world in memory: every command in every state, every failure, a crash after every step.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::control::spec::Alg;
+use crate::control::status::State;
+
+/// A volume of the world.
+#[derive(Clone, Debug)]
+struct Volume {
+    sectors: u64,
+    id: Id,
+    member: Option<Member>,
+    reachable: bool,
+}
+
+/// Everything outside the owner: volumes, records, data paths. It outlives the daemon.
+#[derive(Clone, Default)]
+struct World {
+    volumes: BTreeMap<String, Volume>,
+    records: BTreeMap<String, Vec<u8>>,
+    running: BTreeMap<String, Epoch>,
+    /// Epochs under which a data path was ever launched, by array.
+    epochs: Vec<(Id, Epoch)>,
+    busy: bool,
+    /// Work of these kinds fails.
+    broken: BTreeSet<&'static str>,
+}
+
+use std::collections::BTreeSet;
+
+fn refused(text: &str) -> Refusal {
+    Refusal::new(Errno::ECONNREFUSED, text)
+}
+
+impl World {
+    fn new(volumes: &[&str]) -> World {
+        let volume = |at: u8| Volume { sectors: 2048, id: Id([at; 16]), member: None, reachable: true };
+        let numbered = volumes.iter().zip(1u8..);
+        World { volumes: numbered.map(|(name, at)| ((*name).to_owned(), volume(at))).collect(), ..World::default() }
+    }
+
+    fn volume(&mut self, target: &Target) -> Result<&mut Volume, Refusal> {
+        let missing = || Refusal::new(Errno::ENOENT, "no such volume");
+        let volume = self.volumes.get_mut(&target.to_string()).ok_or_else(missing)?;
+        if volume.reachable { Ok(volume) } else { Err(refused("connection refused")) }
+    }
+
+    fn perform(&mut self, work: Work) -> Outcome {
+        let fails = |kind| if self.broken.contains(kind) { Err(refused("it broke")) } else { Ok(()) };
+        match work {
+            Work::Survey(targets) => {
+                let mut look = |target| {
+                    let volume = self.volume(target)?;
+                    let identity = volume.id.to_string();
+                    Ok(Found { sectors: volume.sectors, identity, member: volume.member.clone() })
+                };
+                Outcome::Surveyed(targets.iter().map(&mut look).collect())
+            }
+            Work::Save(spec) => Outcome::Saved(fails("save").map(|()| {
+                self.records.insert(spec.name.clone(), spec.encode().unwrap());
+            })),
+            Work::Forget(name) => Outcome::Saved(fails("forget").map(|()| drop(self.records.remove(&name)))),
+            Work::Assign(members) => {
+                let broken = fails("assign");
+                let mut assign = |(at, (target, member)): (usize, (Target, Member))| {
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    let volume = self.volume(&target)?;
+                    assert!(volume.member.as_ref().is_none_or(|old| old.id == member.id));
+                    volume.member = Some(member);
+                    Ok(volume.id)
+                };
+                Outcome::Assigned(members.into_iter().enumerate().map(&mut assign).collect())
+            }
+            Work::Free(array, targets) => {
+                let mut free = |target| match self.volume(target) {
+                    Ok(volume) => {
+                        if volume.member.as_ref().is_some_and(|member| member.id == array) {
+                            volume.member = None;
+                        }
+                        Ok(())
+                    }
+                    Err(why) if why.errno == Errno::ENOENT => Ok(()),
+                    Err(why) => Err(why),
+                };
+                Outcome::Each(targets.iter().map(&mut free).collect())
+            }
+            Work::Launch(spec) => Outcome::Launched(fails("launch").map(|()| {
+                let stored = ArraySpec::decode(&spec.name, &self.records[&spec.name]).unwrap();
+                assert_eq!((stored.epoch, stored.phase), (spec.epoch, Phase::Started), "the epoch is durable first");
+                assert!(self.epochs.iter().all(|(id, epoch)| *id != spec.id || *epoch < spec.epoch), "epochs grow");
+                self.epochs.push((spec.id, spec.epoch));
+                self.running.insert(spec.name.clone(), spec.epoch);
+                "/dev/ublkb0".to_owned()
+            })),
+            Work::Halt { name, force } => {
+                if self.busy && !force {
+                    return Outcome::Saved(Err(Refusal::new(Errno::EBUSY, "mounted on /mnt")));
+                }
+                self.running.remove(&name);
+                Outcome::Saved(Ok(()))
+            }
+        }
+    }
+}
+
+/// A daemon's life in a world.
+struct Daemon {
+    owner: Owner,
+    todo: VecDeque<(JobId, Work)>,
+    replies: BTreeMap<u64, Result<Answer, Refusal>>,
+    tickets: u64,
+    now: Time,
+    exited: bool,
+}
+
+impl Daemon {
+    fn boot(world: &World) -> Daemon {
+        let (owner, todo, replies) = (Owner::default(), VecDeque::new(), BTreeMap::new());
+        let mut daemon = Daemon { owner, todo, replies, tickets: 0, now: Time(0), exited: false };
+        let decode = |(name, bytes): (&String, &Vec<u8>)| {
+            (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
+        };
+        daemon.event(Event::Boot(world.records.iter().map(decode).collect()));
+        daemon
+    }
+
+    fn event(&mut self, event: Event) {
+        for effect in self.owner.handle(event, self.now) {
+            match effect {
+                Effect::Reply(ticket, result) => {
+                    assert!(self.replies.insert(ticket.0, result).is_none(), "one answer each");
+                }
+                Effect::Work(job, work) => self.todo.push_back((job, work)),
+                Effect::Exit => self.exited = true,
+            }
+        }
+    }
+
+    fn ask(&mut self, command: Command) -> u64 {
+        self.tickets += 1;
+        let fresh = Id([100 + u8::try_from(self.tickets).unwrap(); 16]);
+        self.event(Event::Command { ticket: Ticket(self.tickets), command, fresh });
+        self.tickets
+    }
+
+    /// Performs one piece of work; `false` when there is none.
+    fn step(&mut self, world: &mut World) -> bool {
+        let Some((job, work)) = self.todo.pop_front() else { return false };
+        let outcome = world.perform(work);
+        self.event(Event::Done { job, outcome });
+        true
+    }
+
+    fn settle(&mut self, world: &mut World) {
+        while self.step(world) {}
+    }
+
+    fn run(&mut self, world: &mut World, command: Command) -> Result<Answer, Refusal> {
+        let ticket = self.ask(command);
+        self.settle(world);
+        self.replies.remove(&ticket).expect("an answer")
+    }
+
+    fn error(&mut self, world: &mut World, command: Command) -> String {
+        self.run(world, command).unwrap_err().text
+    }
+
+    /// Lets the back-off pass.
+    fn pass(&mut self, world: &mut World) {
+        self.now = self.owner.next_wake();
+        assert_ne!(self.now, Time::NEVER);
+        self.event(Event::Tick);
+        self.settle(world);
+    }
+
+    fn state(&self, name: &str) -> Option<State> {
+        self.owner.view().into_iter().find(|array| array.name == name).map(|array| array.state)
+    }
+
+    fn why(&self, name: &str) -> String {
+        self.owner.view().into_iter().find(|array| array.name == name).and_then(|array| array.why).unwrap_or_default()
+    }
+}
+
+fn create(targets: &[&str]) -> Command {
+    let targets = targets.iter().map(|target| (*target).to_owned()).collect();
+    Command::Create(Create { name: "a".to_owned(), alg: Alg::Striped, chunk: None, block: 512, targets })
+}
+
+fn start() -> Command {
+    Command::Start { name: "a".to_owned(), run: RunOptions { queues: 3, ..RunOptions::default() } }
+}
+
+fn stop(force: bool) -> Command {
+    Command::Stop { name: "a".to_owned(), force }
+}
+
+fn remove(force: bool) -> Command {
+    Command::Remove { name: "a".to_owned(), force }
+}
+
+const THREE: [&str; 3] = ["s1:1/v", "s2:1/v", "s3:1/v"];
+
+/// A world with the array, stopped.
+fn made() -> (World, Daemon) {
+    let mut world = World::new(&THREE);
+    let mut daemon = Daemon::boot(&world);
+    daemon.run(&mut world, create(&THREE)).unwrap();
+    (world, daemon)
+}
+
+fn started() -> (World, Daemon) {
+    let (mut world, mut daemon) = made();
+    daemon.run(&mut world, start()).unwrap();
+    (world, daemon)
+}
+
+#[test]
+fn the_whole_life() {
+    let mut world = World::new(&THREE);
+    world.volumes.get_mut(THREE[2]).unwrap().sectors = 1900;
+    let mut daemon = Daemon::boot(&world);
+    let Ok(Answer::Array(array)) = daemon.run(&mut world, create(&THREE)) else { panic!() };
+    assert_eq!((array.state, array.nodes[1].name.as_str()), (State::Stopped, "n-128"));
+    assert_eq!(array.spec.unwrap().size, 3 * (1900 / 128) * 128 * 512);
+    assert_eq!(world.volumes[THREE[1]].member.as_ref().unwrap().node, "n-128");
+    let Ok(Answer::Array(array)) = daemon.run(&mut world, start()) else { panic!() };
+    assert_eq!((array.state, array.device.as_deref()), (State::Started, Some("/dev/ublkb0")));
+    assert_eq!(array.spec.unwrap().run.queues, 3);
+    daemon.run(&mut world, stop(false)).unwrap();
+    daemon.run(&mut world, start()).unwrap();
+    assert_eq!(world.running["a"], Epoch(2));
+    daemon.run(&mut world, stop(false)).unwrap();
+    let Ok(Answer::Removed(removed)) = daemon.run(&mut world, remove(false)) else { panic!() };
+    assert!(removed.warnings.is_empty());
+    assert!(world.records.is_empty() && world.volumes.values().all(|volume| volume.member.is_none()));
+    assert!(daemon.error(&mut world, start()).contains("there is no array 'a'"));
+}
+
+#[test]
+fn a_create_that_cannot_be_is_refused_with_words() {
+    let mut world = World::new(&THREE);
+    world.volumes.get_mut(THREE[1]).unwrap().reachable = false;
+    world.volumes.insert("alias:1/v".to_owned(), world.volumes[THREE[0]].clone());
+    let small = Volume { sectors: 8, id: Id([9; 16]), ..world.volumes[THREE[0]].clone() };
+    world.volumes.insert("small:1/v".to_owned(), small);
+    let other = Member { id: Id([77; 16]), name: "other".to_owned(), node: "n-0".to_owned() };
+    let used = Volume { member: Some(other), id: Id([10; 16]), ..world.volumes[THREE[0]].clone() };
+    world.volumes.insert("used:1/v".to_owned(), used);
+    for (targets, why) in [
+        (vec![], "1 to 1024 nodes"),
+        (vec!["nowhere"], "HOST:PORT/VOLUME"),
+        (vec!["s1:1/v", "s1:1/v"], "given twice"),
+        (vec!["s1:1/v", "s2:1/v"], "target 2 (s2:1/v): connection refused"),
+        (vec!["s1:1/v", "s9:1/v"], "target 2 (s9:1/v): no such volume"),
+        (vec!["s1:1/v", "alias:1/v"], "same volume as target 1 (s1:1/v)"),
+        (vec!["s1:1/v", "small:1/v"], "too small with 4K: at least 64K"),
+        (vec!["used:1/v"], "in use by array 'other' (node n-0)"),
+        (vec!["used:1/v"], "dst volume free used:1/v --force"),
+    ] {
+        let mut daemon = Daemon::boot(&world);
+        let error = daemon.error(&mut world, create(&targets));
+        assert!(error.contains(why), "{targets:?}: {error}");
+        assert!(world.records.is_empty() && daemon.state("a").is_none());
+    }
+    let mut daemon = Daemon::boot(&world);
+    let with = |alg, chunk, block, name: &str| {
+        let targets = vec!["s1:1/v".to_owned()];
+        Command::Create(Create { name: name.to_owned(), alg, chunk, block, targets })
+    };
+    for (command, why) in [
+        (with(Alg::Linear, Some(65536), 512, "a"), "linear array has no chunk"),
+        (with(Alg::Striped, Some(65535), 512, "a"), "no power of two"),
+        (with(Alg::Striped, Some(2048), 512, "a"), "4 to 1024 KiB"),
+        (with(Alg::Striped, Some(2 << 20), 512, "a"), "4 to 1024 KiB"),
+        (with(Alg::Linear, None, 1024, "a"), "512 or 4096"),
+        (with(Alg::Linear, None, 512, "a/b"), "not a name"),
+    ] {
+        let error = daemon.error(&mut world, command);
+        assert!(error.contains(why), "{error}");
+    }
+    daemon.run(&mut world, with(Alg::Linear, None, 512, "a")).unwrap();
+    assert!(daemon.error(&mut world, with(Alg::Linear, None, 512, "a")).contains("'dst remove a' first"));
+}
+
+#[test]
+fn a_create_that_fails_leaves_nothing() {
+    for broken in ["save", "assign"] {
+        let mut world = World::new(&THREE);
+        world.broken.insert(broken);
+        let mut daemon = Daemon::boot(&world);
+        assert!(daemon.error(&mut world, create(&THREE)).contains("it broke"));
+        assert!(daemon.state("a").is_none() && world.records.is_empty(), "{broken}");
+        assert!(world.volumes.values().all(|volume| volume.member.is_none()), "{broken}");
+    }
+}
+
+#[test]
+fn a_create_that_cannot_be_undone_at_once_is_undone_later() {
+    for force in [false, true] {
+        let mut world = World::new(&THREE);
+        let mut daemon = Daemon::boot(&world);
+        let ticket = daemon.ask(create(&THREE));
+        while !matches!(daemon.todo.front(), Some((_, Work::Free(..)))) {
+            if matches!(daemon.todo.front(), Some((_, Work::Assign(_)))) {
+                world.broken.insert("assign");
+            }
+            assert!(daemon.step(&mut world));
+        }
+        world.volumes.get_mut(THREE[0]).unwrap().reachable = false;
+        daemon.settle(&mut world);
+        let error = daemon.replies[&ticket].as_ref().unwrap_err().text.clone();
+        assert!(error.contains("was not created: node n-128 (s2:1/v): it broke"), "{error}");
+        assert!(error.contains("dst remove a --force"), "{error}");
+        world.broken.clear();
+        assert!(daemon.error(&mut world, remove(false)).contains("in the background"));
+        if force {
+            let Ok(Answer::Removed(removed)) = daemon.run(&mut world, remove(true)) else { panic!() };
+            assert!(removed.warnings[0].contains("dst volume free s1:1/v --force"));
+        } else {
+            daemon.pass(&mut world);
+            assert_eq!(daemon.state("a"), Some(State::Removing));
+            world.volumes.get_mut(THREE[0]).unwrap().reachable = true;
+            daemon.pass(&mut world);
+            assert!(world.volumes[THREE[0]].member.is_none());
+        }
+        assert!(daemon.state("a").is_none() && world.records.is_empty());
+    }
+}
+
+#[test]
+fn a_start_is_refused_while_a_node_is_missing() {
+    let (mut world, mut daemon) = made();
+    world.volumes.get_mut(THREE[1]).unwrap().reachable = false;
+    world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
+    let error = daemon.error(&mut world, start());
+    assert_eq!(error, "array 'a' cannot start: node n-128 (s2:1/v): connection refused (and 1 more node)");
+    assert_eq!(daemon.state("a"), Some(State::Stopped));
+    world.volumes.get_mut(THREE[1]).unwrap().reachable = true;
+    world.volumes.get_mut(THREE[2]).unwrap().reachable = true;
+    world.volumes.get_mut(THREE[1]).unwrap().sectors = 8;
+    assert!(daemon.error(&mut world, start()).contains("too small"));
+    world.volumes.get_mut(THREE[1]).unwrap().member = None;
+    assert!(daemon.error(&mut world, start()).contains("not assigned to this array any more"));
+    world.volumes.remove(THREE[1]);
+    assert!(daemon.error(&mut world, start()).contains("no such volume"));
+    assert!(world.epochs.is_empty());
+}
+
+#[test]
+fn a_start_that_fails_is_as_if_it_had_not_been() {
+    let (mut world, mut daemon) = made();
+    world.broken.insert("launch");
+    assert!(daemon.error(&mut world, start()).contains("it broke"));
+    assert_eq!(daemon.state("a"), Some(State::Stopped));
+    let spec = ArraySpec::decode("a", &world.records["a"]).unwrap();
+    assert_eq!((spec.phase, spec.epoch), (Phase::Stopped, Epoch(1)));
+    world.broken = BTreeSet::from(["save"]);
+    assert!(daemon.error(&mut world, start()).contains("it broke"));
+}
+
+#[test]
+fn what_is_in_use_is_refused() {
+    let (mut world, mut daemon) = started();
+    assert!(daemon.error(&mut world, start()).contains("started already, as /dev/ublkb0"));
+    assert!(daemon.error(&mut world, remove(true)).contains("'dst stop a' first"));
+    world.busy = true;
+    assert!(daemon.error(&mut world, stop(false)).contains("mounted on /mnt"));
+    assert_eq!(daemon.state("a"), Some(State::Started));
+    daemon.run(&mut world, stop(true)).unwrap();
+    assert!(daemon.error(&mut world, stop(false)).contains("is not started"));
+    assert!(world.running.is_empty());
+}
+
+#[test]
+fn removal_wants_every_server_or_force() {
+    let (mut world, mut daemon) = made();
+    world.volumes.get_mut(THREE[1]).unwrap().reachable = false;
+    let error = daemon.error(&mut world, remove(false));
+    assert!(error.contains("is not removed: node n-128 (s2:1/v): connection refused"), "{error}");
+    assert_eq!(daemon.state("a"), Some(State::Stopped));
+    assert!(world.volumes.values().all(|volume| volume.member.is_some()));
+    let Ok(Answer::Removed(removed)) = daemon.run(&mut world, remove(true)) else { panic!() };
+    assert_eq!(removed.warnings.len(), 1);
+    assert!(removed.warnings[0].contains("s2:1/v stays assigned to 'a'"), "{:?}", removed.warnings);
+    assert!(daemon.state("a").is_none() && world.records.is_empty());
+}
+
+#[test]
+fn a_started_array_comes_back_in_the_background() {
+    let (mut world, _) = started();
+    world.running.clear();
+    world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
+    let mut daemon = Daemon::boot(&world);
+    daemon.settle(&mut world);
+    assert_eq!(daemon.state("a"), Some(State::Starting));
+    assert!(daemon.why("a").contains("node n-256 (s3:1/v): connection refused"), "{}", daemon.why("a"));
+    assert!(daemon.error(&mut world, start()).contains("give up with 'dst stop a'"));
+    assert!(daemon.error(&mut world, remove(false)).contains("'dst stop a' first"));
+    daemon.pass(&mut world);
+    world.broken.insert("launch");
+    world.volumes.get_mut(THREE[2]).unwrap().reachable = true;
+    daemon.pass(&mut world);
+    assert_eq!((daemon.state("a"), daemon.why("a").as_str()), (Some(State::Starting), "it broke"));
+    world.broken.clear();
+    daemon.pass(&mut world);
+    assert_eq!(daemon.state("a"), Some(State::Started));
+    assert_eq!(daemon.owner.next_wake(), Time::NEVER);
+    assert!(world.epochs.last().unwrap().1 > Epoch(1));
+    assert_eq!(daemon.owner.view()[0].spec.as_ref().unwrap().run.queues, 3, "options come back");
+}
+
+#[test]
+fn a_start_can_be_given_up_at_every_step() {
+    for steps in 0..4 {
+        let (mut world, _) = started();
+        world.running.clear();
+        world.volumes.get_mut(THREE[2]).unwrap().reachable = steps > 0;
+        let mut daemon = Daemon::boot(&world);
+        for _ in 0..steps.max(1) {
+            daemon.step(&mut world);
+        }
+        daemon.run(&mut world, stop(false)).unwrap();
+        assert_eq!(daemon.state("a"), Some(State::Stopped), "after {steps} steps");
+        assert!(world.running.is_empty());
+        assert_eq!(ArraySpec::decode("a", &world.records["a"]).unwrap().phase, Phase::Stopped);
+    }
+}
+
+#[test]
+fn an_array_that_died_can_be_stopped_and_started() {
+    let died = |epoch| Event::Died { name: "a".to_owned(), epoch, why: "fenced".to_owned() };
+    let (mut world, mut daemon) = started();
+    daemon.event(died(Epoch(9)));
+    assert_eq!(daemon.state("a"), Some(State::Started), "that was another life");
+    daemon.event(died(Epoch(1)));
+    daemon.settle(&mut world);
+    assert!(world.running.is_empty());
+    assert_eq!((daemon.state("a"), daemon.why("a").as_str()), (Some(State::Failed), "fenced"));
+    assert!(daemon.error(&mut world, remove(false)).contains("'dst stop a' first"));
+    daemon.run(&mut world, start()).unwrap();
+    daemon.event(died(Epoch(2)));
+    daemon.settle(&mut world);
+    world.volumes.get_mut(THREE[0]).unwrap().reachable = false;
+    assert!(daemon.error(&mut world, start()).contains("connection refused"));
+    assert_eq!(daemon.state("a"), Some(State::Failed));
+    daemon.run(&mut world, stop(false)).unwrap();
+    assert_eq!(daemon.state("a"), Some(State::Stopped));
+}
+
+#[test]
+fn a_corrupt_record_holds_its_name_and_nothing_else() {
+    let (mut world, _) = made();
+    world.records.get_mut("a").unwrap()[40] ^= 1;
+    let mut daemon = Daemon::boot(&world);
+    daemon.settle(&mut world);
+    assert_eq!(daemon.state("a"), Some(State::Corrupt));
+    for command in [create(&THREE), start(), stop(true), remove(true)] {
+        let error = daemon.error(&mut world, command);
+        assert!(error.contains("its record is damaged"), "{error}");
+    }
+    assert!(world.records.contains_key("a"));
+}
+
+#[test]
+fn a_second_command_finds_the_array_busy() {
+    let (mut world, mut daemon) = made();
+    let first = daemon.ask(start());
+    for command in [create(&THREE), start(), stop(false), remove(false)] {
+        let ticket = daemon.ask(command);
+        assert!(daemon.replies.remove(&ticket).unwrap().is_err());
+    }
+    daemon.settle(&mut world);
+    assert!(daemon.replies[&first].is_ok());
+}
+
+#[test]
+fn the_end_halts_what_runs_and_keeps_its_record() {
+    let (mut world, mut daemon) = started();
+    world.busy = true;
+    daemon.event(Event::Shutdown);
+    assert!(!daemon.exited);
+    assert!(daemon.error(&mut world, stop(false)).contains("dstd is ending"));
+    assert!(daemon.exited && world.running.is_empty());
+    assert_eq!(ArraySpec::decode("a", &world.records["a"]).unwrap().phase, Phase::Started);
+    let mut daemon = Daemon::boot(&world);
+    daemon.settle(&mut world);
+    assert_eq!(daemon.state("a"), Some(State::Started));
+}
+
+/// The daemon dies after `steps` pieces of work of `command`; the next one goes on. Whatever was asked, the array is then either
+/// whole or gone.
+fn crash(make: fn() -> (World, Daemon), command: Command, steps: usize) -> bool {
+    let (mut world, mut daemon) = make();
+    daemon.ask(command);
+    for _ in 0..steps {
+        if !daemon.step(&mut world) {
+            return false;
+        }
+    }
+    drop(daemon);
+    world.running.clear();
+    let mut daemon = Daemon::boot(&world);
+    daemon.settle(&mut world);
+    match daemon.state("a") {
+        Some(State::Stopped | State::Started) => {
+            let id = ArraySpec::decode("a", &world.records["a"]).unwrap().id;
+            assert!(world.volumes.values().all(|volume| volume.member.as_ref().is_some_and(|m| m.id == id)));
+            if daemon.state("a") == Some(State::Stopped) {
+                daemon.run(&mut world, start()).unwrap();
+            }
+            daemon.run(&mut world, stop(false)).unwrap();
+        }
+        None => {
+            assert!(world.records.is_empty() && world.volumes.values().all(|volume| volume.member.is_none()));
+            daemon.run(&mut world, create(&THREE)).unwrap();
+        }
+        state => panic!("{state:?} after {steps} steps"),
+    }
+    true
+}
+
+#[test]
+fn a_crash_after_every_step_ends_whole_or_gone() {
+    fn empty() -> (World, Daemon) {
+        let world = World::new(&THREE);
+        let daemon = Daemon::boot(&world);
+        (world, daemon)
+    }
+    let cases: [(fn() -> (World, Daemon), Command); 4] =
+        [(empty, create(&THREE)), (made, start()), (started, stop(false)), (made, remove(false))];
+    for (make, command) in cases {
+        let crashes = (0..10).take_while(|steps| crash(make, command.clone(), *steps)).count();
+        assert!(crashes >= 3, "{command:?}");
+    }
+}

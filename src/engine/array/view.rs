@@ -1,0 +1,65 @@
+//! The owner's arrays as they are shown.
+
+use super::{Array, Life};
+use crate::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, SpecStatus, State};
+use crate::engine::array::plan;
+use crate::units::SECTOR_BYTES;
+
+/// The word for what an array is doing.
+pub(super) fn state(life: &Life) -> State {
+    match life {
+        Life::Surveying(_) | Life::Recording(_) | Life::Assigning(_) | Life::Settling(_) => State::Creating,
+        Life::Checking(..) | Life::Claiming(_) | Life::Launching(_) | Life::Waiting(..) => State::Starting,
+        Life::Started(_) => State::Started,
+        Life::Halting(..) | Life::Parking(..) => State::Stopping,
+        Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
+        Life::Visiting(_) | Life::Dooming(..) | Life::Freeing(..) => State::Removing,
+        Life::Failed(_) | Life::Reaping(_) => State::Failed,
+        Life::Stopped => State::Stopped,
+        Life::Corrupt(_) => State::Corrupt,
+    }
+}
+
+/// An array as it is shown, without what only its data path knows.
+pub(super) fn status(array: &Array) -> ArrayStatus {
+    let spec = &array.spec;
+    let why = match &array.life {
+        Life::Waiting(_, why) | Life::Stuck(_, why) | Life::Failed(why) | Life::Reaping(why) | Life::Corrupt(why) => {
+            Some(why.clone())
+        }
+        _ => None,
+    };
+    let device = match &array.life {
+        Life::Started(device) | Life::Halting(_, device) => Some(device.clone()),
+        _ => None,
+    };
+    let node = |node: &crate::control::spec::NodeSpec| NodeStatus {
+        name: node.start.to_string(),
+        start: node.start,
+        size: node.sectors * SECTOR_BYTES,
+        target: node.target.clone(),
+        state: LinkState::Detached,
+        tries: 0,
+        last_error: None,
+        counters: Counters::default(),
+    };
+    let known = SpecStatus {
+        id: spec.id,
+        size: plan::geometry(spec).map_or(0, |geometry| geometry.sectors() * SECTOR_BYTES),
+        alg: spec.alg,
+        chunk: spec.chunk,
+        block: spec.block,
+        epoch: spec.epoch,
+        run: spec.run.clone(),
+    };
+    ArrayStatus {
+        name: spec.name.clone(),
+        state: state(&array.life),
+        why,
+        device,
+        spec: (!matches!(array.life, Life::Corrupt(_))).then_some(known),
+        counters: None,
+        nodes: spec.nodes.iter().map(node).collect(),
+        kernel: std::collections::BTreeMap::new(),
+    }
+}

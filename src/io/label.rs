@@ -1,0 +1,194 @@
+//! Local targets before an array runs on them: what they are, and whose. Blocks on the disk; never touches an array's data.
+//!
+//! A block device that something else holds (a mount, a RAID, an LVM) is refused. Labels are durable when this returns.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::libc;
+
+use crate::control::command::Refusal;
+use crate::control::label::{Label, SLOT_BYTES, beside, slots, usable};
+use crate::errno::Errno;
+use crate::units::{Id, SECTOR_BYTES};
+use crate::wire::volume::Member;
+
+/// What a local target is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalTarget {
+    /// What an array may use of it, sectors.
+    pub sectors: u64,
+    /// Tells files and devices apart, however they are named.
+    pub identity: String,
+    /// What it says of itself.
+    pub label: Option<Label>,
+}
+
+/// Where a target's label is kept.
+enum Home {
+    Beside(String),
+    Slots(File, [u64; 2]),
+}
+
+/// Looks at the file or block device at `path`.
+pub fn look(path: &str) -> Result<LocalTarget, Refusal> {
+    let (target, _) = open(path)?;
+    Ok(target)
+}
+
+/// Writes the array's name into the label of `path`, and returns the target's id: `fresh` where it had none. Refused when it
+/// belongs to another array.
+pub fn assign(path: &str, member: &Member, fresh: Id) -> Result<Id, Refusal> {
+    let (target, home) = open(path)?;
+    let id = target.label.as_ref().map_or(fresh, |label| label.id);
+    if let Some(other) = target.label.and_then(|label| label.array)
+        && (other.id != member.id || other.node != member.node)
+    {
+        let text = format!("it belongs to node {} of array '{}'", other.node, other.name);
+        return Err(Refusal::new(Errno::EBUSY, text));
+    }
+    store(path, &home, &Label { id, array: Some(member.clone()) })?;
+    Ok(id)
+}
+
+/// Takes the array's name out of the label of `path`. A target that is gone, or another's, is fine.
+pub fn free(path: &str, array: Id) -> Result<(), Refusal> {
+    match open(path) {
+        Err(why) if why.errno == Errno::ENOENT => Ok(()),
+        Err(why) => Err(why),
+        Ok((LocalTarget { label: Some(Label { id, array: Some(member) }), .. }, home)) if member.id == array => {
+            store(path, &home, &Label { id, array: None })
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn refuse(error: &io::Error) -> Refusal {
+    let errno = Errno::from(error);
+    let next = match errno {
+        Errno::ENOENT => "no such file or device: create it first, for example with 'truncate -s 10G'".to_owned(),
+        Errno::EACCES | Errno::EPERM => format!("{}: dstd must be able to read and write it", errno.text()),
+        Errno::EBUSY => "busy: it is mounted, or part of another device".to_owned(),
+        _ => errno.text().to_owned(),
+    };
+    Refusal::new(errno, next)
+}
+
+fn open(path: &str) -> Result<(LocalTarget, Home), Refusal> {
+    let kind = fs::metadata(path).map_err(|error| refuse(&error))?;
+    let device = kind.file_type().is_block_device();
+    if !device && !kind.is_file() {
+        return Err(Refusal::new(Errno::EINVAL, "it is neither a file nor a block device"));
+    }
+    // On a block device O_EXCL asks whether anything else holds it.
+    let flags = if device { libc::O_EXCL } else { 0 };
+    let opened = File::options().read(true).write(true).custom_flags(flags).open(path);
+    let mut file = opened.map_err(|error| refuse(&error))?;
+    let bytes = file.seek(SeekFrom::End(0)).map_err(|error| refuse(&error))?;
+    let (identity, usable_bytes) = if device {
+        (format!("device {}", kind.rdev()), usable(bytes))
+    } else {
+        (format!("file {}:{}", kind.dev(), kind.ino()), bytes)
+    };
+    let home = match slots(bytes) {
+        _ if !device => Home::Beside(beside(path)),
+        Some(slots) => Home::Slots(file, slots),
+        None => return Err(Refusal::new(Errno::EINVAL, "too small: the last 8M of a block device are the label's")),
+    };
+    let label = read(path, &home)?;
+    Ok((LocalTarget { sectors: usable_bytes / SECTOR_BYTES, identity, label }, home))
+}
+
+fn read(path: &str, home: &Home) -> Result<Option<Label>, Refusal> {
+    match home {
+        Home::Beside(beside) => match fs::read(beside) {
+            Ok(bytes) => Label::decode(&bytes).map(Some).map_err(|bad| {
+                let text =
+                    format!("its label {beside} is {bad}; if {path} is not in use by any array, remove that file");
+                Refusal::new(Errno::EIO, text)
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                Err(Refusal::new(Errno::from(&error), format!("its label {beside} cannot be read: {}", refuse(&error))))
+            }
+        },
+        Home::Slots(file, slots) => {
+            let mut found = None;
+            for slot in slots {
+                let mut bytes = [0; SLOT_BYTES];
+                file.read_exact_at(&mut bytes, *slot).map_err(|error| refuse(&error))?;
+                // What else lies there is no label: the device may never have had one.
+                found = found.or_else(|| Label::decode(&bytes).ok());
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn store(path: &str, home: &Home, label: &Label) -> Result<(), Refusal> {
+    let bad = |bad| Refusal::new(Errno::EINVAL, format!("its label cannot be written: it is {bad}"));
+    match home {
+        Home::Beside(beside) => {
+            let bytes = label.encode().map_err(bad)?;
+            let stored = replace(Path::new(beside), &bytes);
+            stored.map_err(|error| {
+                Refusal::new(Errno::from(&error), format!("cannot write {beside}: {}", refuse(&error)))
+            })
+        }
+        Home::Slots(file, slots) => {
+            let bytes = label.encode_slot().map_err(bad)?;
+            let store = |slot: &u64| file.write_all_at(&bytes, *slot).and_then(|()| file.sync_all());
+            let stored = slots.iter().try_for_each(store);
+            stored
+                .map_err(|error| Refusal::new(Errno::from(&error), format!("cannot label {path}: {}", refuse(&error))))
+        }
+    }
+}
+
+/// Replaces a small file whole: the old or the new content after a crash, the new one when this returns.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_assigned_and_freed() {
+        let folder = std::env::temp_dir().join(format!("dst-label-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("disk");
+        let path = path.to_str().unwrap();
+        assert_eq!(look(path).unwrap_err().errno, Errno::ENOENT);
+        File::create(path).unwrap().set_len(1 << 20).unwrap();
+        let target = look(path).unwrap();
+        assert_eq!((target.sectors, target.label), (2048, None));
+        let member = |array, node: &str| Member { id: Id([array; 16]), name: "a".to_owned(), node: node.to_owned() };
+        assert_eq!(assign(path, &member(1, "n-0"), Id([9; 16])), Ok(Id([9; 16])));
+        assert_eq!(assign(path, &member(1, "n-0"), Id([8; 16])), Ok(Id([9; 16])), "it keeps its id");
+        assert!(assign(path, &member(2, "n-0"), Id([8; 16])).unwrap_err().text.contains("node n-0 of array 'a'"));
+        assert!(assign(path, &member(1, "n-8"), Id([8; 16])).is_err());
+        free(path, Id([2; 16])).unwrap();
+        assert!(look(path).unwrap().label.unwrap().array.is_some());
+        free(path, Id([1; 16])).unwrap();
+        assert_eq!(look(path).unwrap().label, Some(Label { id: Id([9; 16]), array: None }));
+        fs::write(beside(path), "rubbish").unwrap();
+        assert!(look(path).unwrap_err().text.contains("damaged"));
+        assert!(look(folder.to_str().unwrap()).unwrap_err().text.contains("neither"));
+        fs::remove_file(path).unwrap();
+        free(path, Id([1; 16])).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

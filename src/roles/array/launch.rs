@@ -1,0 +1,171 @@
+//! From a record to a running data path, and from its figures to what `status` shows.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::control::command::Refusal;
+use crate::control::spec::{ArraySpec, Frontend};
+use crate::control::status::{Counters, LinkState, Live, NodeLive};
+use crate::control::target::Target;
+use crate::engine::array::plan;
+use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
+use crate::errno::Errno;
+use crate::io::sysfs::BlockInfo;
+use crate::io::ublk;
+use crate::limits;
+use crate::roles::array::path::{NodeTarget, PathConfig, Place};
+use crate::roles::array::perform::{Died, Launcher, Running};
+use crate::roles::array::running;
+use crate::roles::array::running::{Face, RunError};
+use crate::roles::array::targets::{random_id, resolve};
+
+/// Starts data paths of this process.
+pub struct DataPaths;
+
+impl Launcher for DataPaths {
+    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<Arc<dyn Running>, Refusal> {
+        let config = path_config(spec)?;
+        let face = match &spec.run.frontend {
+            Frontend::Ublk => Face::Ublk,
+            Frontend::Nbd(address) => Face::Nbd(address.clone()),
+        };
+        // The number that a ublk device carries says whose it is after its daemon's death.
+        let tag = crc32c::crc32c(&spec.id.0);
+        let died = Mutex::new(Some(died));
+        let on_end = move |why| {
+            if let Some(died) = died.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                died(why);
+            }
+        };
+        let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end));
+        let running = started.map_err(|error| not_started(spec, error))?;
+        let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
+        Ok(Arc::new(Started { name: spec.name.clone(), device, shared, running: Mutex::new(running) }))
+    }
+
+    fn clear_away(&self) {
+        let leftovers = match ublk::leftovers() {
+            Ok(leftovers) => leftovers,
+            Err(error) => return tracing::warn!(%error, "cannot look for devices of a dead daemon"),
+        };
+        for leftover in leftovers {
+            match ublk::delete_leftover(leftover) {
+                Ok(()) => tracing::info!(id = leftover.id, "removed what a dead daemon had left"),
+                Err(error) => tracing::warn!(id = leftover.id, %error, "cannot remove what a dead daemon had left"),
+            }
+        }
+    }
+}
+
+fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
+    let geometry = plan::geometry(spec).map_err(|bad| Refusal::new(Errno::EINVAL, bad.to_string()))?;
+    let node = |node: &crate::control::spec::NodeSpec| {
+        let place = match &node.target {
+            Target::Remote { server, volume } => Place::Remote { address: resolve(server)?[0], volume: volume.clone() },
+            Target::Local(path) => Place::Local(path.into()),
+        };
+        Ok(NodeTarget { place, volume: node.volume })
+    };
+    let queues = match spec.run.queues {
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::QUEUES_DEFAULT_MAX),
+        given => given,
+    };
+    Ok(PathConfig {
+        name: spec.name.clone(),
+        array: spec.id,
+        session: random_id()?,
+        epoch: spec.epoch,
+        geometry,
+        nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
+        queues,
+        depth: spec.run.depth,
+        io_timeout: spec.run.io_timeout,
+    })
+}
+
+fn not_started(spec: &ArraySpec, error: RunError) -> Refusal {
+    let name = &spec.name;
+    match error {
+        RunError::Node(error) => {
+            let node = spec.nodes.get(error.node);
+            let node = node.map_or_else(String::new, |node| format!("node {} ({}): ", node.start, node.target));
+            Refusal::new(error.refusal.errno, format!("array '{name}' cannot start: {node}{}", error.refusal.text))
+        }
+        RunError::Frontend(refusal) => {
+            Refusal::new(refusal.errno, format!("array '{name}' cannot start: {}", refusal.text))
+        }
+    }
+}
+
+/// A data path of this process.
+struct Started {
+    name: String,
+    device: String,
+    shared: Arc<Shared>,
+    /// Locked while it is stopped, never by readers.
+    running: Mutex<running::Running>,
+}
+
+impl Running for Started {
+    fn device(&self) -> String {
+        self.device.clone()
+    }
+
+    fn live(&self) -> Live {
+        let nodes: Vec<NodeLive> = self.shared.targets().iter().map(node_live).collect();
+        let counters = nodes.iter().fold(Counters::default(), |sum, node| sum.plus(node.counters));
+        Live { counters, nodes, device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default() }
+    }
+
+    fn stop(&self, force: bool) -> Result<(), Refusal> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.stop(force, limits::HALT_MAX).map_err(|refusal| {
+            Refusal::new(refusal.errno, format!("array '{}' is not stopped: {}", self.name, refusal.text))
+        })
+    }
+}
+
+fn node_live(target: &TargetShared) -> NodeLive {
+    let gauges = target.gauges();
+    let counters = gauges.iter().map(counted).fold(Counters::default(), Counters::plus);
+    let all = |phase| gauges.iter().all(|gauge| gauge.phase() == phase);
+    let lost = gauges.iter().any(|gauge| gauge.losses.load(Ordering::Relaxed) > 0);
+    let link = if gauges.iter().any(|gauge| gauge.phase() == LinkPhase::Fenced) {
+        LinkState::Fenced
+    } else if all(LinkPhase::Up) {
+        LinkState::Connected
+    } else if lost {
+        LinkState::Reconnecting
+    } else {
+        LinkState::Connecting
+    };
+    let tries = gauges.iter().map(|gauge| u64::from(gauge.attempts.load(Ordering::Relaxed))).max();
+    let last_error = if target.has_failed_flush() {
+        Some(
+            "a flush has failed: nothing more is written here; stop the array and look at the server's disk".to_owned(),
+        )
+    } else {
+        gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
+    };
+    NodeLive { link, tries: tries.unwrap_or(0), last_error, counters }
+}
+
+fn counted(gauge: &Gauge) -> Counters {
+    let waiting = gauge.waiting.load(Ordering::Relaxed);
+    Counters {
+        in_flight: u64::from(gauge.in_flight.load(Ordering::Relaxed)) + u64::from(waiting),
+        reads: gauge.reads.load(Ordering::Relaxed),
+        read_bytes: gauge.read_bytes.load(Ordering::Relaxed),
+        writes: gauge.writes.load(Ordering::Relaxed),
+        written_bytes: gauge.write_bytes.load(Ordering::Relaxed),
+        flushes: gauge.flushes.load(Ordering::Relaxed),
+        errors: gauge.errors.load(Ordering::Relaxed),
+    }
+}
+
+/// What sysfs says; nothing while the device is going away.
+fn kernel_facts(name: &str) -> Vec<(String, String)> {
+    let facts = BlockInfo::read(name).ok().and_then(|info| serde_json::to_value(info).ok());
+    let Some(serde_json::Value::Object(facts)) = facts else { return Vec::new() };
+    facts.into_iter().map(|(name, value)| (name, value.to_string())).collect()
+}

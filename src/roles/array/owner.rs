@@ -1,0 +1,252 @@
+//! The loop that owns arrays: events in, effects out, work in threads of its own, a snapshot published after every turn.
+//!
+//! Readers take the snapshot and never wait for the loop. Whatever blocks runs in at most `limits::OWNER_HELPERS_MAX` threads;
+//! more work waits in line, at most one piece for each array.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::control::command::{Command, Refusal};
+use crate::control::status::{ArrayStatus, State};
+use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
+use crate::errno::Errno;
+use crate::io::clock;
+use crate::io::http::{Reply, Service};
+use crate::io::state_dir::Loaded;
+use crate::limits;
+use crate::roles::array::perform::{Performer, Running};
+use crate::roles::array::targets;
+use crate::units::{Id, Time};
+
+/// What reaches the loop.
+enum Message {
+    Ask(Command, Id, Reply),
+    Event(Event),
+}
+
+/// One array as published.
+type Shown = (ArrayStatus, Option<Arc<dyn Running>>);
+
+/// The way to the owner, for everybody else.
+#[derive(Clone)]
+pub struct Handle {
+    messages: SyncSender<Message>,
+    published: Arc<RwLock<Arc<Vec<Shown>>>>,
+}
+
+impl Handle {
+    /// Asks the owner to halt everything and end.
+    pub fn shut_down(&self) {
+        // If the loop has ended already there is nothing to do.
+        let _ = self.messages.send(Message::Event(Event::Shutdown));
+    }
+}
+
+impl Service for Handle {
+    fn list(&self) -> Vec<ArrayStatus> {
+        let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
+        let live = |(status, running): &Shown| match running {
+            Some(running) => status.clone().with_live(running.live()),
+            None => status.clone(),
+        };
+        shown.iter().map(live).collect()
+    }
+
+    fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal> {
+        let fresh = targets::random_id()?;
+        self.messages.try_send(Message::Ask(command, fresh, reply)).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::new(Errno::EAGAIN, "dstd has too many commands waiting: try again"),
+            TrySendError::Disconnected(_) => Refusal::new(Errno::ESHUTDOWN, "dstd is ending: try again when it runs"),
+        })
+    }
+}
+
+/// The loop's own state.
+pub struct OwnerLoop {
+    owner: Owner,
+    performer: Arc<Performer>,
+    handle: Handle,
+    messages: Receiver<Message>,
+    replies: BTreeMap<Ticket, Reply>,
+    next_ticket: u64,
+    waiting: VecDeque<(JobId, Work)>,
+    helpers: usize,
+    logged: BTreeMap<String, (State, Option<String>)>,
+    exit: bool,
+}
+
+impl OwnerLoop {
+    /// An owner that performs its work with `performer`.
+    pub fn new(performer: Performer) -> OwnerLoop {
+        let (sender, messages) = sync_channel(limits::OWNER_EVENTS_MAX);
+        let handle = Handle { messages: sender, published: Arc::default() };
+        OwnerLoop {
+            owner: Owner::default(),
+            performer: Arc::new(performer),
+            handle,
+            messages,
+            replies: BTreeMap::new(),
+            next_ticket: 0,
+            waiting: VecDeque::new(),
+            helpers: 0,
+            logged: BTreeMap::new(),
+            exit: false,
+        }
+    }
+
+    /// The way to this owner.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// What the state directory holds.
+    pub fn records(&self) -> Result<Vec<Loaded>, Refusal> {
+        self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))
+    }
+
+    /// Takes over what the records say, then serves until it was asked to shut down and everything has ended, or
+    /// `limits::SHUTDOWN_MAX` later.
+    pub fn run(mut self, records: Vec<Loaded>) -> Result<(), Refusal> {
+        self.performer.clear_away();
+        self.turn(Event::Boot(records));
+        let mut give_up = Time::NEVER;
+        while !self.exit {
+            let now = clock::now();
+            if now >= give_up {
+                return Err(Refusal::new(Errno::ETIMEDOUT, "not everything could be halted in time"));
+            }
+            let wake = self.owner.next_wake().min(give_up);
+            let message = if wake == Time::NEVER {
+                self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.messages.recv_timeout(wake.since(now))
+            };
+            match message {
+                Ok(Message::Ask(command, fresh, reply)) => {
+                    self.next_ticket += 1;
+                    let ticket = Ticket(self.next_ticket);
+                    tracing::debug!(?command, "asked");
+                    self.replies.insert(ticket, reply);
+                    self.turn(Event::Command { ticket, command, fresh });
+                }
+                Ok(Message::Event(event)) => {
+                    if matches!(event, Event::Shutdown) && give_up == Time::NEVER {
+                        tracing::info!("ending: what runs is halted");
+                        give_up = clock::now().after(limits::SHUTDOWN_MAX);
+                    }
+                    if matches!(event, Event::Done { .. }) {
+                        self.helpers -= 1;
+                    }
+                    self.turn(event);
+                }
+                Err(RecvTimeoutError::Timeout) => self.turn(Event::Tick),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, event: Event) {
+        let effects = self.owner.handle(event, clock::now());
+        let mut replies = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Reply(ticket, result) => replies.push((ticket, result)),
+                Effect::Work(job, work) => self.waiting.push_back((job, work)),
+                Effect::Exit => self.exit = true,
+            }
+        }
+        self.publish();
+        // Whoever has the answer also sees what it says.
+        for (ticket, result) in replies {
+            if let Some(reply) = self.replies.remove(&ticket) {
+                // The asker may have gone; what was done stays done.
+                let _ = reply.send(result);
+            }
+        }
+        while self.helpers < limits::OWNER_HELPERS_MAX
+            && let Some((job, work)) = self.waiting.pop_front()
+        {
+            self.help(job, work);
+        }
+    }
+
+    fn publish(&mut self) {
+        let mut running = self.performer.running();
+        let view = self.owner.view();
+        self.log(&view);
+        let shown = view.into_iter().map(|status| {
+            let live = status.device.is_some().then(|| running.remove(&status.name)).flatten();
+            (status, live)
+        });
+        let shown = Arc::new(shown.collect());
+        *self.handle.published.write().unwrap_or_else(PoisonError::into_inner) = shown;
+    }
+
+    /// One line for each change of state.
+    fn log(&mut self, view: &[ArrayStatus]) {
+        self.logged.retain(|name, _| {
+            let there = view.iter().any(|array| array.name == *name);
+            if !there {
+                tracing::info!(array = %name, "gone");
+            }
+            there
+        });
+        for array in view {
+            let now = (array.state, array.why.clone());
+            if self.logged.get(&array.name) == Some(&now) {
+                continue;
+            }
+            let (name, state) = (&array.name, array.state.word());
+            match (&array.why, &array.device) {
+                (Some(why), _) => tracing::warn!(array = %name, why = %why, "{state}"),
+                (None, Some(device)) => tracing::info!(array = %name, device = %device, "{state}"),
+                (None, None) => tracing::info!(array = %name, "{state}"),
+            }
+            self.logged.insert(name.clone(), now);
+        }
+    }
+
+    /// Performs work in a thread of its own. Whatever happens to it, its end is reported.
+    fn help(&mut self, job: JobId, work: Work) {
+        let performer = Arc::clone(&self.performer);
+        let messages = self.handle.messages.clone();
+        let given = work.clone();
+        let act = move || {
+            let died = death_notice(&messages, &work);
+            let failed = failure(&work, "a defect of dstd: see its log");
+            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| performer.perform(work, died)));
+            // The loop has ended: nobody wants to know.
+            let _ = messages.send(Message::Event(Event::Done { job, outcome: outcome.unwrap_or(failed) }));
+        };
+        self.helpers += 1;
+        if let Err(error) = std::thread::Builder::new().name("dst-helper".to_owned()).spawn(act) {
+            self.helpers -= 1;
+            let outcome = failure(&given, &format!("there is no thread for it: {error}"));
+            self.turn(Event::Done { job, outcome });
+        }
+    }
+}
+
+/// What a data path that is launched calls when it ends by itself.
+fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(String) + Send> {
+    let Work::Launch(spec) = work else { return Box::new(|_| {}) };
+    let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
+    Box::new(move |why| {
+        let _ = messages.send(Message::Event(Event::Died { name, epoch, why }));
+    })
+}
+
+/// The outcome of work that could not be performed at all.
+fn failure(work: &Work, why: &str) -> Outcome {
+    let refusal = Refusal::new(Errno::EIO, why);
+    match work {
+        Work::Survey(targets) => Outcome::Surveyed(targets.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Assign(members) => Outcome::Assigned(members.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Free(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Save(_) | Work::Forget(_) | Work::Halt { .. } => Outcome::Saved(Err(refusal)),
+        Work::Launch(_) => Outcome::Launched(Err(refusal)),
+    }
+}

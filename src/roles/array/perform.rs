@@ -1,0 +1,141 @@
+//! Performs the owner's work: one call per piece of work, which blocks until it is done. Runs in threads that may wait.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::control::command::Refusal;
+use crate::control::spec::ArraySpec;
+use crate::control::status::Live;
+use crate::control::target::Target;
+use crate::engine::array::{Outcome, Work};
+use crate::io::state_dir::StateDir;
+use crate::limits;
+use crate::roles::array::targets;
+
+/// The data path of one started array.
+pub trait Running: Send + Sync {
+    /// The block device's path, or the NBD URI.
+    fn device(&self) -> String;
+
+    /// Figures of now. Never waits.
+    fn live(&self) -> Live;
+
+    /// Takes no more requests, lets those in flight end within a bound, and ends. Refused while clients use it, unless `force`.
+    fn stop(&self, force: bool) -> Result<(), Refusal>;
+}
+
+/// Called when a data path ended by itself, with the reason.
+pub type Died = Box<dyn FnOnce(String) + Send>;
+
+/// What starts data paths.
+pub trait Launcher: Send + Sync {
+    /// Attaches every node and shows the device.
+    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<Arc<dyn Running>, Refusal>;
+
+    /// Removes what data paths of a dead daemon have left in the kernel.
+    fn clear_away(&self);
+}
+
+/// What work is performed with.
+pub struct Performer {
+    /// The records.
+    pub state: StateDir,
+    launcher: Box<dyn Launcher>,
+    running: Mutex<BTreeMap<String, Arc<dyn Running>>>,
+}
+
+impl Performer {
+    /// Works on the records of `state`, and starts data paths with `launcher`.
+    pub fn new(state: StateDir, launcher: Box<dyn Launcher>) -> Performer {
+        Performer { state, launcher, running: Mutex::default() }
+    }
+
+    /// Does what is asked; `died` is for a data path that is launched.
+    pub fn perform(&self, work: Work, died: Died) -> Outcome {
+        match work {
+            Work::Survey(targets) => Outcome::Surveyed(each(&targets, |target| targets::look(target))),
+            Work::Assign(members) => {
+                Outcome::Assigned(each(&members, |(target, member)| targets::assign(target, member)))
+            }
+            Work::Free(array, targets) => Outcome::Each(each(&targets, |target: &Target| targets::free(target, array))),
+            Work::Save(spec) => {
+                Outcome::Saved(self.state.save(&spec).map_err(|error| Refusal::new(error.errno, error.text)))
+            }
+            Work::Forget(name) => {
+                Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
+            }
+            Work::Launch(spec) => Outcome::Launched(self.launch(&spec, died)),
+            Work::Halt { name, force } => Outcome::Saved(self.halt(&name, force)),
+        }
+    }
+
+    /// Removes what a dead daemon has left.
+    pub fn clear_away(&self) {
+        self.launcher.clear_away();
+    }
+
+    /// The data paths that run now.
+    pub fn running(&self) -> BTreeMap<String, Arc<dyn Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<String, Refusal> {
+        let running = self.launcher.launch(spec, died)?;
+        let device = running.device();
+        link_device(&spec.name, &device);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), running);
+        Ok(device)
+    }
+
+    fn halt(&self, name: &str, force: bool) -> Result<(), Refusal> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let Some(running) = running else { return Ok(()) };
+        running.stop(force)?;
+        unlink_device(name);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        Ok(())
+    }
+}
+
+/// The folder of stable names.
+const LINKS: &str = "/dev/dst";
+
+/// Points `/dev/dst/NAME` at a block device. A convenience: the array works without.
+fn link_device(name: &str, device: &str) {
+    if !device.starts_with("/dev/") {
+        return;
+    }
+    let link = Path::new(LINKS).join(name);
+    let temporary = Path::new(LINKS).join(format!(".{name}.tmp"));
+    let _ = std::fs::remove_file(&temporary);
+    let linked = std::fs::create_dir_all(LINKS)
+        .and_then(|()| std::os::unix::fs::symlink(device, &temporary))
+        .and_then(|()| std::fs::rename(&temporary, &link));
+    if let Err(error) = linked {
+        tracing::warn!(array = name, %error, "cannot make the link {}", link.display());
+    }
+}
+
+fn unlink_device(name: &str) {
+    let link = Path::new(LINKS).join(name);
+    if let Err(error) = std::fs::remove_file(&link)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(array = name, %error, "cannot remove the link {}", link.display());
+    }
+}
+
+/// Does the same for each item, a few at a time, and returns the results in order.
+fn each<T: Sync, R: Send>(items: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let share = items.len().div_ceil(limits::SURVEY_THREADS_MAX).max(1);
+    std::thread::scope(|scope| {
+        let act = &act;
+        let threads: Vec<_> =
+            items.chunks(share).map(|share| scope.spawn(move || share.iter().map(act).collect::<Vec<R>>())).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
