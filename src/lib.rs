@@ -86,9 +86,9 @@ pub mod io {
     }
     pub mod pool;
     pub mod ring;
+    pub mod serve;
     pub mod signals;
     pub mod state_dir;
-    pub mod serve;
     pub mod sysfs;
     pub mod ublk;
     pub mod wakeup;

@@ -23,8 +23,7 @@ impl Dir {
 
     pub(crate) fn below(parent: &Path) -> Dir {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let path =
-            parent.join(format!("dst-server-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let path = parent.join(format!("dst-server-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&path).unwrap();
         Dir(path)
     }
@@ -41,12 +40,7 @@ impl Drop for Dir {
 }
 
 pub(crate) fn config(pool: &Path) -> Config {
-    Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        pool: pool.to_owned(),
-        threads: 2,
-        danger_cleartext: false,
-    }
+    Config { listen: vec!["127.0.0.1:0".parse().unwrap()], pool: pool.to_owned(), threads: 2, danger_cleartext: false }
 }
 
 pub(crate) fn start(pool: &Path) -> (Server, SocketAddr) {

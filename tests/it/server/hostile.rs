@@ -29,11 +29,31 @@ fn edges() -> Vec<(usize, Vec<u8>)> {
     for flag in (0..16).map(|bit| 1u16 << bit).chain([0, u16::MAX]) {
         edges.push((6, flag.to_le_bytes().to_vec()));
     }
-    for lba in [0, 1, limits::ARRAY_SECTORS_MAX - 8, limits::ARRAY_SECTORS_MAX - 1, limits::ARRAY_SECTORS_MAX, 1 << 63, u64::MAX] {
+    for lba in [
+        0,
+        1,
+        limits::ARRAY_SECTORS_MAX - 8,
+        limits::ARRAY_SECTORS_MAX - 1,
+        limits::ARRAY_SECTORS_MAX,
+        1 << 63,
+        u64::MAX,
+    ] {
         edges.push((16, lba.to_le_bytes().to_vec()));
     }
     let payload = limits::PAYLOAD_BYTES_MAX;
-    for length in [0, 1, 511, 512, payload, payload + 1, payload + 512, limits::ZERO_BYTES_MAX, limits::MESSAGE_BYTES_MAX + 1, 1 << 31, u32::MAX] {
+    for length in [
+        0,
+        1,
+        511,
+        512,
+        payload,
+        payload + 1,
+        payload + 512,
+        limits::ZERO_BYTES_MAX,
+        limits::MESSAGE_BYTES_MAX + 1,
+        1 << 31,
+        u32::MAX,
+    ] {
         edges.push((24, length.to_le_bytes().to_vec()));
         edges.push((28, length.to_le_bytes().to_vec()));
         edges.push((40, length.to_le_bytes().to_vec()));
@@ -100,13 +120,16 @@ fn what_is_not_the_protocol_is_closed_at_once() {
         // Data before HELLO, and answers that nobody asked for.
         read.encode().to_vec(),
         read.reply(Err(dst::errno::Errno::EIO)).encode().to_vec(),
-        Header { flags: flags::REPLY, ..Header::request(Op::Hello, 0, 0, Epoch(0), Extent::default()) }.encode().to_vec(),
+        Header { flags: flags::REPLY, ..Header::request(Op::Hello, 0, 0, Epoch(0), Extent::default()) }
+            .encode()
+            .to_vec(),
     ] {
         let mut stream = connect(address);
         let _ = stream.write_all(&rubbish);
         assert!(is_closed(&mut stream), "{rubbish:?}");
         let mut client = attach(address, "v", (1, 1, 1));
-        let rubbish = if rubbish.starts_with(&read.encode()) { hello("v", (1, 1, 1)).encode().to_vec() } else { rubbish };
+        let rubbish =
+            if rubbish.starts_with(&read.encode()) { hello("v", (1, 1, 1)).encode().to_vec() } else { rubbish };
         let _ = client.stream.write_all(&rubbish);
         assert!(client.is_closed(), "{rubbish:?}");
         is_well(address, &mut witness);
@@ -126,7 +149,8 @@ fn a_hello_with_wrong_content_is_closed() {
             if body == good || (16..48).contains(&at) || (at, value) == (4, 0) {
                 continue;
             }
-            let header = Header::request(Op::Hello, 1, 1, Epoch(1), Extent::default()).with_body(256, message_crc(&body));
+            let header =
+                Header::request(Op::Hello, 1, 1, Epoch(1), Extent::default()).with_body(256, message_crc(&body));
             let mut stream = connect(address);
             stream.write_all(&[&header.encode()[..], &body[..]].concat()).unwrap();
             stream.shutdown(std::net::Shutdown::Write).unwrap();

@@ -101,7 +101,9 @@ fn one_array_has_a_volume_until_it_is_freed() {
 fn bad_names_and_sizes_are_refused() {
     let dir = Dir::new();
     let (_server, address) = start(dir.path());
-    for (name, size) in [("", 4096), ("../x", 4096), (".x", 4096), ("x.dst", 4096), ("x", 0), ("x", 4095), ("x", u64::MAX)] {
+    for (name, size) in
+        [("", 4096), ("../x", 4096), (".x", 4096), ("x.dst", 4096), ("x", 0), ("x", 4095), ("x", u64::MAX)]
+    {
         let question = Create { name: name.to_owned(), size, sparse: true };
         assert_eq!(refusal(ask::<_, Volume>(address, Op::VolumeCreate, &question)).0, Errno::EINVAL, "{name} {size}");
     }
