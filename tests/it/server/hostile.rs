@@ -86,12 +86,12 @@ fn each_field_of_each_frame_at_its_edges() {
             // has no body cannot wait for it.
             let mut stream = connect(address);
             let _ = stream.write_all(&bytes);
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).ok();
             drain(&mut stream);
             if matches!(at, 4 | 5 | 6 | 24 | 28) {
                 let mut client = attach(address, "v", (1, 1, 1));
                 let _ = client.stream.write_all(&bytes);
-                client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+                client.stream.shutdown(std::net::Shutdown::Write).ok();
                 drain(&mut client.stream);
             }
         }
@@ -153,7 +153,7 @@ fn a_hello_with_wrong_content_is_closed() {
                 Header::request(Op::Hello, 1, 1, Epoch(1), Extent::default()).with_body(256, message_crc(&body));
             let mut stream = connect(address);
             stream.write_all(&[&header.encode()[..], &body[..]].concat()).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).ok();
             drain(&mut stream);
         }
     }
@@ -173,7 +173,7 @@ fn any_bytes_leave_the_server_well() {
         all.extend_from_slice(&bytes);
         let mut stream = if after_hello { attach(address, "v", (1, 1, 2)).stream } else { connect(address) };
         let _ = stream.write_all(&all);
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).ok();
         drain(&mut stream);
         Ok(())
     });

@@ -102,7 +102,7 @@ fn discarded_and_zeroed_ranges_read_as_zeros() {
         if sparse {
             assert!(left < full, "a discard frees: {left} of {full}");
         } else {
-            assert_eq!(left, full, "a preallocated volume keeps its space");
+            assert!(left >= full, "a preallocated volume keeps its space: {left} of {full}");
         }
         drop(dir);
     }
