@@ -11,19 +11,20 @@ use dst::wire::nbd::transmission::{Command, REQUEST_BYTES, Reply, Work};
 use dst::wire::session::{Hello, Welcome};
 use dst::wire::volume;
 
+pub mod server;
+
 /// A target: its name, which is that of its corpus, and its entry.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [("frame", frame), ("session", session), ("volume", volume), ("nbd", nbd)];
+pub const TARGETS: [Target; 5] =
+    [("frame", frame), ("session", session), ("volume", volume), ("nbd", nbd), ("server", server::run)];
 
 /// The header of a frame, as it is and with its checksum put right.
 pub fn frame(bytes: &[u8]) {
     let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else { return };
-    let mut sealed = *bytes;
-    let crc = crc_of(&sealed);
-    sealed[60..64].copy_from_slice(&crc.to_le_bytes());
-    for bytes in [bytes, &sealed] {
+    for bytes in [*bytes, sealed(bytes)] {
+        let bytes = &bytes;
         let Ok(header) = Header::decode(bytes) else { continue };
         assert_eq!(&header.encode(), bytes, "one header has one encoding");
         assert!(header.body_bytes <= limits::PAYLOAD_BYTES_MAX);
@@ -33,9 +34,13 @@ pub fn frame(bytes: &[u8]) {
     }
 }
 
-fn crc_of(bytes: &[u8; HEADER_BYTES]) -> u32 {
-    // The checksum of a header is the one of messages, over all that comes before it.
-    message_crc(&bytes[..60])
+/// The header with its checksum put right: no fuzzer guesses that.
+pub fn sealed(bytes: &[u8; HEADER_BYTES]) -> [u8; HEADER_BYTES] {
+    let mut sealed = *bytes;
+    // It is that of messages, over all that comes before it.
+    let crc = message_crc(&bytes[..60]);
+    sealed[60..64].copy_from_slice(&crc.to_le_bytes());
+    sealed
 }
 
 /// HELLO and its answer.
