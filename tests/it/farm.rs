@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const READY: Duration = Duration::from_secs(30);
 
 /// The daemon's binary, and the command line's beside it.
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     let dstd = PathBuf::from(env!("CARGO_BIN_EXE_dstd"));
     let path = dstd.with_file_name(name);
     assert!(path.exists(), "{} is not built: run `cargo build --workspace` in the same profile first", path.display());
