@@ -105,7 +105,7 @@ fn the_export_says_what_it_can() {
     }
     assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), (8 << 20).to_string());
     let info = run("nbdinfo", &["--json", &uri]);
-    assert!(info.contains("\"block_minimum\": 4096"), "{info}");
+    assert!(info.contains("\"block_size_minimum\": 4096"), "{info}");
     assert!(run("nbdinfo", &["--map", &uri]).contains("data"));
     farm.dst("stop caps");
 }
