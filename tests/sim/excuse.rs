@@ -1,0 +1,178 @@
+//! What excuses an error (the contract, 12.7): every injected fault is recorded here, and every error must find one that fits.
+//!
+//! Contract: an error number alone excuses nothing; the fault must lie on a device that the operation touches, in the time of
+//! the operation. A time-out must in addition have waited its full time, most of it on a device that could not answer.
+
+use crate::judge::{Record, Verdict, Violation, What};
+use crate::text;
+
+/// Linux error numbers that the judge has an opinion about.
+pub mod errno {
+    pub const EIO: i32 = 5;
+    pub const EINVAL: i32 = 22;
+    pub const EBADE: i32 = 52;
+    pub const EILSEQ: i32 = 84;
+    pub const ETIMEDOUT: i32 = 110;
+}
+
+/// After an outage of length d a device needs this long until it answers again: back-off and handshake, ns.
+const RECOVERY_MIN: u64 = 2_000_000_000;
+/// Recovery is never longer than this, whatever the outage was, ns.
+const RECOVERY_MAX: u64 = 16_000_000_000;
+
+/// A time in which a device answered late or not at all, ns.
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    from: u64,
+    until: u64,
+}
+
+impl Outage {
+    /// When its consequences end at the latest.
+    fn over(self) -> u64 {
+        let length = self.until.saturating_sub(self.from);
+        self.until.saturating_add(length.saturating_mul(2).clamp(RECOVERY_MIN, RECOVERY_MAX))
+    }
+}
+
+/// An error that a device has given, ns.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    at: u64,
+    device: u16,
+    errno: i32,
+    /// First and last array sector.
+    hull: (u64, u64),
+}
+
+/// The faults of one device.
+#[derive(Clone, Debug, Default)]
+struct Device {
+    /// How many reasons there are now not to answer.
+    troubles: u32,
+    outages: Vec<Outage>,
+    /// A flush has failed there: writes and flushes may fail for ever (2.2).
+    flush_failed: Option<u64>,
+    /// Another owner has claimed it.
+    fenced: Option<u64>,
+}
+
+/// All faults that were injected.
+#[derive(Clone, Debug)]
+pub struct Excuses {
+    devices: Vec<Device>,
+    given: Vec<Given>,
+}
+
+impl Excuses {
+    pub fn new(devices: usize) -> Excuses {
+        Excuses { devices: vec![Device::default(); devices], given: Vec::new() }
+    }
+
+    /// From now on the device answers late or not at all, for one more reason.
+    pub fn trouble(&mut self, now: u64, device: u16) {
+        let device = &mut self.devices[usize::from(device)];
+        device.troubles += 1;
+        if device.troubles == 1 {
+            device.outages.push(Outage { from: now, until: u64::MAX });
+        }
+    }
+
+    /// One reason has gone.
+    pub fn relief(&mut self, now: u64, device: u16) {
+        let device = &mut self.devices[usize::from(device)];
+        device.troubles = device.troubles.saturating_sub(1);
+        if device.troubles == 0
+            && let Some(outage) = device.outages.last_mut()
+            && outage.until == u64::MAX
+        {
+            outage.until = now;
+        }
+    }
+
+    /// The device has answered something with `errno`, on the array sectors between `first` and `last`.
+    pub fn gave(&mut self, now: u64, device: u16, errno: i32, hull: (u64, u64)) {
+        self.given.push(Given { at: now, device, errno, hull });
+    }
+
+    /// A flush of the device has failed.
+    pub fn flush_failed(&mut self, now: u64, device: u16) {
+        self.devices[usize::from(device)].flush_failed.get_or_insert(now);
+    }
+
+    /// Another owner has claimed the device.
+    pub fn fenced(&mut self, now: u64, device: u16) {
+        self.devices[usize::from(device)].fenced.get_or_insert(now);
+    }
+
+    /// Whether the error that `record` has just ended with was to be expected.
+    pub fn check(
+        &self,
+        now: u64,
+        record: &Record,
+        devices: &[u16],
+        errno: i32,
+        io_timeout: u64,
+        sectors: usize,
+    ) -> Verdict {
+        let touched = |device: &u16| &self.devices[usize::from(*device)];
+        let since = |moment: Option<u64>| moment.is_some_and(|moment| moment <= now);
+        let (first, last) = (record.start, record.start + record.sectors.max(1) - 1);
+        let changes = record.what != What::Read;
+        let excused = match errno {
+            errno::ETIMEDOUT => return self.check_timeout(now, record, devices, io_timeout),
+            errno::EINVAL => record.what != What::Flush && (record.sectors == 0 || last >= sectors as u64),
+            errno::EBADE => devices.iter().map(touched).any(|device| since(device.fenced)),
+            errno::EIO if changes && devices.iter().map(touched).any(|device| since(device.flush_failed)) => true,
+            _ => self.given.iter().any(|given| {
+                let overlaps = record.what == What::Flush || (given.hull.0 <= last && first <= given.hull.1);
+                given.errno == errno
+                    && given.at >= record.invoked_at
+                    && devices.contains(&given.device)
+                    && overlaps
+                    // A flush is excused by a failed flush alone, which is above.
+                    && record.what != What::Flush
+            }),
+        };
+        if excused {
+            return Ok(());
+        }
+        let text = format!("{} failed with error {errno}, which no fault explains", text::record(record));
+        Err(Violation { rule: "12.7", text })
+    }
+
+    /// A time-out is excused by a single device that could not answer for most of the time.
+    fn check_timeout(&self, now: u64, record: &Record, devices: &[u16], io_timeout: u64) -> Verdict {
+        let from = record.invoked_at;
+        if now - from < io_timeout {
+            let text = format!("{} timed out after only {}", text::record(record), text::time(now - from));
+            return Err(Violation { rule: "1.2", text });
+        }
+        let excused = devices.iter().any(|device| {
+            let mut covered = 0;
+            let mut at = from;
+            for outage in &self.devices[usize::from(*device)].outages {
+                let (start, end) = (outage.from.max(at), outage.over().min(now));
+                if start < end {
+                    covered += end - start;
+                    at = end;
+                }
+            }
+            covered >= (now - from) / 2
+        });
+        if excused {
+            return Ok(());
+        }
+        let text =
+            format!("{} timed out at {}, though its devices could answer", text::record(record), text::time(now));
+        Err(Violation { rule: "12.7", text })
+    }
+
+    /// Forgets what was over before `oldest`, the moment since which all outstanding operations run.
+    pub fn forget(&mut self, oldest: u64) {
+        self.given.retain(|given| given.at >= oldest);
+        for device in &mut self.devices {
+            device.outages.retain(|outage| outage.over() >= oldest);
+        }
+    }
+}
