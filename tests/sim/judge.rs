@@ -462,6 +462,12 @@ impl Judge {
         self.records.get(at).filter(|record| record.serial == serial)
     }
 
+    /// The sector for which a value was written.
+    pub fn place_of(&self, value: u64) -> Option<u64> {
+        let record = self.record(value >> PLACE_BITS)?;
+        Some(record.start + (value & ((1 << PLACE_BITS) - 1)))
+    }
+
     fn remember(&mut self, record: Record) {
         let at = usize::try_from(record.serial).unwrap_or(0) % RECORDS;
         if at >= self.records.len() {

@@ -1,0 +1,175 @@
+//! How the faults of the plan strike and end, and what the judge is told about them.
+
+use dst::errno::Errno;
+
+use crate::plan::{Fault, Kind};
+use crate::world::{Event, MICRO, MILLI, World};
+
+impl World {
+    /// A fault begins.
+    pub fn strike(&mut self, index: usize) {
+        if self.phase != crate::world::Phase::Work {
+            return;
+        }
+        let Fault { kind, node, lasts, .. } = self.plan.faults[index];
+        let server = self.nodes[node].server;
+        self.stats.faults += 1;
+        self.trace.note(self.now, 110, index as u64);
+        self.trace
+            .say(self.now, || format!("!! {kind:?} node {node} server {server} for {}", crate::text::time(lasts)));
+        match kind {
+            Kind::Cut | Kind::CutSilent => {
+                if let Some(conn) = self.some_connection(node) {
+                    self.cut(conn, kind == Kind::CutSilent);
+                }
+                return;
+            }
+            Kind::CutAll => {
+                for conn in self.connections_of(server) {
+                    self.cut(conn, false);
+                }
+                return;
+            }
+            Kind::KillServer => return self.kill_server(server, lasts, false),
+            Kind::KillDaemon => return self.kill_daemon(lasts, false),
+            Kind::PowerCut => return self.power_cut(server, lasts),
+            Kind::PowerCutAll => return self.power_cut_all(lasts),
+            Kind::Partition { up, down } => {
+                self.servers[server].deaf += u32::from(up);
+                self.servers[server].dumb += u32::from(down);
+            }
+            Kind::SlowLink => self.servers[server].slow += 1,
+            Kind::PauseServer => self.servers[server].paused += 1,
+            Kind::PauseDaemon => self.daemon.paused += 1,
+            Kind::SlowDisk => self.nodes[node].slow += 1,
+            Kind::StallDisk => self.nodes[node].stalled += 1,
+        }
+        self.active[index] = true;
+        self.trouble(kind, node, true);
+        self.queue.push(self.now + lasts, Event::Relief { fault: index });
+    }
+
+    /// A fault ends, if it is on.
+    pub fn relief(&mut self, index: usize) {
+        if !std::mem::take(&mut self.active[index]) {
+            return;
+        }
+        let Fault { kind, node, .. } = self.plan.faults[index];
+        let server = self.nodes[node].server;
+        self.trace.note(self.now, 111, index as u64);
+        self.trace.say(self.now, || format!("!! {kind:?} node {node} server {server} is over"));
+        self.trouble(kind, node, false);
+        match kind {
+            Kind::Partition { up, down } => {
+                self.servers[server].deaf -= u32::from(up);
+                self.servers[server].dumb -= u32::from(down);
+                self.wake_server(server);
+            }
+            Kind::SlowLink => self.servers[server].slow -= 1,
+            Kind::PauseServer => {
+                self.servers[server].paused -= 1;
+                self.wake_server(server);
+            }
+            Kind::PauseDaemon => {
+                self.daemon.paused -= 1;
+                if self.daemon.paused == 0 {
+                    self.judge.resumed(self.now);
+                    self.daemon_resumed();
+                }
+            }
+            Kind::SlowDisk => self.nodes[node].slow -= 1,
+            Kind::StallDisk => {
+                self.nodes[node].stalled -= 1;
+                self.disk_resumed(node);
+            }
+            _ => {}
+        }
+    }
+
+    fn trouble(&mut self, kind: Kind, node: usize, begins: bool) {
+        let nodes: Vec<usize> = match kind {
+            Kind::SlowDisk | Kind::StallDisk => vec![node],
+            Kind::PauseDaemon => (0..self.nodes.len()).collect(),
+            _ => self.nodes_of(self.nodes[node].server),
+        };
+        for node in nodes {
+            self.node_trouble(node, begins);
+        }
+    }
+
+    /// A node's device answers late or not at all, for one reason more or less.
+    pub fn node_trouble(&mut self, node: usize, begins: bool) {
+        let device = u16::try_from(node).unwrap_or(0);
+        if begins {
+            self.judge.excuses.trouble(self.now, device);
+        } else {
+            self.judge.excuses.relief(self.now, device);
+        }
+    }
+
+    /// The nodes that a server holds.
+    pub fn nodes_of(&self, server: usize) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].server == server).collect()
+    }
+
+    fn connections_of(&self, server: usize) -> Vec<usize> {
+        let linked = self.daemon.connections();
+        linked.into_iter().filter(|conn| self.nodes[self.conns[*conn].node].server == server).collect()
+    }
+
+    fn some_connection(&mut self, node: usize) -> Option<usize> {
+        let mut linked = self.daemon.connections();
+        linked.retain(|conn| self.conns[*conn].node == node);
+        if linked.is_empty() { None } else { Some(self.rng.pick(&linked)) }
+    }
+
+    /// A connection breaks, at any byte of either direction; each side learns of it in its own time, or not at all.
+    pub fn cut(&mut self, conn: usize, silent: bool) {
+        let node = self.conns[conn].node;
+        if self.conns[conn].up.cut && self.conns[conn].down.cut {
+            return;
+        }
+        self.trace.say(self.now, || format!("!! connection {conn} breaks"));
+        self.node_trouble(node, true);
+        if !silent {
+            self.node_trouble(node, false);
+        }
+        let server_learns = self.rng.percent(60);
+        let speed = self.speed(node);
+        let (now, rng) = (self.now, &mut self.rng);
+        let end = &mut self.conns[conn];
+        end.up.cut(rng);
+        end.down.cut(rng);
+        end.silent = silent;
+        let later = |rng: &mut crate::rng::Rng| now + speed.latency + rng.below(5 * MILLI) + MICRO;
+        // Frames that were kept arrive before anybody learns of the end.
+        if server_learns {
+            end.up.cut = false;
+            let at = later(rng);
+            end.up.end(at, speed, rng, Errno::ECONNRESET);
+            self.schedule_up(conn);
+        }
+        if !silent {
+            let end = &mut self.conns[conn];
+            end.down.cut = false;
+            let at = later(&mut self.rng);
+            end.down.end(at, speed, &mut self.rng, Errno::ECONNRESET);
+        }
+        self.schedule_down(conn);
+    }
+
+    /// One server's machine loses power, and the array's with it (there is no rule yet for a server that comes back
+    /// without its cache while the array lives on).
+    fn power_cut(&mut self, server: usize, lasts: u64) {
+        self.kill_daemon(lasts, true);
+        self.kill_server(server, lasts, true);
+    }
+
+    /// Everything loses power.
+    pub fn power_cut_all(&mut self, lasts: u64) {
+        self.kill_daemon(lasts, true);
+        for server in 0..self.servers.len() {
+            self.kill_server(server, lasts, true);
+        }
+    }
+}

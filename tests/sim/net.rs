@@ -1,0 +1,176 @@
+//! Connections as two pipes of frames. A pipe keeps the order of what is sent; pipes know nothing of each other.
+//!
+//! Contract: frames are bytes where bytes matter: the header as it is on the wire, a body as one number per sector with the
+//! checksum over these numbers. A frame arrives when its last byte does. A cut keeps any number of the frames on their way, and
+//! any part of the next one.
+
+use std::collections::VecDeque;
+
+use dst::errno::Errno;
+use dst::units::Lba;
+use dst::wire::frame::{HEADER_BYTES, Header, bind_crc};
+
+use crate::rng::Rng;
+
+/// What follows a header.
+pub enum Body {
+    /// Nothing.
+    None,
+    /// Data, one number per sector.
+    Data(Vec<u64>),
+    /// A message.
+    Message(Vec<u8>),
+    /// The first sectors of data; the rest was cut off, with the connection.
+    Partial(Vec<u64>),
+    /// No frame: the connection has ended.
+    End(Errno),
+}
+
+/// A frame on its way.
+pub struct Frame {
+    pub at: u64,
+    pub header: [u8; HEADER_BYTES],
+    pub body: Body,
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+pub struct Pipe {
+    pub frames: VecDeque<Frame>,
+    /// The sender is busy until then.
+    busy: u64,
+    /// When the last frame arrives.
+    last: u64,
+    /// Nothing more is taken.
+    pub cut: bool,
+}
+
+/// How fast a link is.
+#[derive(Clone, Copy, Debug)]
+pub struct Speed {
+    /// One way, ns.
+    pub latency: u64,
+    /// More or less, ns.
+    pub jitter: u64,
+    /// Per byte, thousandths of a ns.
+    pub per_byte: u64,
+}
+
+impl Pipe {
+    /// Sends; the moment of arrival, if the pipe takes it.
+    pub fn send(&mut self, now: u64, speed: Speed, rng: &mut Rng, frame: (&Header, Body)) -> Option<u64> {
+        let (header, body) = frame;
+        self.put(now, speed, rng, header.encode(), u64::from(header.body_bytes), body)
+    }
+
+    /// Ends the pipe after what is in it.
+    pub fn end(&mut self, now: u64, speed: Speed, rng: &mut Rng, error: Errno) -> Option<u64> {
+        let at = self.put(now, speed, rng, [0; HEADER_BYTES], 0, Body::End(error));
+        self.cut = true;
+        at
+    }
+
+    fn put(
+        &mut self,
+        now: u64,
+        speed: Speed,
+        rng: &mut Rng,
+        header: [u8; HEADER_BYTES],
+        bytes: u64,
+        body: Body,
+    ) -> Option<u64> {
+        if self.cut {
+            return None;
+        }
+        self.busy = self.busy.max(now) + (HEADER_BYTES as u64 + bytes) * speed.per_byte / 1000;
+        let at = self.busy + speed.latency + rng.below(speed.jitter + 1);
+        self.last = self.last.max(at);
+        self.frames.push_back(Frame { at: self.last, header, body });
+        Some(self.last)
+    }
+
+    /// When the sender has got rid of everything.
+    pub fn sent_at(&self) -> u64 {
+        self.busy
+    }
+
+    /// Cuts the pipe at any byte of what is on its way.
+    pub fn cut(&mut self, rng: &mut Rng) {
+        let kept = rng.index(self.frames.len() + 1);
+        let torn = self.frames.drain(kept..).next();
+        if let Some(Frame { at, header, body: Body::Data(mut values) }) = torn {
+            values.truncate(rng.index(values.len() + 1));
+            self.frames.push_back(Frame { at, header, body: Body::Partial(values) });
+        }
+        self.cut = true;
+    }
+
+    /// Nothing arrives any more.
+    pub fn drop_all(&mut self) {
+        self.frames.clear();
+        self.cut = true;
+    }
+
+    /// After a stall nothing arrives before `at`.
+    pub fn delay(&mut self, at: u64) -> Option<u64> {
+        self.last = self.last.max(at);
+        for frame in &mut self.frames {
+            frame.at = frame.at.max(at);
+        }
+        self.frames.front().map(|frame| frame.at)
+    }
+
+    /// Takes the next frame that has arrived.
+    pub fn take(&mut self, now: u64) -> Option<Frame> {
+        self.frames.front().filter(|frame| frame.at <= now)?;
+        self.frames.pop_front()
+    }
+
+    /// Changes a bit of some frame on its way, or exchanges the data of two: what checksums are for. False: there was nothing to damage.
+    pub fn damage(&mut self, rng: &mut Rng) -> Option<Damage> {
+        let at = self.frames.len().checked_sub(1)?;
+        let other = self.frames.iter().position(|frame| matches!(frame.body, Body::Data(_)));
+        let header = Header::decode(&self.frames[at].header).ok()?;
+        let frame = &mut self.frames[at];
+        match &mut frame.body {
+            Body::Data(_) if rng.percent(20) => {}
+            Body::Data(values) if other == Some(at) || rng.percent(60) => {
+                let sector = rng.index(values.len());
+                values[sector] ^= 1 << rng.below(64);
+                return Some(Damage::Body(header));
+            }
+            Body::Data(_) => {
+                let other = other?;
+                let first = Header::decode(&self.frames[other].header).ok()?;
+                let taken = std::mem::replace(&mut self.frames[at].body, Body::None);
+                self.frames[at].body = std::mem::replace(&mut self.frames[other].body, taken);
+                // Frames of another length would be noticed by their length alone.
+                return Some(Damage::Exchange(first, header));
+            }
+            Body::None => {}
+            _ => return None,
+        }
+        frame.header[rng.index(HEADER_BYTES)] ^= 1 << rng.below(8);
+        Some(Damage::Header)
+    }
+}
+
+/// What was damaged.
+pub enum Damage {
+    Header,
+    Body(Header),
+    Exchange(Header, Header),
+}
+
+/// The checksum of data for `lba`, as it is computed here: over the numbers.
+pub fn crc(values: &[u64], lba: Lba) -> u32 {
+    let mut bytes = [0; 512];
+    let mut crc = 0;
+    for chunk in values.chunks(64) {
+        for (to, value) in bytes.chunks_exact_mut(8).zip(chunk) {
+            to.copy_from_slice(&value.to_le_bytes());
+        }
+        crc = crc32c::crc32c_append(crc, &bytes[..chunk.len() * 8]);
+    }
+    bind_crc(crc, lba)
+}

@@ -1,0 +1,251 @@
+//! What a seed decides before anything happens: the array, its servers, the workload, and which faults come when.
+//!
+//! Swarm: each kind of fault is on in some seeds and off in others, so that no kind hides what another would show.
+
+use crate::rng::Rng;
+
+const MICRO: u64 = 1_000;
+const MILLI: u64 = 1_000_000;
+
+/// How the array is laid out; its own arithmetic, on purpose not the engine's.
+#[derive(Clone, Debug)]
+pub enum Layout {
+    Linear,
+    Striped { chunk: u64 },
+}
+
+/// A fault that happens at a moment and may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection breaks; the client notices at once.
+    Cut,
+    /// Every connection of a server breaks.
+    CutAll,
+    /// A connection breaks and the client is not told.
+    CutSilent,
+    /// Nothing arrives at the server, at the client, or both.
+    Partition { up: bool, down: bool },
+    /// The link has a hundredth of its speed.
+    SlowLink,
+    /// The server's process is killed; it comes back after the fault's time.
+    KillServer,
+    /// The server stands still.
+    PauseServer,
+    /// The array's daemon is killed.
+    KillDaemon,
+    /// The array's daemon stands still.
+    PauseDaemon,
+    /// The server's machine and the array's lose power.
+    PowerCut,
+    /// All machines lose power.
+    PowerCutAll,
+    /// The disk takes much longer.
+    SlowDisk,
+    /// The disk does nothing at all.
+    StallDisk,
+}
+
+/// A fault of the plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// It strikes soon after this many requests have been issued.
+    pub after: u64,
+    pub kind: Kind,
+    /// Which node it concerns; where a server is meant, that of the node.
+    pub node: usize,
+    /// How long it lasts, ns.
+    pub lasts: u64,
+}
+
+/// Errors of disks and links, each with its chance in 100,000 operations.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rates {
+    pub disk_eio: u64,
+    pub disk_enospc: u64,
+    pub sync_eio: u64,
+    pub damage: u64,
+}
+
+/// The whole plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub layout: Layout,
+    /// Size of each node's volume, sectors.
+    pub volumes: Vec<u64>,
+    /// Part of it that the array uses.
+    pub used: Vec<u64>,
+    /// The server of each node.
+    pub server_of: Vec<usize>,
+    pub servers: usize,
+    pub sparse: bool,
+    pub shards: usize,
+    pub depth: usize,
+    pub io_timeout: u64,
+    pub latency: u64,
+    pub jitter: u64,
+    /// Per byte, thousandths of a ns.
+    pub per_byte: u64,
+    /// Shortest and longest time of a disk operation, ns.
+    pub disk: (u64, u64),
+    pub faults: Vec<Fault>,
+    pub rates: Rates,
+    /// The disks may lose power.
+    pub mortal: bool,
+    pub requests: u64,
+    /// Weights: read, write, write with FUA, zeroes (half of them discards), flush.
+    pub mix: [u64; 5],
+    /// Largest request, sectors.
+    pub largest: u64,
+    /// Most requests start within so many sectors from here.
+    pub hot: (u64, u64),
+    /// Chance of a pause before the next request, percent, and how long it is at most.
+    pub think: (u64, u64),
+    /// Requests outside of the device are among the rest.
+    pub strays: bool,
+}
+
+/// The plan of a seed, for so many requests.
+pub fn plan(rng: &mut Rng, requests: u64) -> Plan {
+    let nodes = rng.index(6) + 1;
+    let servers = rng.index(8) + 1;
+    let layout = if rng.percent(50) { Layout::Linear } else { Layout::Striped { chunk: 8 << rng.below(3) } };
+    let volumes: Vec<u64> = (0..nodes).map(|_| volume_sectors(rng, &layout)).collect();
+    let used = used(&layout, &volumes);
+    let array: u64 = used.iter().sum();
+    let hot = rng.range(1, 96.min(array));
+    let mortal = rng.percent(60);
+    let calm = rng.percent(10);
+    let io_timeout = rng.pick(&[300, 1000, 1000, 3000, 10_000, 60_000]) * MILLI;
+    let mut plan = Plan {
+        server_of: (0..nodes).map(|_| rng.index(servers)).collect(),
+        servers,
+        sparse: rng.percent(30),
+        shards: rng.index(4) + 1,
+        depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
+        io_timeout,
+        latency: rng.range(10, 300) * MICRO,
+        jitter: rng.pick(&[0, 20, 200, 2000]) * MICRO,
+        per_byte: rng.pick(&[0, 100, 1000, 10_000]),
+        disk: (10 * MICRO, rng.pick(&[20, 100, 500, 5000]) * MICRO),
+        faults: Vec::new(),
+        rates: Rates::default(),
+        mortal,
+        requests,
+        mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),
+        largest: rng.pick(&[1, 4, 16, 64, 256]).min(array),
+        hot: (rng.below(array - hot + 1), hot),
+        think: (rng.below(60), rng.pick(&[1, 10]) * MILLI),
+        strays: rng.percent(5),
+        layout,
+        volumes,
+        used,
+    };
+    plan.mix[0] = rng.range(4, 12);
+    if !calm {
+        faults(rng, &mut plan);
+    }
+    plan
+}
+
+fn volume_sectors(rng: &mut Rng, layout: &Layout) -> u64 {
+    match layout {
+        Layout::Linear => rng.range(1, 200),
+        Layout::Striped { chunk } => rng.range(*chunk, chunk * 12),
+    }
+}
+
+fn used(layout: &Layout, volumes: &[u64]) -> Vec<u64> {
+    match layout {
+        Layout::Linear => volumes.to_vec(),
+        Layout::Striped { chunk } => {
+            let smallest = volumes.iter().copied().min().unwrap_or(0);
+            vec![smallest / chunk * chunk; volumes.len()]
+        }
+    }
+}
+
+fn faults(rng: &mut Rng, plan: &mut Plan) {
+    let both = Kind::Partition { up: true, down: true };
+    let mut kinds = vec![
+        Kind::Cut,
+        Kind::CutAll,
+        Kind::CutSilent,
+        both,
+        Kind::Partition { up: true, down: false },
+        Kind::Partition { up: false, down: true },
+        Kind::SlowLink,
+        Kind::PauseServer,
+        Kind::KillDaemon,
+        Kind::PauseDaemon,
+        Kind::SlowDisk,
+        Kind::StallDisk,
+        Kind::KillServer,
+    ];
+    if plan.mortal {
+        kinds.extend([Kind::PowerCut, Kind::PowerCutAll]);
+    }
+    kinds.retain(|_| rng.percent(35));
+    let rate = |rng: &mut Rng, percent: u64, most: u64| if rng.percent(percent) { rng.range(1, most) } else { 0 };
+    plan.rates = Rates {
+        disk_eio: rate(rng, 20, 1000),
+        disk_enospc: rate(rng, 20, 1000),
+        sync_eio: rate(rng, 10, 2000),
+        damage: rate(rng, 25, 2000),
+    };
+    // A server that is started again knows nothing of a sync that failed before; nobody does until it is kept on the disk.
+    if plan.rates.sync_eio > 0 {
+        kinds.retain(|kind| *kind != Kind::KillServer);
+    }
+    if kinds.is_empty() {
+        return;
+    }
+    let count = rng.pick(&[1, 2, 4, 8, 16]);
+    for _ in 0..count {
+        let shortest = rng.pick(&[1, 1, 100]) * MILLI;
+        let longest = (rng.pick(&[1, 4, 12]) * plan.io_timeout / 4).clamp(shortest, 40_000 * MILLI);
+        plan.faults.push(Fault {
+            after: rng.below(plan.requests),
+            kind: rng.pick(&kinds),
+            node: rng.index(plan.volumes.len()),
+            lasts: rng.range(shortest, longest),
+        });
+    }
+    plan.faults.sort_by_key(|fault| fault.after);
+}
+
+impl Plan {
+    /// Size of the array, sectors.
+    pub fn sectors(&self) -> u64 {
+        self.used.iter().sum()
+    }
+
+    /// Where an array sector must be: node and sector of its volume.
+    pub fn locate(&self, sector: u64) -> (usize, u64) {
+        match self.layout {
+            Layout::Linear => {
+                let (mut node, mut rest) = (0, sector);
+                while rest >= self.used[node] {
+                    rest -= self.used[node];
+                    node += 1;
+                }
+                (node, rest)
+            }
+            Layout::Striped { chunk } => {
+                let (turn, within) = (sector / chunk, sector % chunk);
+                let nodes = self.used.len() as u64;
+                (usize::try_from(turn % nodes).unwrap_or(0), turn / nodes * chunk + within)
+            }
+        }
+    }
+
+    /// Which array sector is at this place of a node's volume; the inverse of `locate`.
+    pub fn array_sector(&self, node: usize, sector: u64) -> u64 {
+        match self.layout {
+            Layout::Linear => self.used[..node].iter().sum::<u64>() + sector,
+            Layout::Striped { chunk } => {
+                let (row, within) = (sector / chunk, sector % chunk);
+                (row * self.used.len() as u64 + node as u64) * chunk + within
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Runs seeds: one with its trace, or many on all cores.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::judge::Violation;
+use crate::world::{self, Outcome, Stats};
+use crate::{data, history};
+
+/// Seeds in a plain `cargo test`.
+const SEEDS_DEFAULT: u64 = 300;
+/// A run ends after so many failed seeds: the rest would say the same.
+const FAILURES_MAX: usize = 10;
+/// Seeds that a thread takes at a time.
+const BATCH: u64 = 64;
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    match value.parse() {
+        Ok(number) => Some(number),
+        Err(_) => {
+            eprintln!("sim: {name}={value} is not a number");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// A seed that failed.
+struct Failure {
+    seed: u64,
+    violation: Violation,
+}
+
+/// What all seeds of a run have done.
+#[derive(Default)]
+struct Total {
+    stats: Mutex<Stats>,
+    failures: Mutex<Vec<Failure>>,
+}
+
+/// Runs one seed; a panic is a violation like any other.
+fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| world::run(seed, requests, loud))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let violation = Violation { rule: "assertion", text: text.unwrap_or_else(|| "a panic".to_owned()) };
+        Outcome { violation: Some(violation), hash: 0, stats: Stats::default() }
+    })
+}
+
+/// Runs one seed, now and then twice: the same seed leaves the same trace.
+fn run_checked(seed: u64, requests: u64, twice: u64) -> Outcome {
+    let mut outcome = run(seed, requests, false);
+    if outcome.violation.is_none()
+        && seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 < twice * (u64::from(u32::MAX) / 100)
+    {
+        let again = run(seed, requests, false);
+        if again.hash != outcome.hash {
+            let text = "the same seed left another trace".to_owned();
+            outcome.violation = Some(Violation { rule: "determinism", text });
+        }
+    }
+    outcome
+}
+
+impl Total {
+    fn add(&self, seed: u64, outcome: Outcome) {
+        if let Ok(mut stats) = self.stats.lock() {
+            let more = outcome.stats;
+            stats.requests += more.requests;
+            stats.errors += more.errors;
+            stats.timeouts += more.timeouts;
+            stats.faults += more.faults;
+            stats.disk_errors += more.disk_errors;
+            stats.damaged += more.damaged;
+            stats.losses += more.losses;
+            stats.events += more.events;
+        }
+        if let Some(violation) = outcome.violation
+            && let Ok(mut failures) = self.failures.lock()
+        {
+            if failures.len() < FAILURES_MAX {
+                println!("sim: SEED={seed}: {violation}");
+            }
+            failures.push(Failure { seed, violation });
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.failures.lock().is_ok_and(|failures| failures.len() >= FAILURES_MAX)
+    }
+}
+
+/// Runs the seeds from `from` up to `until` on all cores. How many were run.
+fn run_all(from: u64, until: u64, requests: u64, total: &Total) -> u64 {
+    let twice = number("TWICE").unwrap_or(1);
+    let next = AtomicU64::new(from);
+    let stop = AtomicBool::new(false);
+    let done = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let first = next.fetch_add(BATCH, Ordering::Relaxed);
+                    for seed in first..(first + BATCH).min(until) {
+                        total.add(seed, run_checked(seed, requests, twice));
+                        done.fetch_add(1, Ordering::Relaxed);
+                        if total.is_over() {
+                            stop.store(true, Ordering::Relaxed);
+                            break;
+                        }
+                    }
+                    if first + BATCH >= until {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner()
+}
+
+/// One seed, with everything that happens.
+fn replay(seed: u64, requests: u64) -> ExitCode {
+    let outcome = run(seed, requests, true);
+    match outcome.violation {
+        Some(violation) => {
+            println!("sim: SEED={seed}: {violation}");
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("sim: SEED={seed} is clean; trace {:016x}", outcome.hash);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// The seeds that once failed: `SEED [REQUESTS]`, then what it was.
+fn kept_seeds() -> Result<Vec<(u64, Option<u64>)>, String> {
+    let path = data::directory().join("seeds.txt");
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| format!("seeds.txt: {line}"))?;
+            Ok((seed, words.next().and_then(|word| word.parse().ok())))
+        })
+        .collect()
+}
+
+pub fn main() -> ExitCode {
+    let requests = number("REQUESTS").unwrap_or(500);
+    if let Some(seed) = number("SEED") {
+        return replay(seed, requests);
+    }
+    match data::check("judge.txt", history::run) {
+        Ok(count) => println!("sim: judge: {count} histories"),
+        Err(different) => {
+            print!("{different}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let kept = match kept_seeds() {
+        Ok(kept) => kept,
+        Err(error) => {
+            println!("sim: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // The message of a panic is part of the verdict.
+    std::panic::set_hook(Box::new(|_| {}));
+    let total = Total::default();
+    for (seed, length) in &kept {
+        total.add(*seed, run_checked(*seed, length.unwrap_or(requests), 100));
+    }
+    let from = number("FROM").unwrap_or(1);
+    let seeds = number("SEEDS").unwrap_or(SEEDS_DEFAULT);
+    let started = Instant::now();
+    let done = run_all(from, from + seeds, requests, &total);
+    let seconds = started.elapsed().as_secs_f64();
+    summary(&total, done, kept.len(), seconds)
+}
+
+fn summary(total: &Total, done: u64, kept: usize, seconds: f64) -> ExitCode {
+    let stats = total.stats.lock().map(|stats| *stats).unwrap_or_default();
+    let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
+    println!(
+        "sim: {done} seeds and {kept} kept ones in {seconds:.1} s ({:.0}/s): {} requests ({} errors, {} of them time-outs), \
+         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} events",
+        done as f64 / seconds.max(0.001),
+        stats.requests,
+        stats.errors,
+        stats.timeouts,
+        stats.faults,
+        stats.losses,
+        stats.disk_errors,
+        stats.damaged,
+        stats.events,
+    );
+    if failures == 0 {
+        println!("sim: all clean");
+        return ExitCode::SUCCESS;
+    }
+    if let Ok(failures) = total.failures.lock() {
+        let seeds: Vec<String> = failures.iter().map(|failure| failure.seed.to_string()).collect();
+        let rules: std::collections::BTreeSet<&str> = failures.iter().map(|failure| failure.violation.rule).collect();
+        println!("sim: {} seeds FAILED ({rules:?}): {}", seeds.len(), seeds.join(" "));
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,549 @@
+//! The servers: what `roles/server` is in production, around the production rules of `store`.
+//!
+//! Contract: as in production, a connection takes its requests in order and only as far as its budget goes; work of a killed
+//! process goes on at the disk, and the next process waits for it before it serves (the contract, 1.3).
+
+use dst::errno::{self, Errno};
+use dst::store::budget::Budget;
+use dst::store::volume::{Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Volume, Work};
+use dst::units::{Extent, Id};
+use dst::wire::frame::{Header, Op, message_crc};
+use dst::wire::session::Hello;
+use dst::wire::volume::{Explained, Member};
+
+use crate::array::ARRAY;
+use crate::disk::{Disk, Io};
+use crate::net::{self, Body, Damage};
+use crate::world::{Event, MICRO, MILLI, Phase, World};
+
+/// A server's process.
+#[derive(Default)]
+pub struct Server {
+    pub up: bool,
+    pub life: u32,
+    /// Reasons why nothing arrives at it, why nothing arrives from it, why its link is slow, why it stands still.
+    pub deaf: u32,
+    pub dumb: u32,
+    pub slow: u32,
+    pub paused: u32,
+}
+
+/// A volume: its rules while its server runs, and its disk.
+pub struct Node {
+    pub server: usize,
+    sectors: u64,
+    rules: Option<Volume>,
+    disk: Disk,
+    pub slow: u32,
+    pub stalled: u32,
+    /// Work that has ended while the disk was stalled, or the server stood still.
+    held: Vec<(usize, u64)>,
+    finished: Vec<Io>,
+}
+
+impl Node {
+    pub fn new(server: usize, sectors: u64) -> Node {
+        let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
+        Node { server, sectors, rules: None, disk, slow: 0, stalled: 0, held: Vec::new(), finished: Vec::new() }
+    }
+}
+
+/// The server's end of a connection.
+pub struct Accepted {
+    open: bool,
+    /// The rules know of it.
+    attached: bool,
+    greeting: Option<Header>,
+    budget: Budget,
+    /// The data of each slot.
+    slots: Vec<Vec<u64>>,
+    /// A request that waits for budget.
+    waiting: Option<(Header, Body)>,
+}
+
+impl Accepted {
+    pub fn new() -> Accepted {
+        let budget = Budget::default();
+        Accepted { open: true, attached: false, greeting: None, budget, slots: Vec::new(), waiting: None }
+    }
+
+    fn slot(&mut self, slot: Slot) -> &mut Vec<u64> {
+        let at = usize::from(slot.0);
+        if at >= self.slots.len() {
+            self.slots.resize_with(at + 1, Vec::new);
+        }
+        &mut self.slots[at]
+    }
+}
+
+fn volume_id(node: usize) -> Id {
+    Id([u8::try_from(node).unwrap_or(0) + 1; 16])
+}
+
+/// The id of a node's volume, as the array remembers it.
+pub fn id_of(node: usize) -> Id {
+    volume_id(node)
+}
+
+impl World {
+    /// A server begins to serve, once nothing of its former life is on its disks.
+    pub fn server_start(&mut self, server: usize, life: u32) {
+        if self.servers[server].up || self.servers[server].life != life {
+            return;
+        }
+        let nodes = self.nodes_of(server);
+        if nodes.iter().any(|node| self.nodes[*node].disk.is_haunted(life)) {
+            self.queue.push(self.now + MILLI, Event::ServerStart { server, life });
+            return;
+        }
+        self.servers[server].up = true;
+        self.trace.note(self.now, 120, server as u64);
+        self.trace.say(self.now, || format!("server {server} serves, life {life}"));
+        let mut instance = [0xee; 16];
+        instance[..4].copy_from_slice(&life.to_le_bytes());
+        instance[4] = u8::try_from(server).unwrap_or(0);
+        for node in nodes {
+            let config = Config {
+                name: format!("v{node}"),
+                id: volume_id(node),
+                instance: Id(instance),
+                sparse: self.plan.sparse,
+            };
+            self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors));
+            if life > 0 {
+                self.node_trouble(node, false);
+            }
+        }
+    }
+
+    /// The process dies, with `power` its machine; it is started again after `lasts`.
+    pub fn kill_server(&mut self, server: usize, lasts: u64, power: bool) {
+        let was_up = std::mem::replace(&mut self.servers[server].up, false);
+        if !was_up && !power {
+            return;
+        }
+        self.servers[server].life += 1;
+        let life = self.servers[server].life;
+        self.trace.note(self.now, 121, server as u64);
+        self.trace.say(self.now, || format!("!! server {server} dies{}", if power { ", power cut" } else { "" }));
+        for node in self.nodes_of(server) {
+            let device = u16::try_from(node).unwrap_or(0);
+            if was_up {
+                self.judge.restarted(device);
+                self.node_trouble(node, true);
+            }
+            self.nodes[node].rules = None;
+            self.nodes[node].finished.clear();
+            if power {
+                self.nodes[node].held.clear();
+                self.nodes[node].disk.power_cut(&mut self.rng);
+                self.judge.device_died(device);
+            }
+        }
+        for conn in 0..self.conns.len() {
+            if self.nodes[self.conns[conn].node].server == server && self.is_open(conn) {
+                self.hang_up(conn, !power);
+            }
+        }
+        self.queue.push(self.now + lasts, Event::ServerStart { server, life });
+    }
+
+    fn is_open(&self, conn: usize) -> bool {
+        self.conns[conn].accepted.as_ref().is_some_and(|accepted| accepted.open)
+    }
+
+    /// The server's end of a connection is no more; the client learns of it if `told`.
+    fn hang_up(&mut self, conn: usize, told: bool) {
+        let speed = self.speed(self.conns[conn].node);
+        let (now, rng) = (self.now, &mut self.rng);
+        let end = &mut self.conns[conn];
+        if let Some(accepted) = &mut end.accepted {
+            accepted.open = false;
+            accepted.waiting = None;
+        }
+        end.up.drop_all();
+        if !end.down.cut {
+            end.down.cut(rng);
+            if told {
+                end.down.cut = false;
+                end.down.end(now, speed, rng, Errno::ECONNRESET);
+            }
+        }
+        self.schedule_down(conn);
+    }
+
+    /// What could not happen because the server was paused or not reachable happens now, a little later.
+    pub fn wake_server(&mut self, server: usize) {
+        for conn in 0..self.conns.len() {
+            let node = self.conns[conn].node;
+            if self.nodes[node].server != server {
+                continue;
+            }
+            let later = self.now + self.rng.below(100 * MILLI);
+            if let Some(at) = self.conns[conn].up.delay(later) {
+                self.queue.push(at, Event::Up { conn });
+                self.schedule_up(conn);
+            }
+            if let Some(at) = self.conns[conn].down.delay(later) {
+                self.queue.push(at, Event::Down { conn });
+                self.schedule_down(conn);
+            }
+        }
+        if self.servers[server].paused == 0 {
+            for node in self.nodes_of(server) {
+                for io in std::mem::take(&mut self.nodes[node].finished) {
+                    self.finish_io(node, io);
+                }
+            }
+        }
+    }
+
+    /// The last frame of the way up will be noticed.
+    pub fn schedule_up(&mut self, conn: usize) {
+        if let Some(frame) = self.conns[conn].up.frames.back() {
+            self.queue.push(frame.at, Event::Up { conn });
+        }
+    }
+
+    /// The server reads what has arrived, as far as it takes it.
+    pub fn arrive_up(&mut self, conn: usize) {
+        let node = self.conns[conn].node;
+        let server = &self.servers[self.nodes[node].server];
+        if !self.is_open(conn) || server.paused > 0 || server.deaf > 0 {
+            return;
+        }
+        while self.is_open(conn) && self.conns[conn].accepted.as_ref().is_some_and(|end| end.waiting.is_none()) {
+            let Some(frame) = self.conns[conn].up.take(self.now) else { break };
+            match frame.body {
+                Body::End(_) => self.close_server_end(conn),
+                Body::Partial(_) => {}
+                body => match Header::decode(&frame.header) {
+                    Ok(header) => self.take_frame(conn, node, header, body),
+                    Err(_) => self.hang_up_and_leave(conn),
+                },
+            }
+        }
+        self.perform(node);
+    }
+
+    fn hang_up_and_leave(&mut self, conn: usize) {
+        self.hang_up(conn, true);
+        self.leave(conn);
+    }
+
+    /// The client has ended the connection.
+    fn close_server_end(&mut self, conn: usize) {
+        self.hang_up(conn, true);
+        self.leave(conn);
+    }
+
+    /// The reader's end reaches the rules a little later.
+    fn leave(&mut self, conn: usize) {
+        let later = self.rng.below(50 * MICRO);
+        self.queue.push(self.now + later, Event::Gone { conn });
+    }
+
+    /// The rules hear that a connection is no more, once.
+    pub fn gone(&mut self, conn: usize) {
+        let node = self.conns[conn].node;
+        let Some(accepted) = &mut self.conns[conn].accepted else { return };
+        if std::mem::take(&mut accepted.attached)
+            && let Some(rules) = &mut self.nodes[node].rules
+        {
+            rules.handle(Told::Gone { conn: ConnId(conn as u64) });
+        }
+        self.perform(node);
+    }
+
+    fn take_frame(&mut self, conn: usize, node: usize, header: Header, body: Body) {
+        self.trace.note(self.now, 130, conn as u64 ^ u64::from(header.tag) << 20 ^ (header.op as u64) << 40);
+        self.trace.say(self.now, || format!("  server v{node} c{conn} <- {}", show(&header)));
+        let Some(accepted) = &mut self.conns[conn].accepted else { return };
+        if accepted.greeting.is_none() {
+            return self.greeted(conn, node, header, &body);
+        }
+        if header.is_reply() || header.op.has_message() {
+            return self.hang_up_and_leave(conn);
+        }
+        let Some(slot) = accepted.budget.take(&header) else {
+            accepted.waiting = Some((header, body));
+            return;
+        };
+        let mut intact = true;
+        if let Body::Data(values) = body {
+            intact =
+                header.body_bytes as usize == values.len() * 512 && net::crc(&values, header.lba) == header.body_crc;
+            let old = std::mem::replace(accepted.slot(slot), values);
+            self.recycle(old);
+        }
+        if let Some(rules) = &mut self.nodes[node].rules {
+            rules.handle(Told::Request { conn: ConnId(conn as u64), slot, header: &header, intact });
+        }
+        self.perform(node);
+    }
+
+    fn greeted(&mut self, conn: usize, node: usize, header: Header, body: &Body) {
+        let hello = match body {
+            Body::Message(bytes) if header.op == Op::Hello => Hello::decode(bytes).ok(),
+            _ => None,
+        };
+        let Some(hello) = hello else { return self.hang_up_and_leave(conn) };
+        if let Some(accepted) = &mut self.conns[conn].accepted {
+            accepted.greeting = Some(header);
+            accepted.attached = true;
+        }
+        let member = Member { id: ARRAY, name: "a".to_owned(), node: format!("n-{node}") };
+        if let Some(rules) = &mut self.nodes[node].rules {
+            let told =
+                Told::Attach { conn: ConnId(conn as u64), hello: &hello, epoch: header.epoch, assigned: Some(&member) };
+            rules.handle(told);
+        }
+        self.perform(node);
+    }
+
+    /// Does what the rules of a volume say.
+    fn perform(&mut self, node: usize) {
+        while let Some(effect) = self.nodes[node].rules.as_mut().and_then(Volume::poll_effect) {
+            match effect {
+                Effect::Disk(work) => self.start_io(node, work),
+                Effect::Reply { conn, slot, header } => self.reply(usize::try_from(conn.0).unwrap_or(0), slot, &header),
+                Effect::Welcome { conn, welcome } => {
+                    self.answer(usize::try_from(conn.0).unwrap_or(0), Ok(()), welcome.encode().to_vec());
+                }
+                Effect::Refuse { conn, errno, text } => {
+                    let conn = usize::try_from(conn.0).unwrap_or(0);
+                    self.trace.say(self.now, || format!("  server v{node} c{conn} refused: {text}"));
+                    let text = serde_json::to_vec(&Explained { error: text }).unwrap_or_default();
+                    self.answer(conn, Err(errno), text);
+                    self.hang_up_and_leave_after_answer(conn);
+                }
+                Effect::Close { conn, why } => {
+                    let conn = usize::try_from(conn.0).unwrap_or(0);
+                    self.trace.say(self.now, || format!("  server v{node} closes c{conn}: {why}"));
+                    if self.is_open(conn) {
+                        self.hang_up_and_leave(conn);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hang_up_and_leave_after_answer(&mut self, conn: usize) {
+        let speed = self.speed(self.conns[conn].node);
+        let end = &mut self.conns[conn];
+        if let Some(accepted) = &mut end.accepted {
+            accepted.open = false;
+        }
+        end.up.drop_all();
+        end.down.end(self.now, speed, &mut self.rng, Errno::ECONNRESET);
+        self.schedule_down(conn);
+        self.leave(conn);
+    }
+
+    fn answer(&mut self, conn: usize, result: Result<(), Errno>, message: Vec<u8>) {
+        let Some(greeting) = self.conns[conn].accepted.as_ref().and_then(|accepted| accepted.greeting) else { return };
+        let length = u32::try_from(message.len()).unwrap_or(0);
+        let header = greeting.reply(result).with_body(length, message_crc(&message));
+        self.send_down(conn, &header, Body::Message(message));
+    }
+
+    fn reply(&mut self, conn: usize, slot: Slot, header: &Header) {
+        if !self.is_open(conn) {
+            return;
+        }
+        let mut buffer = self.buffer();
+        let Some(accepted) = &mut self.conns[conn].accepted else { return };
+        accepted.budget.give(slot, header);
+        let waiting = accepted.waiting.take();
+        if header.op == Op::Read && header.status == 0 {
+            std::mem::swap(accepted.slot(slot), &mut buffer);
+            let header = header.with_body(header.length, net::crc(&buffer, header.lba));
+            self.send_down(conn, &header, Body::Data(buffer));
+        } else {
+            self.recycle(buffer);
+            self.send_down(conn, header, Body::None);
+        }
+        if let Some((header, body)) = waiting {
+            let node = self.conns[conn].node;
+            self.take_frame(conn, node, header, body);
+            // More may have arrived while it waited.
+            self.queue.push(self.now, Event::Up { conn });
+        }
+    }
+
+    fn send_down(&mut self, conn: usize, header: &Header, body: Body) {
+        let node = self.conns[conn].node;
+        let speed = self.speed(node);
+        self.trace.say(self.now, || format!("  server v{node} c{conn} -> {}", show(header)));
+        let is_io = matches!(body, Body::Data(_) | Body::None);
+        if let Some(at) = self.conns[conn].down.send(self.now, speed, &mut self.rng, (header, body)) {
+            self.queue.push(at, Event::Down { conn });
+            if is_io {
+                self.maybe_damage(conn, false);
+            }
+        }
+    }
+
+    /// Now and then a frame is damaged on its way.
+    pub fn maybe_damage(&mut self, conn: usize, up: bool) {
+        let rate = if self.phase == Phase::Work { self.plan.rates.damage } else { 0 };
+        if rate == 0 || self.rng.below(100_000) >= rate {
+            return;
+        }
+        let end = &mut self.conns[conn];
+        let pipe = if up { &mut end.up } else { &mut end.down };
+        let node = end.node;
+        let Some(damage) = pipe.damage(&mut self.rng) else { return };
+        self.stats.damaged += 1;
+        self.trace.say(self.now, || format!("!! a frame of c{conn} is damaged"));
+        match damage {
+            Damage::Header => {
+                self.node_trouble(node, true);
+                self.node_trouble(node, false);
+            }
+            Damage::Body(header) => self.excuse(node, header.extent(), Errno::EILSEQ),
+            Damage::Exchange(first, second) => {
+                self.excuse(node, first.extent(), Errno::EILSEQ);
+                self.excuse(node, second.extent(), Errno::EILSEQ);
+            }
+        }
+    }
+
+    fn excuse(&mut self, node: usize, extent: Extent, error: Errno) {
+        let first = self.plan.array_sector(node, extent.start.0);
+        let last = self.plan.array_sector(node, extent.end().0 - 1);
+        self.judge.excuses.gave(self.now, u16::try_from(node).unwrap_or(0), error.raw(), (first, last));
+    }
+
+    fn start_io(&mut self, node: usize, work: Work) {
+        let mut values = self.buffer();
+        if let (DiskOp::Write { .. }, Some((conn, slot))) = (work.op, work.place)
+            && let Some(accepted) = &mut self.conns[usize::try_from(conn.0).unwrap_or(0)].accepted
+        {
+            std::mem::swap(accepted.slot(slot), &mut values);
+        }
+        if !matches!(work.op, DiskOp::Read | DiskOp::Sync) {
+            self.check_place(node, &work, &values);
+        }
+        let result = self.disk_luck(work.op);
+        let life = self.servers[self.nodes[node].server].life;
+        let (low, high) = self.plan.disk;
+        let slow = if self.nodes[node].slow > 0 { 1000 } else { 1 };
+        let takes = self.rng.range(low, high) * slow;
+        let (io, serial) = self.nodes[node].disk.start(work, life, values, result);
+        if result.is_ok() && !matches!(work.op, DiskOp::Read | DiskOp::Sync) && self.rng.one_in(4) {
+            let sectors = self.rng.range(1, work.extent.sectors);
+            let at = self.now + self.rng.below(takes);
+            self.queue.push(at, Event::DiskPart { node, io, serial, sectors });
+        }
+        self.queue.push(self.now + takes, Event::DiskEnd { node, io, serial });
+    }
+
+    /// What the disk will answer.
+    fn disk_luck(&mut self, op: DiskOp) -> Result<(), Errno> {
+        let rates = self.plan.rates;
+        if self.phase != Phase::Work {
+            return Ok(());
+        }
+        let mut luck = |rate: u64| rate > 0 && self.rng.below(100_000) < rate;
+        match op {
+            DiskOp::Sync if luck(rates.sync_eio) => Err(Errno::EIO),
+            DiskOp::Sync => Ok(()),
+            _ if luck(rates.disk_eio) => Err(Errno::EIO),
+            DiskOp::Read => Ok(()),
+            _ if luck(rates.disk_enospc) => Err(if luck(50_000) { Errno::ENOSPC } else { Errno::EDQUOT }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What reaches a disk belongs there, by the simulator's own arithmetic.
+    fn check_place(&mut self, node: usize, work: &Work, values: &[u64]) {
+        let extent = work.extent;
+        if extent.end().0 > self.plan.used[node] {
+            return self.fail("layout", format!("{:?} at {extent:?} of node {node} is beyond the array", work.op));
+        }
+        let is_write = matches!(work.op, DiskOp::Write { .. });
+        if is_write && values.len() as u64 != extent.sectors {
+            return self.fail("layout", format!("a write of {extent:?} of node {node} has {} sectors", values.len()));
+        }
+        for at in [0, extent.sectors - 1] {
+            let sector = self.plan.array_sector(node, extent.start.0 + at);
+            let Some(value) = values.get(usize::try_from(at).unwrap_or(0)).filter(|_| is_write) else { continue };
+            if let Some(belongs) = self.judge.place_of(*value)
+                && belongs != sector
+            {
+                let text =
+                    format!("data of array sector {belongs} was written where sector {sector} lives, on node {node}");
+                return self.fail("layout", text);
+            }
+        }
+    }
+
+    pub fn disk_part(&mut self, node: usize, io: usize, serial: u64, sectors: u64) {
+        let node = &mut self.nodes[node];
+        if node.stalled == 0 && node.disk.at(io, serial).is_some() {
+            node.disk.apply(io, sectors);
+        }
+    }
+
+    pub fn disk_end(&mut self, node: usize, io: usize, serial: u64) {
+        if self.nodes[node].disk.at(io, serial).is_none() {
+            return;
+        }
+        if self.nodes[node].stalled > 0 {
+            self.nodes[node].held.push((io, serial));
+            return;
+        }
+        let Some(io) = self.nodes[node].disk.end(io, &mut self.rng) else { return };
+        self.trace.note(self.now, 140, io.serial ^ (node as u64) << 40);
+        let Work { op, extent, .. } = io.work;
+        self.trace
+            .say(self.now, || format!("  disk v{node} {op:?} {}+{} {:?}", extent.start, extent.sectors, io.result));
+        if let Err(error) = io.result {
+            self.stats.disk_errors += 1;
+            if op == DiskOp::Sync {
+                self.judge.excuses.flush_failed(self.now, u16::try_from(node).unwrap_or(0));
+            } else {
+                self.excuse(node, extent, errno::disk_to_wire(error));
+            }
+        }
+        let server = &self.servers[self.nodes[node].server];
+        if !server.up || server.life != io.life {
+            self.recycle(io.values);
+        } else if server.paused > 0 {
+            self.nodes[node].finished.push(io);
+        } else {
+            self.finish_io(node, io);
+        }
+    }
+
+    /// The server's process learns that its work has ended.
+    fn finish_io(&mut self, node: usize, mut io: Io) {
+        if let Some((conn, slot)) = io.work.place
+            && let Some(accepted) = &mut self.conns[usize::try_from(conn.0).unwrap_or(0)].accepted
+        {
+            std::mem::swap(accepted.slot(slot), &mut io.values);
+        }
+        self.recycle(io.values);
+        if let Some(rules) = &mut self.nodes[node].rules {
+            rules.handle(Told::DiskDone { job: io.work.job, result: io.result });
+        }
+        self.perform(node);
+    }
+
+    /// A stalled disk goes on.
+    pub fn disk_resumed(&mut self, node: usize) {
+        for (io, serial) in std::mem::take(&mut self.nodes[node].held) {
+            let later = self.now + self.rng.below(MILLI);
+            self.queue.push(later, Event::DiskEnd { node, io, serial });
+        }
+    }
+}
+
+/// A frame's header, for the trace.
+pub fn show(header: &Header) -> String {
+    let kind = if header.is_reply() { "answer" } else { "request" };
+    let (lba, sectors) = (header.lba.0, header.length / 512);
+    let result = if header.is_reply() { format!(" {:?}", header.result()) } else { String::new() };
+    format!("{kind} {:?} {lba}+{sectors} tag {}.{}{result}", header.op, header.tag, header.sequence)
+}

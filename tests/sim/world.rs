@@ -1,0 +1,362 @@
+//! The world: everything that exists in one run, the events that happen in it, and the phases of a run.
+//!
+//! Contract: a run is a function of its seed. One thread, virtual time, no order but the queue's. The engine and the store are
+//! the production code; `array.rs` and `server.rs` are what the roles and `io` are in production.
+//!
+//! Phases: work under faults; *heal*, when all faults stop and everything must end in bounded time; a sweep that reads
+//! every sector, which must succeed; where disks may die, a power cut of everything and a second sweep.
+
+use dst::errno::Errno;
+
+use crate::array::Daemon;
+use crate::judge::{Judge, Rules, Verdict, Violation};
+use crate::net::{Pipe, Speed};
+use crate::plan::{self, Fault, Plan};
+use crate::queue::Queue;
+use crate::rng::Rng;
+use crate::server::{Accepted, Node, Server};
+use crate::trace::Trace;
+
+pub const MICRO: u64 = 1_000;
+pub const MILLI: u64 = 1_000_000;
+pub const SECOND: u64 = 1_000_000_000;
+
+/// After the last fault everything is connected again within this.
+const SETTLE: u64 = 25 * SECOND;
+/// How much later than its time-out a request may end: a tick, and the end of its connection.
+const SLACK: u64 = 200 * MILLI;
+/// Events of a run; more means that it turns in circles.
+const EVENTS_MAX: u64 = 20_000_000;
+
+/// Something that happens. Connections are numbered through the run; numbers are never used twice.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A shard's clients think of something to do.
+    Client {
+        life: u32,
+        shard: usize,
+    },
+    /// A shard's timer.
+    Timer {
+        life: u32,
+        shard: usize,
+    },
+    /// A connection is there, or is not.
+    Connected {
+        conn: usize,
+    },
+    /// A frame may have come up to the server.
+    Up {
+        conn: usize,
+    },
+    /// A frame may have come down to the client.
+    Down {
+        conn: usize,
+    },
+    /// The client's send is done.
+    Sent {
+        conn: usize,
+    },
+    /// The client has nothing of a closed connection in flight any more.
+    Reaped {
+        conn: usize,
+        error: Errno,
+    },
+    /// The server's reader of a connection has ended.
+    Gone {
+        conn: usize,
+    },
+    /// Part of a write takes effect.
+    DiskPart {
+        node: usize,
+        io: usize,
+        serial: u64,
+        sectors: u64,
+    },
+    /// Disk work ends.
+    DiskEnd {
+        node: usize,
+        io: usize,
+        serial: u64,
+    },
+    /// A server is started.
+    ServerStart {
+        server: usize,
+        life: u32,
+    },
+    /// The daemon is started.
+    DaemonStart {
+        life: u32,
+    },
+    /// A fault of the plan strikes, or ends.
+    Strike {
+        fault: usize,
+    },
+    Relief {
+        fault: usize,
+    },
+    /// The next phase begins.
+    Phase,
+    /// The phase must be over.
+    Overdue {
+        phase: Phase,
+    },
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Work,
+    /// Faults have stopped, requests are still outstanding.
+    Heal,
+    /// Nothing is asked: connections come back.
+    Settle,
+    /// Everything is read.
+    Sweep,
+    /// After the last power cut.
+    Return,
+    SweepAgain,
+    Done,
+}
+
+/// A connection, with both its ends.
+pub struct Conn {
+    pub node: usize,
+    pub shard: usize,
+    /// Of the daemon.
+    pub life: u32,
+    pub up: Pipe,
+    pub down: Pipe,
+    /// The server's end, once it is connected.
+    pub accepted: Option<Accepted>,
+    /// The client is not told of its end.
+    pub silent: bool,
+}
+
+/// What a run has done, for the summary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub requests: u64,
+    pub errors: u64,
+    pub timeouts: u64,
+    pub faults: u64,
+    pub disk_errors: u64,
+    pub damaged: u64,
+    pub losses: u64,
+    pub events: u64,
+}
+
+/// How a run ended.
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    pub hash: u64,
+    pub stats: Stats,
+}
+
+/// See the module's description.
+pub struct World {
+    pub plan: Plan,
+    pub rng: Rng,
+    pub now: u64,
+    pub queue: Queue<Event>,
+    pub trace: Trace,
+    pub judge: Judge,
+    pub daemon: Daemon,
+    pub nodes: Vec<Node>,
+    pub servers: Vec<Server>,
+    pub conns: Vec<Conn>,
+    pub phase: Phase,
+    pub stats: Stats,
+    /// Which faults of the plan are on.
+    pub active: Vec<bool>,
+    pub next_fault: usize,
+    /// Bodies to use again.
+    pub spare: Vec<Vec<u64>>,
+    pub verdict: Verdict,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
+    let mut rng = Rng::new(seed);
+    let plan = plan::plan(&mut rng, requests);
+    let rules = Rules {
+        device_of: (0..plan.sectors()).map(|sector| u16::try_from(plan.locate(sector).0).unwrap_or(0)).collect(),
+        devices: plan.volumes.len(),
+        replicated: false,
+        mortal: plan.mortal,
+        io_timeout: plan.io_timeout,
+        slack: SLACK,
+    };
+    let mut world = World {
+        rng,
+        now: 0,
+        queue: Queue::new(),
+        trace: Trace::new(loud),
+        judge: Judge::new(rules),
+        daemon: Daemon::off(),
+        nodes: plan.server_of.iter().zip(&plan.volumes).map(|(server, sectors)| Node::new(*server, *sectors)).collect(),
+        servers: (0..plan.servers).map(|_| Server::default()).collect(),
+        conns: Vec::new(),
+        phase: Phase::Work,
+        stats: Stats::default(),
+        active: vec![false; plan.faults.len()],
+        next_fault: 0,
+        spare: Vec::new(),
+        verdict: Ok(()),
+        plan,
+    };
+    if loud {
+        println!("{:#?}", world.plan);
+    }
+    world.run();
+    let violation = world.verdict.err();
+    Outcome { violation, hash: world.trace.hash(), stats: world.stats }
+}
+
+impl World {
+    fn run(&mut self) {
+        for server in 0..self.servers.len() {
+            self.server_start(server, 0);
+        }
+        self.daemon_start(0);
+        while self.verdict.is_ok() && self.phase != Phase::Done {
+            let Some((at, event)) = self.queue.pop() else {
+                self.fail("liveness", format!("nothing is left to happen in phase {:?}", self.phase));
+                return;
+            };
+            self.now = at;
+            self.stats.events += 1;
+            if self.stats.events > EVENTS_MAX {
+                self.fail("liveness", format!("the run turns in circles in phase {:?}", self.phase));
+            }
+            self.happen(event);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Client { life, shard } => self.client(life, shard),
+            Event::Timer { life, shard } => self.timer(life, shard),
+            Event::Connected { conn } => self.connected(conn),
+            Event::Up { conn } => self.arrive_up(conn),
+            Event::Down { conn } => self.arrive_down(conn),
+            Event::Sent { conn } => self.sent(conn),
+            Event::Reaped { conn, error } => self.reaped(conn, error),
+            Event::Gone { conn } => self.gone(conn),
+            Event::DiskPart { node, io, serial, sectors } => self.disk_part(node, io, serial, sectors),
+            Event::DiskEnd { node, io, serial } => self.disk_end(node, io, serial),
+            Event::ServerStart { server, life } => self.server_start(server, life),
+            Event::DaemonStart { life } => self.daemon_start(life),
+            Event::Strike { fault } => self.strike(fault),
+            Event::Relief { fault } => self.relief(fault),
+            Event::Phase => self.advance(),
+            Event::Overdue { phase } if phase == self.phase => {
+                let pending = self.judge.finish().err().map_or_else(String::new, |pending| pending.text);
+                self.fail("liveness", format!("phase {phase:?} does not end; {pending}"));
+            }
+            Event::Overdue { .. } => {}
+        }
+    }
+
+    /// Something that no history could tell is wrong.
+    pub fn fail(&mut self, rule: &'static str, text: String) {
+        self.rule(Err(Violation { rule, text }));
+    }
+
+    /// Keeps the first violation.
+    pub fn rule(&mut self, verdict: Verdict) {
+        if self.verdict.is_ok() {
+            self.verdict = verdict;
+        }
+    }
+
+    /// How the link to a node's server is now.
+    pub fn speed(&self, node: usize) -> Speed {
+        let slow = if self.servers[self.nodes[node].server].slow > 0 { 100 } else { 1 };
+        Speed {
+            latency: self.plan.latency * slow,
+            jitter: self.plan.jitter,
+            per_byte: (self.plan.per_byte * slow).min(50_000),
+        }
+    }
+
+    /// A buffer for a body.
+    pub fn buffer(&mut self) -> Vec<u64> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer
+    }
+
+    /// A body is no longer needed.
+    pub fn recycle(&mut self, buffer: Vec<u64>) {
+        if self.spare.len() < 64 {
+            self.spare.push(buffer);
+        }
+    }
+
+    /// A request has been issued: faults of the plan that were waiting for it.
+    pub fn issued(&mut self) {
+        self.stats.requests += 1;
+        while let Some(Fault { after, .. }) = self.plan.faults.get(self.next_fault) {
+            if *after >= self.stats.requests || self.phase != Phase::Work {
+                break;
+            }
+            let soon = self.rng.below(2 * MILLI);
+            self.queue.push(self.now + soon, Event::Strike { fault: self.next_fault });
+            self.next_fault += 1;
+        }
+    }
+
+    /// The work is done: faults stop, and everything must end.
+    fn heal(&mut self) {
+        self.enter(Phase::Heal, self.plan.io_timeout + SETTLE * 3);
+        for fault in 0..self.active.len() {
+            self.relief(fault);
+        }
+        self.calm();
+    }
+
+    /// Where the run can go on when nothing is outstanding.
+    pub fn calm(&mut self) {
+        let idle = self.judge.pending() == 0 && self.daemon.is_up() && self.daemon.script.is_empty();
+        match self.phase {
+            Phase::Heal if idle => {
+                self.enter(Phase::Settle, SETTLE * 2);
+                self.queue.push(self.now + SETTLE, Event::Phase);
+            }
+            Phase::Sweep | Phase::SweepAgain if idle => self.queue.push(self.now, Event::Phase),
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, limit: u64) {
+        self.phase = phase;
+        self.trace.note(self.now, 100, phase as u64);
+        self.trace.say(self.now, || format!("== {phase:?}"));
+        self.queue.push(self.now + limit, Event::Overdue { phase });
+    }
+
+    fn advance(&mut self) {
+        match self.phase {
+            Phase::Work => self.heal(),
+            Phase::Settle => {
+                self.enter(Phase::Sweep, self.plan.io_timeout * 4 + SETTLE);
+                self.sweep();
+            }
+            Phase::Sweep if self.plan.mortal => {
+                self.enter(Phase::Return, SETTLE * 2);
+                self.power_cut_all(10 * MILLI);
+                self.queue.push(self.now + SETTLE, Event::Phase);
+            }
+            Phase::Return => {
+                self.enter(Phase::SweepAgain, self.plan.io_timeout * 4 + SETTLE);
+                self.sweep();
+            }
+            Phase::Sweep | Phase::SweepAgain => {
+                self.rule(self.judge.finish());
+                self.phase = Phase::Done;
+            }
+            _ => {}
+        }
+    }
+}
