@@ -46,6 +46,8 @@ pub const UBLK_OPENER_LOOKS: usize = 20;
 pub const LINK_BYTES_MAX: u64 = 4 << 20;
 /// Requests in flight on one connection.
 pub const LINK_REQUESTS_MAX: usize = 256;
+/// Tags of one channel whose completed status a server keeps: as many as a shard of the greatest depth has parts.
+pub const KEPT_TAGS_MAX: usize = DEPTH_MAX * 2;
 /// Frames gathered into one send.
 pub const GATHER_FRAMES_MAX: usize = 128;
 /// Bytes gathered into one send.

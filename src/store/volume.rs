@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use crate::errno::Errno;
 use crate::limits;
 use crate::store::flush::{Ask, Flushes, Point};
+use crate::store::kept::Kept;
 pub use crate::store::session::Conn;
 use crate::store::session::{Attached, Claim, Denied, Ousted, Sessions};
 use crate::units::{Epoch, Extent, Id};
@@ -158,7 +159,7 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug)]
 enum Running {
     Sync,
-    Data { conn: Conn, slot: Slot, op: DiskOp, header: Header },
+    Data { conn: Conn, slot: Slot, op: DiskOp, header: Header, channel: u16, session: Id },
 }
 
 /// An answer that waits for a sync.
@@ -177,6 +178,7 @@ pub struct Volume {
     sectors: u64,
     sessions: Sessions,
     flushes: Flushes,
+    kept: Kept,
     jobs: Vec<Option<Running>>,
     free: Vec<u32>,
     waiters: Vec<Waiter>,
@@ -191,6 +193,7 @@ impl Volume {
             sectors,
             sessions: Sessions::default(),
             flushes: Flushes::default(),
+            kept: Kept::default(),
             jobs: Vec::new(),
             free: Vec::new(),
             waiters: Vec::new(),
@@ -225,6 +228,7 @@ impl Volume {
             Err((errno, text)) => return self.effects.push_back(Effect::Refuse { conn, errno, text }),
         };
         let claim = Claim { array: hello.array, epoch, session: hello.session };
+        let held = self.sessions.claim();
         let (effects, waiters) = (&mut self.effects, &mut self.waiters);
         let name = &self.config.name;
         let oust = |former: Conn, why: Ousted| {
@@ -239,7 +243,12 @@ impl Volume {
         };
         let common = hello.features & features::OURS;
         match self.sessions.attach(conn, claim, (hello.channel, version, common), oust) {
-            Ok(()) => self.welcome_ready(),
+            Ok(()) => {
+                if held != self.sessions.claim() {
+                    self.kept.clear();
+                }
+                self.welcome_ready();
+            }
             Err(Denied::Fenced(held)) => {
                 let text = fenced(name, member, held.epoch);
                 self.effects.push_back(Effect::Refuse { conn, errno: Errno::EBADE, text });
@@ -310,8 +319,14 @@ impl Volume {
             Op::Flush => return self.flush(conn, slot, header),
             _ => return self.reply(conn, slot, header, Ok(())),
         };
+        if let Some(result) = self.kept.find(attached.channel, header) {
+            // It was carried out for the channel's former connection.
+            return self.answer(conn, slot, header, op, result);
+        }
         self.sessions.started(conn);
-        let job = self.start(Running::Data { conn, slot, op, header: *header });
+        let channel = attached.channel;
+        let session = self.sessions.claim().map_or(Id::NIL, |claim| claim.session);
+        let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session });
         self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
     }
 
@@ -340,21 +355,28 @@ impl Volume {
         self.free.push(job.0);
         match running {
             Running::Sync => self.synced(result),
-            Running::Data { conn, slot, op, header } => {
+            Running::Data { conn, slot, op, header, channel, session } => {
                 // A failed write may have left something behind, so it counts too. A durable one needs no flush.
                 if op != DiskOp::Read && (op != DiskOp::Write { durable: true } || result.is_err()) {
                     self.flushes.wrote();
                 }
+                if op != DiskOp::Read && self.sessions.claim().is_some_and(|claim| claim.session == session) {
+                    self.kept.keep(channel, &header, result);
+                }
                 if self.sessions.ended(conn) {
-                    // What has no durable form of its own is made durable by a flush.
-                    let flushes = header.is_fua() && matches!(op, DiskOp::Zero | DiskOp::Punch);
-                    match result {
-                        Ok(()) if flushes => self.flush(conn, slot, &header),
-                        _ => self.reply(conn, slot, &header, result),
-                    }
+                    self.answer(conn, slot, &header, op, result);
                 }
                 self.welcome_ready();
             }
+        }
+    }
+
+    /// Answers what the disk has done. What has no durable form of its own is made durable by a flush.
+    fn answer(&mut self, conn: Conn, slot: Slot, header: &Header, op: DiskOp, result: Result<(), Errno>) {
+        let flushes = header.is_fua() && matches!(op, DiskOp::Zero | DiskOp::Punch);
+        match result {
+            Ok(()) if flushes => self.flush(conn, slot, header),
+            _ => self.reply(conn, slot, header, result),
         }
     }
 

@@ -519,7 +519,9 @@ impl World {
         if link.state == State::Streaming {
             let deferred = std::mem::take(&mut link.deferred);
             for reply in deferred {
-                self.tell(shard, node, &reply, Received::Good);
+                if let Err(error) = self.tell(shard, node, &reply, Received::Good) {
+                    self.close(shard, node, error);
+                }
             }
         }
         self.turn(shard);

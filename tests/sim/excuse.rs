@@ -11,7 +11,6 @@ pub mod errno {
     pub const EIO: i32 = 5;
     pub const EINVAL: i32 = 22;
     pub const EBADE: i32 = 52;
-    pub const EILSEQ: i32 = 84;
     pub const ETIMEDOUT: i32 = 110;
 }
 

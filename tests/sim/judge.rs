@@ -138,7 +138,6 @@ struct Op {
 struct Entry {
     serial: u64,
     value: u64,
-    invoke: u64,
     end: u64,
     state: State,
     /// Failed: when it could take effect for the last time.
@@ -164,7 +163,6 @@ impl Entry {
     const BLANK: Entry = Entry {
         serial: 0,
         value: ZERO,
-        invoke: 0,
         end: 0,
         state: State::Acked,
         resolved: NEVER,
@@ -277,7 +275,7 @@ impl Judge {
                         list.push(Entry::BLANK);
                     }
                     let state = State::Pending;
-                    list.push(Entry { serial, value, invoke: stamp, end: NEVER, state, hard: false, ..Entry::BLANK });
+                    list.push(Entry { serial, value, end: NEVER, state, hard: false, ..Entry::BLANK });
                 }
             }
             What::Flush => {}

@@ -16,6 +16,9 @@ use crate::disk::{Disk, Io};
 use crate::net::{self, Body, Damage};
 use crate::world::{Event, MICRO, MILLI, Phase, World};
 
+/// The slowest operation of a slow disk, ns: shorter than the judge allows for the recovery from an outage.
+const SLOWEST: u64 = 1_000 * MILLI;
+
 /// A server's process.
 #[derive(Default)]
 pub struct Server {
@@ -428,8 +431,8 @@ impl World {
         let result = self.disk_luck(work.op);
         let life = self.servers[self.nodes[node].server].life;
         let (low, high) = self.plan.disk;
-        let slow = if self.nodes[node].slow > 0 { 1000 } else { 1 };
-        let takes = self.rng.range(low, high) * slow;
+        let takes = self.rng.range(low, high);
+        let takes = if self.nodes[node].slow > 0 { (takes * 1000).min(SLOWEST) } else { takes };
         let (io, serial) = self.nodes[node].disk.start(work, life, values, result);
         if result.is_ok() && !matches!(work.op, DiskOp::Read | DiskOp::Sync) && self.rng.one_in(4) {
             let sectors = self.rng.range(1, work.extent.sectors);
