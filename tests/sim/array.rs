@@ -26,22 +26,22 @@ use crate::server::{Accepted, id_of, show};
 use crate::world::{Conn, Event, MICRO, MILLI, Phase, World};
 
 /// The array.
-pub const ARRAY: Id = Id([0xaa; 16]);
+pub(crate) const ARRAY: Id = Id([0xaa; 16]);
 /// What a buffer holds before it is filled: nobody's data.
 const RUBBISH: u64 = u64::MAX;
 
 /// The daemon's process.
-pub struct Daemon {
+pub(crate) struct Daemon {
     up: bool,
     life: u32,
     /// Reasons why it stands still.
-    pub paused: u32,
+    pub(crate) paused: u32,
     /// What happens to it when it goes on.
     later: Vec<Event>,
     hosts: Vec<Host>,
     view: Option<Arc<View>>,
     /// What is asked in a sweep, in order.
-    pub script: VecDeque<(What, u64, u64)>,
+    pub(crate) script: VecDeque<(What, u64, u64)>,
 }
 
 /// One I/O thread.
@@ -78,17 +78,17 @@ struct Link {
 }
 
 impl Daemon {
-    pub fn off() -> Daemon {
+    pub(crate) fn off() -> Daemon {
         let script = VecDeque::new();
         Daemon { up: false, life: 0, paused: 0, later: Vec::new(), hosts: Vec::new(), view: None, script }
     }
 
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up
     }
 
     /// Connections that are in use.
-    pub fn connections(&self) -> Vec<usize> {
+    pub(crate) fn connections(&self) -> Vec<usize> {
         let links = self.hosts.iter().flat_map(|host| &host.links);
         links.filter(|link| matches!(link.state, State::Greeting | State::Streaming)).map(|link| link.conn).collect()
     }
@@ -96,7 +96,7 @@ impl Daemon {
 
 impl World {
     /// The daemon begins its life: every link is down.
-    pub fn daemon_start(&mut self, life: u32) {
+    pub(crate) fn daemon_start(&mut self, life: u32) {
         if self.daemon.up || self.daemon.life != life {
             return;
         }
@@ -147,7 +147,7 @@ impl World {
     }
 
     /// The daemon dies; what was outstanding has failed. It is started again after `lasts`.
-    pub fn kill_daemon(&mut self, lasts: u64, power: bool) {
+    pub(crate) fn kill_daemon(&mut self, lasts: u64, power: bool) {
         if !std::mem::replace(&mut self.daemon.up, false) {
             return;
         }
@@ -202,13 +202,13 @@ impl World {
     }
 
     /// The daemon goes on.
-    pub fn daemon_resumed(&mut self) {
+    pub(crate) fn daemon_resumed(&mut self) {
         for event in std::mem::take(&mut self.daemon.later) {
             self.queue.push(self.now, event);
         }
     }
 
-    pub fn timer(&mut self, life: u32, shard: usize) {
+    pub(crate) fn timer(&mut self, life: u32, shard: usize) {
         if life != self.daemon.life || !self.hears(Event::Timer { life, shard }) {
             return;
         }
@@ -224,7 +224,7 @@ impl World {
     }
 
     /// One more client of a shard has thought of something to do.
-    pub fn client(&mut self, life: u32, shard: usize) {
+    pub(crate) fn client(&mut self, life: u32, shard: usize) {
         if life == self.daemon.life && self.hears(Event::Client { life, shard }) {
             self.daemon.hosts[shard].idle += 1;
             self.turn(shard);
@@ -378,7 +378,7 @@ impl World {
     }
 
     /// Reads everything, writes a little, and reads everything again.
-    pub fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self) {
         let all = self.plan.sectors();
         let script = &mut self.daemon.script;
         let reads = || (0..all).step_by(64).map(|start| (What::Read, start, 64.min(all - start)));
@@ -421,7 +421,7 @@ impl World {
         &mut self.daemon.hosts[shard].links[node]
     }
 
-    pub fn connected(&mut self, conn: usize) {
+    pub(crate) fn connected(&mut self, conn: usize) {
         if self.link_of(conn).is_none_or(|link| link.state != State::Connecting)
             || !self.hears(Event::Connected { conn })
         {
@@ -508,7 +508,7 @@ impl World {
         }
     }
 
-    pub fn sent(&mut self, conn: usize) {
+    pub(crate) fn sent(&mut self, conn: usize) {
         if self.link_of(conn).is_none() || !self.hears(Event::Sent { conn }) {
             return;
         }
@@ -542,7 +542,7 @@ impl World {
         self.queue.push(reaped, Event::Reaped { conn, error });
     }
 
-    pub fn reaped(&mut self, conn: usize, error: Errno) {
+    pub(crate) fn reaped(&mut self, conn: usize, error: Errno) {
         if self.link_of(conn).is_none() || !self.hears(Event::Reaped { conn, error }) {
             return;
         }
@@ -558,14 +558,14 @@ impl World {
     }
 
     /// The last frame of the way down will be noticed.
-    pub fn schedule_down(&mut self, conn: usize) {
+    pub(crate) fn schedule_down(&mut self, conn: usize) {
         if let Some(frame) = self.conns[conn].down.frames.back() {
             self.queue.push(frame.at, Event::Down { conn });
         }
     }
 
     /// The client reads what has arrived.
-    pub fn arrive_down(&mut self, conn: usize) {
+    pub(crate) fn arrive_down(&mut self, conn: usize) {
         let Conn { node, shard, .. } = self.conns[conn];
         if self.link_of(conn).is_none() {
             self.conns[conn].down.drop_all();

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// Where the data files are.
-pub fn directory() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
@@ -42,7 +42,7 @@ fn parse(text: &str) -> (String, Vec<Case<'_>>) {
 }
 
 /// Runs every case of a file. The number of cases, or what differs.
-pub fn check(name: &str, function: impl Fn(&str) -> String) -> Result<usize, String> {
+pub(crate) fn check(name: &str, function: impl Fn(&str) -> String) -> Result<usize, String> {
     let path = directory().join(name);
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let (intro, cases) = parse(&text);

@@ -11,15 +11,15 @@ use dst::store::volume::{DiskOp, Work};
 use crate::rng::Rng;
 
 /// A piece of work in flight.
-pub struct Io {
+pub(crate) struct Io {
     /// Numbers of places are used again; this is not.
-    pub serial: u64,
-    pub work: Work,
+    pub(crate) serial: u64,
+    pub(crate) work: Work,
     /// The life of the server that asked.
-    pub life: u32,
+    pub(crate) life: u32,
     /// A write's data, later a read's.
-    pub values: Vec<u64>,
-    pub result: Result<(), Errno>,
+    pub(crate) values: Vec<u64>,
+    pub(crate) result: Result<(), Errno>,
     /// Sectors that have taken effect.
     applied: u64,
     /// Sync: what it covers.
@@ -35,7 +35,7 @@ struct Volatile {
 }
 
 /// See the module's description.
-pub struct Disk {
+pub(crate) struct Disk {
     now: Vec<u64>,
     stable: Vec<u64>,
     /// Up to which write a sector is durable.
@@ -49,7 +49,7 @@ pub struct Disk {
 
 impl Disk {
     /// A disk full of zeros.
-    pub fn new(sectors: usize) -> Disk {
+    pub(crate) fn new(sectors: usize) -> Disk {
         Disk {
             now: vec![0; sectors],
             stable: vec![0; sectors],
@@ -63,7 +63,7 @@ impl Disk {
     }
 
     /// Takes a piece of work; its place and its serial.
-    pub fn start(&mut self, work: Work, life: u32, values: Vec<u64>, result: Result<(), Errno>) -> (usize, u64) {
+    pub(crate) fn start(&mut self, work: Work, life: u32, values: Vec<u64>, result: Result<(), Errno>) -> (usize, u64) {
         self.serial += 1;
         let io = Io { serial: self.serial, work, life, values, result, applied: 0, mark: self.order };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -75,17 +75,17 @@ impl Disk {
     }
 
     /// Whether a server of another life than `life` has something in flight.
-    pub fn is_haunted(&self, life: u32) -> bool {
+    pub(crate) fn is_haunted(&self, life: u32) -> bool {
         self.inflight.iter().flatten().any(|io| io.life != life)
     }
 
     /// What is in flight there, if it is still the same.
-    pub fn at(&self, index: usize, serial: u64) -> Option<&Io> {
+    pub(crate) fn at(&self, index: usize, serial: u64) -> Option<&Io> {
         self.inflight.get(index)?.as_ref().filter(|io| io.serial == serial)
     }
 
     /// The first `sectors` sectors of a write in flight take effect.
-    pub fn apply(&mut self, index: usize, sectors: u64) {
+    pub(crate) fn apply(&mut self, index: usize, sectors: u64) {
         let Some(mut io) = self.inflight[index].take() else { return };
         self.apply_to(&mut io, sectors);
         self.inflight[index] = Some(io);
@@ -112,7 +112,7 @@ impl Disk {
     }
 
     /// A piece of work ends; `None` when a power cut has ended it before.
-    pub fn end(&mut self, index: usize, rng: &mut Rng) -> Option<Io> {
+    pub(crate) fn end(&mut self, index: usize, rng: &mut Rng) -> Option<Io> {
         let mut io = self.inflight[index].take()?;
         self.free.push(index);
         let sectors = io.work.extent.sectors;
@@ -147,7 +147,7 @@ impl Disk {
     }
 
     /// The power goes, and comes back.
-    pub fn power_cut(&mut self, rng: &mut Rng) {
+    pub(crate) fn power_cut(&mut self, rng: &mut Rng) {
         for index in 0..self.inflight.len() {
             let Some(mut io) = self.inflight[index].take() else { continue };
             self.free.push(index);

@@ -7,11 +7,11 @@ use crate::judge::{Record, Verdict, Violation, What};
 use crate::text;
 
 /// Linux error numbers that the judge has an opinion about.
-pub mod errno {
-    pub const EIO: i32 = 5;
-    pub const EINVAL: i32 = 22;
-    pub const EBADE: i32 = 52;
-    pub const ETIMEDOUT: i32 = 110;
+pub(crate) mod errno {
+    pub(crate) const EIO: i32 = 5;
+    pub(crate) const EINVAL: i32 = 22;
+    pub(crate) const EBADE: i32 = 52;
+    pub(crate) const ETIMEDOUT: i32 = 110;
 }
 
 /// After an outage of length d a device needs this long until it answers again: back-off and handshake, ns.
@@ -58,18 +58,18 @@ struct Device {
 
 /// All faults that were injected.
 #[derive(Clone, Debug)]
-pub struct Excuses {
+pub(crate) struct Excuses {
     devices: Vec<Device>,
     given: Vec<Given>,
 }
 
 impl Excuses {
-    pub fn new(devices: usize) -> Excuses {
+    pub(crate) fn new(devices: usize) -> Excuses {
         Excuses { devices: vec![Device::default(); devices], given: Vec::new() }
     }
 
     /// From now on the device answers late or not at all, for one more reason.
-    pub fn trouble(&mut self, now: u64, device: u16) {
+    pub(crate) fn trouble(&mut self, now: u64, device: u16) {
         let device = &mut self.devices[usize::from(device)];
         device.troubles += 1;
         if device.troubles == 1 {
@@ -78,7 +78,7 @@ impl Excuses {
     }
 
     /// One reason has gone.
-    pub fn relief(&mut self, now: u64, device: u16) {
+    pub(crate) fn relief(&mut self, now: u64, device: u16) {
         let device = &mut self.devices[usize::from(device)];
         device.troubles = device.troubles.saturating_sub(1);
         if device.troubles == 0
@@ -90,22 +90,22 @@ impl Excuses {
     }
 
     /// The device has answered something with `errno`, on the array sectors between `first` and `last`.
-    pub fn gave(&mut self, now: u64, device: u16, errno: i32, hull: (u64, u64)) {
+    pub(crate) fn gave(&mut self, now: u64, device: u16, errno: i32, hull: (u64, u64)) {
         self.given.push(Given { at: now, device, errno, hull });
     }
 
     /// A flush of the device has failed.
-    pub fn flush_failed(&mut self, now: u64, device: u16) {
+    pub(crate) fn flush_failed(&mut self, now: u64, device: u16) {
         self.devices[usize::from(device)].flush_failed.get_or_insert(now);
     }
 
     /// Another owner has claimed the device.
-    pub fn fenced(&mut self, now: u64, device: u16) {
+    pub(crate) fn fenced(&mut self, now: u64, device: u16) {
         self.devices[usize::from(device)].fenced.get_or_insert(now);
     }
 
     /// Whether the error that `record` has just ended with was to be expected.
-    pub fn check(
+    pub(crate) fn check(
         &self,
         now: u64,
         record: &Record,
@@ -168,7 +168,7 @@ impl Excuses {
     }
 
     /// Forgets what was over before `oldest`, the moment since which all outstanding operations run.
-    pub fn forget(&mut self, oldest: u64) {
+    pub(crate) fn forget(&mut self, oldest: u64) {
         self.given.retain(|given| given.at >= oldest);
         for device in &mut self.devices {
             device.outages.retain(|outage| outage.over() >= oldest);

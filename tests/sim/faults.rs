@@ -7,7 +7,7 @@ use crate::world::{Event, MICRO, MILLI, World};
 
 impl World {
     /// A fault begins.
-    pub fn strike(&mut self, index: usize) {
+    pub(crate) fn strike(&mut self, index: usize) {
         if self.phase != crate::world::Phase::Work {
             return;
         }
@@ -50,7 +50,7 @@ impl World {
     }
 
     /// A fault ends, if it is on.
-    pub fn relief(&mut self, index: usize) {
+    pub(crate) fn relief(&mut self, index: usize) {
         if !std::mem::take(&mut self.active[index]) {
             return;
         }
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// A node's device answers late or not at all, for one reason more or less.
-    pub fn node_trouble(&mut self, node: usize, begins: bool) {
+    pub(crate) fn node_trouble(&mut self, node: usize, begins: bool) {
         let device = u16::try_from(node).unwrap_or(0);
         if begins {
             self.judge.excuses.trouble(self.now, device);
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// The nodes that a server holds.
-    pub fn nodes_of(&self, server: usize) -> Vec<usize> {
+    pub(crate) fn nodes_of(&self, server: usize) -> Vec<usize> {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].server == server).collect()
     }
 
@@ -124,7 +124,7 @@ impl World {
     }
 
     /// A connection breaks, at any byte of either direction; each side learns of it in its own time, or not at all.
-    pub fn cut(&mut self, conn: usize, silent: bool) {
+    pub(crate) fn cut(&mut self, conn: usize, silent: bool) {
         let node = self.conns[conn].node;
         if self.conns[conn].up.cut && self.conns[conn].down.cut {
             return;
@@ -166,7 +166,7 @@ impl World {
     }
 
     /// Everything loses power.
-    pub fn power_cut_all(&mut self, lasts: u64) {
+    pub(crate) fn power_cut_all(&mut self, lasts: u64) {
         self.kill_daemon(lasts, true);
         for server in 0..self.servers.len() {
             self.kill_server(server, lasts, true);

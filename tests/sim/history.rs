@@ -20,7 +20,7 @@ struct Story {
 }
 
 /// Tells the story to a judge; its verdict as text.
-pub fn run(text: &str) -> String {
+pub(crate) fn run(text: &str) -> String {
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).peekable();
     let mut words = Vec::new();
     if let Some(line) = lines.peek().filter(|line| line.starts_with("rules")) {

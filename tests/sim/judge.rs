@@ -20,7 +20,7 @@ use crate::excuse::Excuses;
 use crate::text;
 
 /// The value of a sector that nobody has written, or that was discarded.
-pub const ZERO: u64 = 0;
+pub(crate) const ZERO: u64 = 0;
 /// A value has this many bits for the sector's place in its write.
 const PLACE_BITS: u32 = 12;
 /// Operations that are remembered for explanations.
@@ -32,7 +32,7 @@ const NEVER: u64 = u64::MAX;
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     /// Reads.
     Read,
     /// Writes values of its own.
@@ -51,47 +51,47 @@ pub enum What {
 
 /// An operation, as the judge names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpId {
+pub(crate) struct OpId {
     slot: usize,
     serial: u64,
 }
 
 impl OpId {
     /// The value that a write gives to its sector number `place`.
-    pub fn value(self, place: u64) -> u64 {
+    pub(crate) fn value(self, place: u64) -> u64 {
         self.serial << PLACE_BITS | place
     }
 
     /// The number of the operation, for people.
-    pub fn serial(self) -> u64 {
+    pub(crate) fn serial(self) -> u64 {
         self.serial
     }
 }
 
 /// What the judge has to know beforehand.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// Which device holds each sector.
-    pub device_of: Vec<u16>,
+    pub(crate) device_of: Vec<u16>,
     /// How many devices there are.
-    pub devices: usize,
+    pub(crate) devices: usize,
     /// Nodes have several targets: what was shown across a restart stays (rule 3).
-    pub replicated: bool,
+    pub(crate) replicated: bool,
     /// Devices may die and lose what was not flushed.
-    pub mortal: bool,
+    pub(crate) mortal: bool,
     /// No operation may take longer than this, ns.
-    pub io_timeout: u64,
+    pub(crate) io_timeout: u64,
     /// How much later than `io_timeout` an operation may end, ns.
-    pub slack: u64,
+    pub(crate) slack: u64,
 }
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// Which rule of section 12, or another name.
-    pub rule: &'static str,
+    pub(crate) rule: &'static str,
     /// What was seen, and what would have been right.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl std::fmt::Display for Violation {
@@ -101,11 +101,11 @@ impl std::fmt::Display for Violation {
 }
 
 /// A verdict about one event.
-pub type Verdict = Result<(), Violation>;
+pub(crate) type Verdict = Result<(), Violation>;
 
 /// How an operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Invoked, not ended.
     Pending,
     /// Acknowledged.
@@ -116,14 +116,14 @@ pub enum State {
 
 /// An operation, for explanations.
 #[derive(Clone, Copy, Debug)]
-pub struct Record {
-    pub serial: u64,
-    pub what: What,
-    pub start: u64,
-    pub sectors: u64,
-    pub invoked_at: u64,
-    pub ended_at: u64,
-    pub state: State,
+pub(crate) struct Record {
+    pub(crate) serial: u64,
+    pub(crate) what: What,
+    pub(crate) start: u64,
+    pub(crate) sectors: u64,
+    pub(crate) invoked_at: u64,
+    pub(crate) ended_at: u64,
+    pub(crate) state: State,
 }
 
 /// An operation that has not ended.
@@ -197,9 +197,9 @@ impl Entry {
 
 /// See the module's description.
 #[derive(Debug)]
-pub struct Judge {
+pub(crate) struct Judge {
     rules: Rules,
-    pub excuses: Excuses,
+    pub(crate) excuses: Excuses,
     clock: u64,
     serials: u64,
     /// When the last successful flush was invoked.
@@ -220,7 +220,7 @@ pub struct Judge {
 
 impl Judge {
     /// A judge of an array that reads as zeros.
-    pub fn new(rules: Rules) -> Judge {
+    pub(crate) fn new(rules: Rules) -> Judge {
         Judge {
             excuses: Excuses::new(rules.devices),
             clock: FIRST_STAMP,
@@ -243,12 +243,12 @@ impl Judge {
     }
 
     /// Operations that have not ended.
-    pub fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.ops.len() - self.free.len()
     }
 
     /// An operation begins at `now`.
-    pub fn invoke(&mut self, now: u64, what: What, start: u64, sectors: u64) -> OpId {
+    pub(crate) fn invoke(&mut self, now: u64, what: What, start: u64, sectors: u64) -> OpId {
         let stamp = self.stamp();
         self.serials += 1;
         let serial = self.serials;
@@ -284,7 +284,7 @@ impl Judge {
     }
 
     /// An operation other than a read was acknowledged.
-    pub fn acked(&mut self, now: u64, id: OpId) -> Verdict {
+    pub(crate) fn acked(&mut self, now: u64, id: OpId) -> Verdict {
         let op = self.end(now, id, State::Acked)?;
         self.check_extent(&op)?;
         match op.record.what {
@@ -315,7 +315,7 @@ impl Judge {
     }
 
     /// A read has returned one value per sector.
-    pub fn read(&mut self, now: u64, id: OpId, values: &[u64]) -> Verdict {
+    pub(crate) fn read(&mut self, now: u64, id: OpId, values: &[u64]) -> Verdict {
         let op = self.end(now, id, State::Acked)?;
         self.end_read(op.invoke);
         self.check_extent(&op)?;
@@ -369,7 +369,7 @@ impl Judge {
     }
 
     /// An operation has ended with the error number `errno`.
-    pub fn failed(&mut self, now: u64, id: OpId, errno: i32) -> Verdict {
+    pub(crate) fn failed(&mut self, now: u64, id: OpId, errno: i32) -> Verdict {
         let op = self.end(now, id, State::Failed)?;
         self.fail(&op);
         let devices = self.devices_of(&op.record);
@@ -399,7 +399,7 @@ impl Judge {
     }
 
     /// The daemon died: everything outstanding has failed, and that is the excuse.
-    pub fn daemon_died(&mut self, now: u64) {
+    pub(crate) fn daemon_died(&mut self, now: u64) {
         self.stamp();
         for slot in 0..self.ops.len() {
             if let Some(op) = self.ops[slot].take() {
@@ -411,7 +411,7 @@ impl Judge {
     }
 
     /// The daemon or the server of a device was restarted: what is outstanding there may take effect again (rule 3).
-    pub fn restarted(&mut self, device: u16) {
+    pub(crate) fn restarted(&mut self, device: u16) {
         for (list, of) in self.sectors.iter_mut().zip(&self.rules.device_of) {
             if *of == device {
                 list.iter_mut().filter(|entry| entry.state == State::Pending).for_each(revive);
@@ -420,7 +420,7 @@ impl Judge {
     }
 
     /// A device has lost its volatile cache (rule 5).
-    pub fn device_died(&mut self, device: u16) {
+    pub(crate) fn device_died(&mut self, device: u16) {
         debug_assert!(self.rules.mortal);
         let stamp = self.stamp();
         self.died[usize::from(device)] = stamp;
@@ -444,24 +444,24 @@ impl Judge {
     }
 
     /// The daemon came out of a pause: what it could not end in time is not its fault.
-    pub fn resumed(&mut self, now: u64) {
+    pub(crate) fn resumed(&mut self, now: u64) {
         self.resumed_at = now;
     }
 
     /// Everything must have ended.
-    pub fn finish(&self) -> Verdict {
+    pub(crate) fn finish(&self) -> Verdict {
         let Some(op) = self.ops.iter().flatten().next() else { return Ok(()) };
         Err(Violation { rule: "liveness", text: format!("{} has never ended", text::record(&op.record)) })
     }
 
     /// What an operation is, as long as it is remembered.
-    pub fn record(&self, serial: u64) -> Option<&Record> {
+    pub(crate) fn record(&self, serial: u64) -> Option<&Record> {
         let at = usize::try_from(serial).ok()? % RECORDS;
         self.records.get(at).filter(|record| record.serial == serial)
     }
 
     /// The sector for which a value was written.
-    pub fn place_of(&self, value: u64) -> Option<u64> {
+    pub(crate) fn place_of(&self, value: u64) -> Option<u64> {
         let record = self.record(value >> PLACE_BITS)?;
         Some(record.start + (value & ((1 << PLACE_BITS) - 1)))
     }

@@ -13,7 +13,7 @@ use dst::wire::frame::{HEADER_BYTES, Header, bind_crc};
 use crate::rng::Rng;
 
 /// What follows a header.
-pub enum Body {
+pub(crate) enum Body {
     /// Nothing.
     None,
     /// Data, one number per sector.
@@ -27,44 +27,44 @@ pub enum Body {
 }
 
 /// A frame on its way.
-pub struct Frame {
-    pub at: u64,
-    pub header: [u8; HEADER_BYTES],
-    pub body: Body,
+pub(crate) struct Frame {
+    pub(crate) at: u64,
+    pub(crate) header: [u8; HEADER_BYTES],
+    pub(crate) body: Body,
 }
 
 /// One direction of a connection.
 #[derive(Default)]
-pub struct Pipe {
-    pub frames: VecDeque<Frame>,
+pub(crate) struct Pipe {
+    pub(crate) frames: VecDeque<Frame>,
     /// The sender is busy until then.
     busy: u64,
     /// When the last frame arrives.
     last: u64,
     /// Nothing more is taken.
-    pub cut: bool,
+    pub(crate) cut: bool,
 }
 
 /// How fast a link is.
 #[derive(Clone, Copy, Debug)]
-pub struct Speed {
+pub(crate) struct Speed {
     /// One way, ns.
-    pub latency: u64,
+    pub(crate) latency: u64,
     /// More or less, ns.
-    pub jitter: u64,
+    pub(crate) jitter: u64,
     /// Per byte, thousandths of a ns.
-    pub per_byte: u64,
+    pub(crate) per_byte: u64,
 }
 
 impl Pipe {
     /// Sends; the moment of arrival, if the pipe takes it.
-    pub fn send(&mut self, now: u64, speed: Speed, rng: &mut Rng, frame: (&Header, Body)) -> Option<u64> {
+    pub(crate) fn send(&mut self, now: u64, speed: Speed, rng: &mut Rng, frame: (&Header, Body)) -> Option<u64> {
         let (header, body) = frame;
         self.put(now, speed, rng, header.encode(), u64::from(header.body_bytes), body)
     }
 
     /// Ends the pipe after what is in it.
-    pub fn end(&mut self, now: u64, speed: Speed, rng: &mut Rng, error: Errno) -> Option<u64> {
+    pub(crate) fn end(&mut self, now: u64, speed: Speed, rng: &mut Rng, error: Errno) -> Option<u64> {
         let at = self.put(now, speed, rng, [0; HEADER_BYTES], 0, Body::End(error));
         self.cut = true;
         at
@@ -90,12 +90,12 @@ impl Pipe {
     }
 
     /// When the sender has got rid of everything.
-    pub fn sent_at(&self) -> u64 {
+    pub(crate) fn sent_at(&self) -> u64 {
         self.busy
     }
 
     /// Cuts the pipe at any byte of what is on its way.
-    pub fn cut(&mut self, rng: &mut Rng) {
+    pub(crate) fn cut(&mut self, rng: &mut Rng) {
         let kept = rng.index(self.frames.len() + 1);
         let torn = self.frames.drain(kept..).next();
         if let Some(Frame { at, header, body: Body::Data(mut values) }) = torn {
@@ -106,13 +106,13 @@ impl Pipe {
     }
 
     /// Nothing arrives any more.
-    pub fn drop_all(&mut self) {
+    pub(crate) fn drop_all(&mut self) {
         self.frames.clear();
         self.cut = true;
     }
 
     /// After a stall nothing arrives before `at`.
-    pub fn delay(&mut self, at: u64) -> Option<u64> {
+    pub(crate) fn delay(&mut self, at: u64) -> Option<u64> {
         self.last = self.last.max(at);
         for frame in &mut self.frames {
             frame.at = frame.at.max(at);
@@ -121,13 +121,13 @@ impl Pipe {
     }
 
     /// Takes the next frame that has arrived.
-    pub fn take(&mut self, now: u64) -> Option<Frame> {
+    pub(crate) fn take(&mut self, now: u64) -> Option<Frame> {
         self.frames.front().filter(|frame| frame.at <= now)?;
         self.frames.pop_front()
     }
 
     /// Changes a bit of some frame on its way, or exchanges the data of two: what checksums are for. False: there was nothing to damage.
-    pub fn damage(&mut self, rng: &mut Rng) -> Option<Damage> {
+    pub(crate) fn damage(&mut self, rng: &mut Rng) -> Option<Damage> {
         let at = self.frames.len().checked_sub(1)?;
         let other = self.frames.iter().position(|frame| matches!(frame.body, Body::Data(_)));
         let header = Header::decode(&self.frames[at].header).ok()?;
@@ -156,14 +156,14 @@ impl Pipe {
 }
 
 /// What was damaged.
-pub enum Damage {
+pub(crate) enum Damage {
     Header,
     Body(Header),
     Exchange(Header, Header),
 }
 
 /// The checksum of data for `lba`, as it is computed here: over the numbers.
-pub fn crc(values: &[u64], lba: Lba) -> u32 {
+pub(crate) fn crc(values: &[u64], lba: Lba) -> u32 {
     let mut bytes = [0; 512];
     let mut crc = 0;
     for chunk in values.chunks(64) {

@@ -9,14 +9,14 @@ const MILLI: u64 = 1_000_000;
 
 /// How the array is laid out; its own arithmetic, on purpose not the engine's.
 #[derive(Clone, Debug)]
-pub enum Layout {
+pub(crate) enum Layout {
     Linear,
     Striped { chunk: u64 },
 }
 
 /// A fault that happens at a moment and may last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A connection breaks; the client notices at once.
     Cut,
     /// Every connection of a server breaks.
@@ -47,65 +47,65 @@ pub enum Kind {
 
 /// A fault of the plan.
 #[derive(Clone, Copy, Debug)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// It strikes soon after this many requests have been issued.
-    pub after: u64,
-    pub kind: Kind,
+    pub(crate) after: u64,
+    pub(crate) kind: Kind,
     /// Which node it concerns; where a server is meant, that of the node.
-    pub node: usize,
+    pub(crate) node: usize,
     /// How long it lasts, ns.
-    pub lasts: u64,
+    pub(crate) lasts: u64,
 }
 
 /// Errors of disks and links, each with its chance in 100,000 operations.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Rates {
-    pub disk_eio: u64,
-    pub disk_enospc: u64,
-    pub sync_eio: u64,
-    pub damage: u64,
+pub(crate) struct Rates {
+    pub(crate) disk_eio: u64,
+    pub(crate) disk_enospc: u64,
+    pub(crate) sync_eio: u64,
+    pub(crate) damage: u64,
 }
 
 /// The whole plan.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    pub layout: Layout,
+pub(crate) struct Plan {
+    pub(crate) layout: Layout,
     /// Size of each node's volume, sectors.
-    pub volumes: Vec<u64>,
+    pub(crate) volumes: Vec<u64>,
     /// Part of it that the array uses.
-    pub used: Vec<u64>,
+    pub(crate) used: Vec<u64>,
     /// The server of each node.
-    pub server_of: Vec<usize>,
-    pub servers: usize,
-    pub sparse: bool,
-    pub shards: usize,
-    pub depth: usize,
-    pub io_timeout: u64,
-    pub latency: u64,
-    pub jitter: u64,
+    pub(crate) server_of: Vec<usize>,
+    pub(crate) servers: usize,
+    pub(crate) sparse: bool,
+    pub(crate) shards: usize,
+    pub(crate) depth: usize,
+    pub(crate) io_timeout: u64,
+    pub(crate) latency: u64,
+    pub(crate) jitter: u64,
     /// Per byte, thousandths of a ns.
-    pub per_byte: u64,
+    pub(crate) per_byte: u64,
     /// Shortest and longest time of a disk operation, ns.
-    pub disk: (u64, u64),
-    pub faults: Vec<Fault>,
-    pub rates: Rates,
+    pub(crate) disk: (u64, u64),
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) rates: Rates,
     /// The disks may lose power.
-    pub mortal: bool,
-    pub requests: u64,
+    pub(crate) mortal: bool,
+    pub(crate) requests: u64,
     /// Weights: read, write, write with FUA, zeroes (half of them discards), flush.
-    pub mix: [u64; 5],
+    pub(crate) mix: [u64; 5],
     /// Largest request, sectors.
-    pub largest: u64,
+    pub(crate) largest: u64,
     /// Most requests start within so many sectors from here.
-    pub hot: (u64, u64),
+    pub(crate) hot: (u64, u64),
     /// Chance of a pause before the next request, percent, and how long it is at most.
-    pub think: (u64, u64),
+    pub(crate) think: (u64, u64),
     /// Requests outside of the device are among the rest.
-    pub strays: bool,
+    pub(crate) strays: bool,
 }
 
 /// The plan of a seed, for so many requests.
-pub fn plan(rng: &mut Rng, requests: u64) -> Plan {
+pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
     let nodes = rng.index(6) + 1;
     let servers = rng.index(8) + 1;
     let layout = if rng.percent(50) { Layout::Linear } else { Layout::Striped { chunk: 8 << rng.below(3) } };
@@ -215,12 +215,12 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
 
 impl Plan {
     /// Size of the array, sectors.
-    pub fn sectors(&self) -> u64 {
+    pub(crate) fn sectors(&self) -> u64 {
         self.used.iter().sum()
     }
 
     /// Where an array sector must be: node and sector of its volume.
-    pub fn locate(&self, sector: u64) -> (usize, u64) {
+    pub(crate) fn locate(&self, sector: u64) -> (usize, u64) {
         match self.layout {
             Layout::Linear => {
                 let (mut node, mut rest) = (0, sector);
@@ -239,7 +239,7 @@ impl Plan {
     }
 
     /// Which array sector is at this place of a node's volume; the inverse of `locate`.
-    pub fn array_sector(&self, node: usize, sector: u64) -> u64 {
+    pub(crate) fn array_sector(&self, node: usize, sector: u64) -> u64 {
         match self.layout {
             Layout::Linear => self.used[..node].iter().sum::<u64>() + sector,
             Layout::Striped { chunk } => {

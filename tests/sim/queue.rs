@@ -31,24 +31,24 @@ impl<E> Ord for Item<E> {
 }
 
 /// The events to come.
-pub struct Queue<E> {
+pub(crate) struct Queue<E> {
     heap: BinaryHeap<Item<E>>,
     made: u64,
 }
 
 impl<E> Queue<E> {
-    pub fn new() -> Queue<E> {
+    pub(crate) fn new() -> Queue<E> {
         Queue { heap: BinaryHeap::with_capacity(256), made: 0 }
     }
 
     /// `event` happens at `at`.
-    pub fn push(&mut self, at: u64, event: E) {
+    pub(crate) fn push(&mut self, at: u64, event: E) {
         self.made += 1;
         self.heap.push(Item { at, order: self.made, event });
     }
 
     /// The next event and its moment.
-    pub fn pop(&mut self) -> Option<(u64, E)> {
+    pub(crate) fn pop(&mut self) -> Option<(u64, E)> {
         self.heap.pop().map(|item| (item.at, item.event))
     }
 }

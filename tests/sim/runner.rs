@@ -153,7 +153,7 @@ fn kept_seeds() -> Result<Vec<(u64, Option<u64>)>, String> {
         .collect()
 }
 
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let requests = number("REQUESTS").unwrap_or(500);
     if let Some(seed) = number("SEED") {
         return replay(seed, requests);

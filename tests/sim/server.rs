@@ -21,38 +21,38 @@ const SLOWEST: u64 = 1_000 * MILLI;
 
 /// A server's process.
 #[derive(Default)]
-pub struct Server {
-    pub up: bool,
-    pub life: u32,
+pub(crate) struct Server {
+    pub(crate) up: bool,
+    pub(crate) life: u32,
     /// Reasons why nothing arrives at it, why nothing arrives from it, why its link is slow, why it stands still.
-    pub deaf: u32,
-    pub dumb: u32,
-    pub slow: u32,
-    pub paused: u32,
+    pub(crate) deaf: u32,
+    pub(crate) dumb: u32,
+    pub(crate) slow: u32,
+    pub(crate) paused: u32,
 }
 
 /// A volume: its rules while its server runs, and its disk.
-pub struct Node {
-    pub server: usize,
+pub(crate) struct Node {
+    pub(crate) server: usize,
     sectors: u64,
     rules: Option<Volume>,
     disk: Disk,
-    pub slow: u32,
-    pub stalled: u32,
+    pub(crate) slow: u32,
+    pub(crate) stalled: u32,
     /// Work that has ended while the disk was stalled, or the server stood still.
     held: Vec<(usize, u64)>,
     finished: Vec<Io>,
 }
 
 impl Node {
-    pub fn new(server: usize, sectors: u64) -> Node {
+    pub(crate) fn new(server: usize, sectors: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
         Node { server, sectors, rules: None, disk, slow: 0, stalled: 0, held: Vec::new(), finished: Vec::new() }
     }
 }
 
 /// The server's end of a connection.
-pub struct Accepted {
+pub(crate) struct Accepted {
     open: bool,
     /// The rules know of it.
     attached: bool,
@@ -65,7 +65,7 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub fn new() -> Accepted {
+    pub(crate) fn new() -> Accepted {
         let budget = Budget::default();
         Accepted { open: true, attached: false, greeting: None, budget, slots: Vec::new(), waiting: None }
     }
@@ -84,13 +84,13 @@ fn volume_id(node: usize) -> Id {
 }
 
 /// The id of a node's volume, as the array remembers it.
-pub fn id_of(node: usize) -> Id {
+pub(crate) fn id_of(node: usize) -> Id {
     volume_id(node)
 }
 
 impl World {
     /// A server begins to serve, once nothing of its former life is on its disks.
-    pub fn server_start(&mut self, server: usize, life: u32) {
+    pub(crate) fn server_start(&mut self, server: usize, life: u32) {
         if self.servers[server].up || self.servers[server].life != life {
             return;
         }
@@ -120,7 +120,7 @@ impl World {
     }
 
     /// The process dies, with `power` its machine; it is started again after `lasts`.
-    pub fn kill_server(&mut self, server: usize, lasts: u64, power: bool) {
+    pub(crate) fn kill_server(&mut self, server: usize, lasts: u64, power: bool) {
         let was_up = std::mem::replace(&mut self.servers[server].up, false);
         if !was_up && !power {
             return;
@@ -176,7 +176,7 @@ impl World {
     }
 
     /// What could not happen because the server was paused or not reachable happens now, a little later.
-    pub fn wake_server(&mut self, server: usize) {
+    pub(crate) fn wake_server(&mut self, server: usize) {
         for conn in 0..self.conns.len() {
             let node = self.conns[conn].node;
             if self.nodes[node].server != server {
@@ -202,14 +202,14 @@ impl World {
     }
 
     /// The last frame of the way up will be noticed.
-    pub fn schedule_up(&mut self, conn: usize) {
+    pub(crate) fn schedule_up(&mut self, conn: usize) {
         if let Some(frame) = self.conns[conn].up.frames.back() {
             self.queue.push(frame.at, Event::Up { conn });
         }
     }
 
     /// The server reads what has arrived, as far as it takes it.
-    pub fn arrive_up(&mut self, conn: usize) {
+    pub(crate) fn arrive_up(&mut self, conn: usize) {
         let node = self.conns[conn].node;
         let server = &self.servers[self.nodes[node].server];
         if !self.is_open(conn) || server.paused > 0 || server.deaf > 0 {
@@ -247,7 +247,7 @@ impl World {
     }
 
     /// The rules hear that a connection is no more, once.
-    pub fn gone(&mut self, conn: usize) {
+    pub(crate) fn gone(&mut self, conn: usize) {
         let node = self.conns[conn].node;
         let Some(accepted) = &mut self.conns[conn].accepted else { return };
         if std::mem::take(&mut accepted.attached)
@@ -388,7 +388,7 @@ impl World {
     }
 
     /// Now and then a frame is damaged on its way.
-    pub fn maybe_damage(&mut self, conn: usize, up: bool) {
+    pub(crate) fn maybe_damage(&mut self, conn: usize, up: bool) {
         let rate = if self.phase == Phase::Work { self.plan.rates.damage } else { 0 };
         if rate == 0 || self.rng.below(100_000) >= rate {
             return;
@@ -482,14 +482,14 @@ impl World {
         }
     }
 
-    pub fn disk_part(&mut self, node: usize, io: usize, serial: u64, sectors: u64) {
+    pub(crate) fn disk_part(&mut self, node: usize, io: usize, serial: u64, sectors: u64) {
         let node = &mut self.nodes[node];
         if node.stalled == 0 && node.disk.at(io, serial).is_some() {
             node.disk.apply(io, sectors);
         }
     }
 
-    pub fn disk_end(&mut self, node: usize, io: usize, serial: u64) {
+    pub(crate) fn disk_end(&mut self, node: usize, io: usize, serial: u64) {
         if self.nodes[node].disk.at(io, serial).is_none() {
             return;
         }
@@ -535,7 +535,7 @@ impl World {
     }
 
     /// A stalled disk goes on.
-    pub fn disk_resumed(&mut self, node: usize) {
+    pub(crate) fn disk_resumed(&mut self, node: usize) {
         for (io, serial) in std::mem::take(&mut self.nodes[node].held) {
             let later = self.now + self.rng.below(MILLI);
             self.queue.push(later, Event::DiskEnd { node, io, serial });
@@ -544,7 +544,7 @@ impl World {
 }
 
 /// A frame's header, for the trace.
-pub fn show(header: &Header) -> String {
+pub(crate) fn show(header: &Header) -> String {
     let kind = if header.is_reply() { "answer" } else { "request" };
     let (lba, sectors) = (header.lba.0, header.length / 512);
     let result = if header.is_reply() { format!(" {:?}", header.result()) } else { String::new() };

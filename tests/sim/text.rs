@@ -3,13 +3,13 @@
 use crate::judge::{Record, State, What};
 
 /// Nanoseconds as milliseconds with as many decimals as are needed.
-pub fn time(nanos: u64) -> String {
+pub(crate) fn time(nanos: u64) -> String {
     let (millis, rest) = (nanos / 1_000_000, nanos % 1_000_000);
     if rest == 0 { format!("{millis}ms") } else { format!("{millis}.{rest:06}ms") }
 }
 
 /// What an operation does, in one word.
-pub fn what(what: What) -> &'static str {
+pub(crate) fn what(what: What) -> &'static str {
     match what {
         What::Read => "read",
         What::Write { fua: false } => "write",
@@ -21,7 +21,7 @@ pub fn what(what: What) -> &'static str {
 }
 
 /// An operation: its number, what and where, from when to when.
-pub fn record(record: &Record) -> String {
+pub(crate) fn record(record: &Record) -> String {
     let Record { serial, start, sectors, invoked_at, ended_at, .. } = *record;
     let place = if record.what == What::Flush { String::new() } else { format!(" {start}+{sectors}") };
     let end = match record.state {

@@ -17,9 +17,9 @@ use crate::rng::Rng;
 use crate::server::{Accepted, Node, Server};
 use crate::trace::Trace;
 
-pub const MICRO: u64 = 1_000;
-pub const MILLI: u64 = 1_000_000;
-pub const SECOND: u64 = 1_000_000_000;
+pub(crate) const MICRO: u64 = 1_000;
+pub(crate) const MILLI: u64 = 1_000_000;
+pub(crate) const SECOND: u64 = 1_000_000_000;
 
 /// After the last fault everything is connected again within this.
 const SETTLE: u64 = 25 * SECOND;
@@ -30,7 +30,7 @@ const EVENTS_MAX: u64 = 20_000_000;
 
 /// Something that happens. Connections are numbered through the run; numbers are never used twice.
 #[derive(Clone, Copy, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A shard's clients think of something to do.
     Client {
         life: u32,
@@ -105,7 +105,7 @@ pub enum Event {
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     Work,
     /// Faults have stopped, requests are still outstanding.
     Heal,
@@ -120,63 +120,63 @@ pub enum Phase {
 }
 
 /// A connection, with both its ends.
-pub struct Conn {
-    pub node: usize,
-    pub shard: usize,
+pub(crate) struct Conn {
+    pub(crate) node: usize,
+    pub(crate) shard: usize,
     /// Of the daemon.
-    pub life: u32,
-    pub up: Pipe,
-    pub down: Pipe,
+    pub(crate) life: u32,
+    pub(crate) up: Pipe,
+    pub(crate) down: Pipe,
     /// The server's end, once it is connected.
-    pub accepted: Option<Accepted>,
+    pub(crate) accepted: Option<Accepted>,
     /// The client is not told of its end.
-    pub silent: bool,
+    pub(crate) silent: bool,
 }
 
 /// What a run has done, for the summary.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    pub requests: u64,
-    pub errors: u64,
-    pub timeouts: u64,
-    pub faults: u64,
-    pub disk_errors: u64,
-    pub damaged: u64,
-    pub losses: u64,
-    pub events: u64,
+pub(crate) struct Stats {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) timeouts: u64,
+    pub(crate) faults: u64,
+    pub(crate) disk_errors: u64,
+    pub(crate) damaged: u64,
+    pub(crate) losses: u64,
+    pub(crate) events: u64,
 }
 
 /// How a run ended.
-pub struct Outcome {
-    pub violation: Option<Violation>,
-    pub hash: u64,
-    pub stats: Stats,
+pub(crate) struct Outcome {
+    pub(crate) violation: Option<Violation>,
+    pub(crate) hash: u64,
+    pub(crate) stats: Stats,
 }
 
 /// See the module's description.
-pub struct World {
-    pub plan: Plan,
-    pub rng: Rng,
-    pub now: u64,
-    pub queue: Queue<Event>,
-    pub trace: Trace,
-    pub judge: Judge,
-    pub daemon: Daemon,
-    pub nodes: Vec<Node>,
-    pub servers: Vec<Server>,
-    pub conns: Vec<Conn>,
-    pub phase: Phase,
-    pub stats: Stats,
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    pub(crate) queue: Queue<Event>,
+    pub(crate) trace: Trace,
+    pub(crate) judge: Judge,
+    pub(crate) daemon: Daemon,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) phase: Phase,
+    pub(crate) stats: Stats,
     /// Which faults of the plan are on.
-    pub active: Vec<bool>,
-    pub next_fault: usize,
+    pub(crate) active: Vec<bool>,
+    pub(crate) next_fault: usize,
     /// Bodies to use again.
-    pub spare: Vec<Vec<u64>>,
-    pub verdict: Verdict,
+    pub(crate) spare: Vec<Vec<u64>>,
+    pub(crate) verdict: Verdict,
 }
 
 /// Runs a seed.
-pub fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
+pub(crate) fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
     let mut rng = Rng::new(seed);
     let plan = plan::plan(&mut rng, requests);
     let rules = Rules {
@@ -259,19 +259,19 @@ impl World {
     }
 
     /// Something that no history could tell is wrong.
-    pub fn fail(&mut self, rule: &'static str, text: String) {
+    pub(crate) fn fail(&mut self, rule: &'static str, text: String) {
         self.rule(Err(Violation { rule, text }));
     }
 
     /// Keeps the first violation.
-    pub fn rule(&mut self, verdict: Verdict) {
+    pub(crate) fn rule(&mut self, verdict: Verdict) {
         if self.verdict.is_ok() {
             self.verdict = verdict;
         }
     }
 
     /// How the link to a node's server is now.
-    pub fn speed(&self, node: usize) -> Speed {
+    pub(crate) fn speed(&self, node: usize) -> Speed {
         let slow = if self.servers[self.nodes[node].server].slow > 0 { 100 } else { 1 };
         Speed {
             latency: self.plan.latency * slow,
@@ -281,21 +281,21 @@ impl World {
     }
 
     /// A buffer for a body.
-    pub fn buffer(&mut self) -> Vec<u64> {
+    pub(crate) fn buffer(&mut self) -> Vec<u64> {
         let mut buffer = self.spare.pop().unwrap_or_default();
         buffer.clear();
         buffer
     }
 
     /// A body is no longer needed.
-    pub fn recycle(&mut self, buffer: Vec<u64>) {
+    pub(crate) fn recycle(&mut self, buffer: Vec<u64>) {
         if self.spare.len() < 64 {
             self.spare.push(buffer);
         }
     }
 
     /// A request has been issued: faults of the plan that were waiting for it.
-    pub fn issued(&mut self) {
+    pub(crate) fn issued(&mut self) {
         self.stats.requests += 1;
         while let Some(Fault { after, .. }) = self.plan.faults.get(self.next_fault) {
             if *after >= self.stats.requests || self.phase != Phase::Work {
@@ -317,7 +317,7 @@ impl World {
     }
 
     /// Where the run can go on when nothing is outstanding.
-    pub fn calm(&mut self) {
+    pub(crate) fn calm(&mut self) {
         let idle = self.judge.pending() == 0 && self.daemon.is_up() && self.daemon.script.is_empty();
         match self.phase {
             Phase::Heal if idle => {
