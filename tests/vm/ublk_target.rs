@@ -6,7 +6,8 @@
 //! ublk-target check | leftovers [--delete]
 //! ```
 //! It prints `ready /dev/ublkbN` and then obeys lines on its standard input: `stop`, `force`, `info`, `fail` (workers return with
-//! requests in their hands), `drop` (the device is dropped). The end of the input is `drop`. The workers of `broken` fail at once.
+//! requests in their hands), `drop` (the device is dropped), `hang` (no request is
+//! answered any more), `impatient` (`force`, with a limit of 3 s). The end of the input is `drop`. The workers of `broken` fail at once.
 
 // In a test program a panic is the verdict.
 #![allow(clippy::unwrap_used)]
@@ -19,6 +20,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dst::engine::request::Request;
 use dst::engine::request::RequestOp;
@@ -96,13 +98,14 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
         file.set_len(size).unwrap();
         Arc::new(file)
     });
+    let hang = Arc::new(AtomicBool::new(false));
     let fail = Arc::new(AtomicBool::new(arguments[0] == "broken"));
     let workers = (0..usable_queues(u16::try_from(option("--queues", 1)?).unwrap())).map(|_| {
-        let (file, fail) = (file.clone(), fail.clone());
+        let (file, fail, hang) = (file.clone(), fail.clone(), hang.clone());
         Box::new(move |queue: &mut UblkQueue<'_>| match &file {
             None if fail.load(Ordering::Relaxed) => Err(io::Error::other("broken from the start")),
             None => run_null(queue),
-            Some(file) => run_file(queue, file.as_raw_fd(), &fail),
+            Some(file) => run_file(queue, file.as_raw_fd(), &fail, &hang),
         }) as QueueMain
     });
     let tell_end = |end: UblkEnd| println!("ended {}", end.unasked.as_deref().unwrap_or("as asked"));
@@ -115,8 +118,9 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
                 Err(error) => println!("no info: {error}"),
             },
             "fail" => fail.store(true, Ordering::Relaxed),
+            "hang" => hang.store(true, Ordering::Relaxed),
             "drop" => break,
-            order @ ("stop" | "force") => match device.stop(order == "force", limits::UBLK_STOP) {
+            order @ ("stop" | "force" | "impatient") => match device.stop(order != "stop", limit_of(order)) {
                 Ok(()) => {
                     println!("stopped");
                     return Ok(());
@@ -129,6 +133,10 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
     drop(device);
     println!("dropped");
     Ok(())
+}
+
+fn limit_of(order: &str) -> Duration {
+    if order == "impatient" { Duration::from_secs(3) } else { limits::UBLK_STOP }
 }
 
 /// Answers everything at once.
@@ -144,7 +152,7 @@ fn run_null(queue: &mut UblkQueue<'_>) -> io::Result<()> {
 }
 
 /// Serves from a file, through the same ring: what a worker with disks and sockets does.
-fn run_file(queue: &mut UblkQueue<'_>, file: RawFd, fail: &AtomicBool) -> io::Result<()> {
+fn run_file(queue: &mut UblkQueue<'_>, file: RawFd, fail: &AtomicBool, hang: &AtomicBool) -> io::Result<()> {
     let tick = types::Timespec::new().nsec(200_000_000);
     let mut requests: Vec<Option<Request>> = vec![None; usize::from(queue.depth())];
     let mut completions: Vec<Completion> = Vec::new();
@@ -161,6 +169,9 @@ fn run_file(queue: &mut UblkQueue<'_>, file: RawFd, fail: &AtomicBool) -> io::Re
                 ticking = false;
                 continue;
             };
+            if hang.load(Ordering::Relaxed) {
+                continue;
+            }
             let tag = Tag(u16::try_from(tag).unwrap());
             let request = requests[usize::from(tag.0)].take().unwrap();
             active -= 1;
