@@ -32,20 +32,20 @@ impl Request {
 
 /// The statuses of one session.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub(super) struct Kept {
     /// By channel, then by tag.
     channels: Vec<Vec<Option<Done>>>,
 }
 
 impl Kept {
     /// How the request ended when it was carried out before; `None` if it was not.
-    pub fn find(&self, channel: u16, header: &Header) -> Option<Result<(), Errno>> {
+    pub(super) fn find(&self, channel: u16, header: &Header) -> Option<Result<(), Errno>> {
         let done = (*self.channels.get(usize::from(channel))?.get(header.tag as usize)?)?;
         (done.request == Request::of(header)).then_some(done.result)
     }
 
     /// The request has ended: the tag's former use is forgotten.
-    pub fn keep(&mut self, channel: u16, header: &Header, result: Result<(), Errno>) {
+    pub(super) fn keep(&mut self, channel: u16, header: &Header, result: Result<(), Errno>) {
         let (channel, tag) = (usize::from(channel), header.tag as usize);
         if channel >= limits::SHARDS_MAX || tag >= limits::KEPT_TAGS_MAX {
             return;
@@ -61,7 +61,7 @@ impl Kept {
     }
 
     /// Another session begins.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.channels.clear();
     }
 }

@@ -531,7 +531,8 @@ fn a_crash_after_every_step_ends_whole_or_gone() {
         let daemon = Daemon::boot(&world);
         (world, daemon)
     }
-    let cases: [(fn() -> (World, Daemon), Command); 4] =
+    type Make = fn() -> (World, Daemon);
+    let cases: [(Make, Command); 4] =
         [(empty, create(&THREE)), (made, start()), (started, stop(false)), (made, remove(false))];
     for (make, command) in cases {
         let crashes = (0..10).take_while(|steps| crash(make, command.clone(), *steps)).count();

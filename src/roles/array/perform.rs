@@ -54,7 +54,7 @@ impl Performer {
     /// Does what is asked; `died` is for a data path that is launched.
     pub fn perform(&self, work: Work, died: Died) -> Outcome {
         match work {
-            Work::Survey(targets) => Outcome::Surveyed(each(&targets, |target| targets::look(target))),
+            Work::Survey(targets) => Outcome::Surveyed(each(&targets, targets::look)),
             Work::Assign(members) => {
                 Outcome::Assigned(each(&members, |(target, member)| targets::assign(target, member)))
             }

@@ -67,8 +67,18 @@ impl<'f, F: Frontend> Worker<'f, F> {
         Worker { shard: seat.shard, connections: seat.connections, wakeup: seat.wakeup, frontend, now: clock::now() }
     }
 
-    /// Runs until the frontend is down and everything is complete.
+    /// Runs until the frontend is down and everything is complete. An error means that the ring has failed.
     pub fn run(mut self) -> io::Result<()> {
+        let result = self.serve();
+        if result.is_err() {
+            // The kernel may still use what their operations point at: it is never given back.
+            std::mem::forget(std::mem::take(&mut self.connections));
+            std::mem::forget(self.wakeup);
+        }
+        result
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
         let mut completions = Vec::with_capacity(4096);
         self.wakeup.watch(self.frontend);
         self.shard.handle_timeout(self.now);
