@@ -40,7 +40,7 @@ struct World {
 /// Runs the script; then the disk ends everything, and every live peer must have all its answers.
 pub fn run(script: &[u8]) {
     let id = |byte| Id([byte; 16]);
-    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), sparse: script.len() % 2 == 0 };
+    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), sparse: script.len().is_multiple_of(2) };
     let volume = Volume::new(config, SECTORS);
     let mut world = World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), next: 0 };
     let mut script = script;

@@ -32,10 +32,6 @@ impl Process {
         Process { child }
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).unwrap()
-    }
-
     /// SIGKILL, and wait.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
@@ -118,10 +114,6 @@ impl Farm {
 
     pub(crate) fn kill_array(&mut self) {
         self.array = None;
-    }
-
-    pub(crate) fn array_pid(&self) -> i32 {
-        self.array.as_ref().unwrap().pid()
     }
 
     /// Runs `dst` with these words, whatever comes of it.
