@@ -461,3 +461,6 @@ fn fenced(name: &str, member: &Member, epoch: Epoch) -> String {
         epoch.0, member.name
     )
 }
+
+#[cfg(test)]
+mod tests;
