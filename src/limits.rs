@@ -146,6 +146,16 @@ pub const SERVER_CONNECTIONS_MAX: u32 = 4096;
 pub const SERVER_LANES_MAX: usize = 256;
 /// Receive staging buffer of one connection of a server, bytes: what idle connections cost at most.
 pub const SERVER_STAGE_BYTES: usize = 64 << 10;
+/// Owner threads of a server unless said otherwise: one per CPU, but no more than these.
+pub const SERVER_THREADS_MAX: usize = 4;
+/// Letters that wait for one owner thread: connections that have said HELLO, mostly.
+pub const SERVER_MAILBOX_MAX: usize = 64;
+/// Submission queue entries of an owner thread's ring: a full queue is handed over early, nothing is lost.
+pub const SERVER_RING_ENTRIES: u32 = 1024;
+/// Log lines about peers that do not speak the protocol, per `SERVER_RUDE_PERIOD`: whoever scans ports must not fill the log.
+pub const SERVER_RUDE_LINES_MAX: u32 = 10;
+/// See `SERVER_RUDE_LINES_MAX`.
+pub const SERVER_RUDE_PERIOD: Duration = Duration::from_secs(60);
 /// Free data buffers that one thread of a server keeps, bytes.
 pub const SERVER_POOL_BYTES: usize = 16 << 20;
 /// Volumes in one page of a list: a page must fit `MESSAGE_BYTES_MAX`.

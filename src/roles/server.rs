@@ -5,9 +5,11 @@
 //! disconnected, and there are at most `limits::HANDSHAKES_MAX` of those.
 
 pub(crate) mod connection;
+pub(crate) mod fail_stop;
 pub(crate) mod host;
 pub(crate) mod owner;
 pub(crate) mod registry;
+pub(crate) mod rude;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
 use crate::io::serve::tune;
+use crate::io::signals::Signals;
 use crate::limits;
 use crate::roles::server::owner::Mail;
 use crate::roles::server::registry::{Registry, random_id};
@@ -78,24 +81,32 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Runs a server until SIGINT or SIGTERM, which the caller has blocked in every thread.
+/// Runs a server until SIGINT or SIGTERM. To be called before the process has other threads.
 pub fn run(config: Config) -> Result<(), StartError> {
-    use nix::sys::signal::{SigSet, Signal};
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-    let failed = |error: nix::Error| StartError {
-        errno: Errno::from_raw(error as i32),
-        text: format!("signals cannot be waited for: {}", error.desc()),
+    let failed = |error: std::io::Error| StartError {
+        errno: Errno::from(&error),
+        text: format!("signals cannot be waited for: {error}"),
     };
-    // Before any thread is started, so that all inherit it.
-    signals.thread_block().map_err(failed)?;
+    let signals = Signals::block().map_err(failed)?;
+    raise_descriptor_limit();
     let server = Server::start(config)?;
     for address in server.addresses() {
         println!("listening on {address}");
     }
     let signal = signals.wait().map_err(failed)?;
-    info!(signal = signal.as_str(), "stopping");
+    info!(signal, "stopping");
     server.stop();
     Ok(())
+}
+
+/// Connections and volumes each take descriptors, and the usual soft limit is for programs that use select().
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 impl Server {
@@ -104,16 +115,18 @@ impl Server {
         let listeners = listen(&config)?;
         let instance = random_id()?;
         let threads = match config.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(SERVER_THREADS_DEFAULT_MAX),
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::SERVER_THREADS_MAX),
             given => given,
         };
-        let (owners, mailboxes): (Vec<_>, Vec<_>) = (0..threads).map(|_| mpsc::channel(MAILBOX)).unzip();
+        let (owners, mailboxes): (Vec<_>, Vec<_>) =
+            (0..threads).map(|_| mpsc::channel(limits::SERVER_MAILBOX_MAX)).unzip();
         let registry = Arc::new(Registry::open(&config.pool, owners.clone())?);
         let (stop, stopping) = watch::channel(false);
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let mut server = Server { addresses, instance, stop, threads: Vec::new() };
         for (index, mailbox) in mailboxes.into_iter().enumerate() {
-            server.spawn(format!("owner-{index}"), move || owner::run(instance, mailbox))?;
+            let rude = registry.rude().clone();
+            server.spawn(format!("owner-{index}"), move || owner::run(instance, mailbox, rude))?;
         }
         let (volumes, _) = registry.counts();
         let accepting = Arc::clone(&registry);
@@ -164,11 +177,6 @@ impl Drop for Server {
         }
     }
 }
-
-/// Most owner threads unless said otherwise.
-const SERVER_THREADS_DEFAULT_MAX: usize = 4;
-/// Letters that wait for an owner thread.
-const MAILBOX: usize = 64;
 
 fn thread_failed(error: &std::io::Error) -> StartError {
     StartError { errno: Errno::from(error), text: format!("a thread of the server cannot be started: {error}") }
@@ -227,8 +235,8 @@ async fn accept_from(listener: &tokio::net::TcpListener, registry: &Arc<Registry
                 let registry = Arc::clone(registry);
                 tokio::spawn(async move {
                     let _place = place;
-                    if let Err(why) = greet(stream, peer, &registry).await {
-                        debug!(%peer, "connection ended: {why}");
+                    if let Err(rude) = greet(stream, peer, &registry).await {
+                        registry.rude().tell(peer, "", &rude);
                     }
                 });
             }
@@ -241,32 +249,38 @@ async fn accept_from(listener: &tokio::net::TcpListener, registry: &Arc<Registry
     }
 }
 
-/// Reads one whole message.
-async fn read_message(stream: &mut TcpStream) -> Result<(Header, Vec<u8>), String> {
+/// Reads one whole message; `None` when the peer has ended.
+async fn read_message(stream: &mut TcpStream) -> Result<Option<(Header, Vec<u8>)>, String> {
     let mut head = [0; HEADER_BYTES];
-    stream.read_exact(&mut head).await.map_err(|error| error.to_string())?;
+    if stream.read_exact(&mut head).await.is_err() {
+        return Ok(None);
+    }
     let header = Header::decode(&head).map_err(|error| error.to_string())?;
     if header.is_reply() || !header.op.has_message() {
         return Err("it did not start with HELLO or a volume message".to_owned());
     }
     // Bounded by decode: at most MESSAGE_BYTES_MAX.
     let mut body = vec![0; header.body_bytes as usize];
-    stream.read_exact(&mut body).await.map_err(|error| error.to_string())?;
-    Ok((header, body))
+    let whole = stream.read_exact(&mut body).await.is_ok();
+    Ok(whole.then_some((header, body)))
 }
 
-/// Answers volume messages until the peer says HELLO or goes.
+/// Answers volume messages until the peer says HELLO or goes. The error says what is wrong with what the peer does.
 async fn greet(mut stream: TcpStream, peer: SocketAddr, registry: &Arc<Registry>) -> Result<(), String> {
-    let late = |_| "it took too long".to_owned();
     loop {
-        let (header, body) =
-            tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, read_message(&mut stream)).await.map_err(late)??;
+        let Ok(read) = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, read_message(&mut stream)).await else {
+            debug!(%peer, "closed: it said nothing for too long");
+            return Ok(());
+        };
+        let Some((header, body)) = read? else { return Ok(()) };
         if header.op == Op::Hello {
             return hello(stream, peer, registry, header, &body).await;
         }
         let reply = answer(registry, &header, &body).await;
-        let sent = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, stream.write_all(&reply)).await.map_err(late)?;
-        sent.map_err(|error| error.to_string())?;
+        let sent = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, stream.write_all(&reply)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return Ok(());
+        }
     }
 }
 

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Poll, Waker};
 
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
 use crate::io::serve::{Batch, Ended, Intake, Socket};
 use crate::limits;
+use crate::roles::server::fail_stop::FailStop;
 use crate::roles::server::host::Host;
+use crate::roles::server::rude::Rude;
 use crate::store::budget::Budget;
 use crate::store::volume::{Conn, Event, REQUESTS_MAX, Slot};
 use crate::units::Epoch;
@@ -75,6 +77,7 @@ pub(crate) struct Connection {
     outgoing: RefCell<VecDeque<Outgoing>>,
     reader: Signal,
     writer: Signal,
+    rude: Rude,
     _counted: Counted,
 }
 
@@ -85,6 +88,7 @@ impl Connection {
         (hello, greeting): (Hello, Header),
         socket: Rc<Socket>,
         counted: Counted,
+        rude: Rude,
     ) -> Rc<Connection> {
         Rc::new(Connection {
             conn,
@@ -99,6 +103,7 @@ impl Connection {
             outgoing: RefCell::default(),
             reader: Signal::default(),
             writer: Signal::default(),
+            rude,
             _counted: counted,
         })
     }
@@ -197,6 +202,7 @@ impl Connection {
 
     /// Everything the connection does, until it has ended.
     pub(crate) async fn run<D: Disk>(self: Rc<Connection>, host: Rc<Host<D>>) {
+        let _fail_stop = FailStop;
         let writer = tokio_uring::spawn(Rc::clone(&self).write(Rc::clone(host.pool())));
         let mut intake = Intake::new(Rc::clone(&self.socket), host.pool().take(limits::SERVER_STAGE_BYTES));
         let ended = self.read(&host, &mut intake).await;
@@ -212,7 +218,7 @@ impl Connection {
             host.pool().give(stage);
         }
         match (ended, self.why.get()) {
-            (Err(Ended::Bad(bad)), _) => debug!(volume = host.name(), peer = %self.peer, %bad, "not a frame"),
+            (Err(Ended::Bad(bad)), _) => self.rude.tell(self.peer, host.name(), &bad.to_string()),
             (Err(ended), "") => info!(volume = host.name(), peer = %self.peer, "detached: {ended}"),
             (_, why) => info!(volume = host.name(), peer = %self.peer, "detached: {why}"),
         }
@@ -250,6 +256,7 @@ impl Connection {
 
     /// Sends what is queued, as much as possible at a time.
     async fn write(self: Rc<Connection>, pool: Rc<BufferPool>) {
+        let _fail_stop = FailStop;
         let mut batch = Box::<Batch>::default();
         let mut sending = Vec::with_capacity(limits::GATHER_FRAMES_MAX);
         loop {

@@ -16,6 +16,7 @@ use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
 use crate::limits;
 use crate::roles::server::connection::Connection;
+use crate::roles::server::fail_stop::FailStop;
 use crate::store::volume::{Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
 use crate::units::SECTOR_BYTES;
 
@@ -152,6 +153,7 @@ impl<D: Disk> Host<D> {
 
     /// Does one piece of work after the other.
     async fn lane(self: Rc<Host<D>>) {
+        let _fail_stop = FailStop;
         while let Some(Task { work, connection, buffer }) = self.next_task().await {
             let (result, buffer) = self.execute(&work, buffer).await;
             self.finish(work.job, work.op, work.place.map(|(_, slot)| slot), connection, result, buffer);

@@ -16,15 +16,14 @@ use crate::io::disk::{DataFile, UringDisk};
 use crate::io::serve::Socket;
 use crate::limits;
 use crate::roles::server::connection::{Connection, Counted};
+use crate::roles::server::fail_stop::FailStop;
 use crate::roles::server::host::Host;
+use crate::roles::server::rude::Rude;
 use crate::store::record::Record;
 use crate::store::volume::{Config, Conn, Event, Volume};
 use crate::units::Id;
 use crate::wire::frame::Header;
 use crate::wire::session::Hello;
-
-/// Submission queue entries of an owner thread's ring.
-const RING_ENTRIES: u32 = 1024;
 
 /// A HELLO that found its volume.
 pub(crate) struct Arrival {
@@ -53,14 +52,16 @@ struct Owner {
     instance: Id,
     hosts: HashMap<Id, Rc<Host<UringDisk>>>,
     pool: Rc<BufferPool>,
+    rude: Rude,
     connections: u64,
 }
 
 /// The thread's life.
-pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>) {
-    tokio_uring::builder().entries(RING_ENTRIES).start(async move {
+pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
+    let _fail_stop = FailStop;
+    tokio_uring::builder().entries(limits::SERVER_RING_ENTRIES).start(async move {
         let pool = Rc::new(BufferPool::new(limits::SERVER_POOL_BYTES));
-        let mut owner = Owner { instance, hosts: HashMap::new(), pool, connections: 0 };
+        let mut owner = Owner { instance, hosts: HashMap::new(), pool, rude, connections: 0 };
         loop {
             match mailbox.recv().await {
                 Some(Mail::Arrival(arrival)) => owner.arrive(*arrival),
@@ -97,7 +98,7 @@ impl Owner {
         let conn = Conn(self.connections);
         self.connections += 1;
         let epoch = header.epoch;
-        let connection = Connection::new(conn, peer, (hello, header), socket, counted);
+        let connection = Connection::new(conn, peer, (hello, header), socket, counted, self.rude.clone());
         host.enter(Rc::clone(&connection));
         tokio_uring::spawn(Rc::clone(&connection).run(Rc::clone(&host)));
         host.handle(Event::Attach { conn, hello: connection.hello(), epoch, assigned: record.array.as_ref() });

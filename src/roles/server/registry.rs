@@ -20,6 +20,7 @@ use crate::io::pool::{DirPool, Found};
 use crate::limits;
 use crate::roles::server::connection::Counted;
 use crate::roles::server::owner::{Arrival, Mail};
+use crate::roles::server::rude::Rude;
 use crate::store::pool as rules;
 use crate::store::pool::Refusal;
 use crate::store::record::Record;
@@ -53,6 +54,7 @@ pub(crate) struct Registry {
     pool: DirPool,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     owners: Vec<mpsc::Sender<Mail>>,
+    rude: Rude,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -112,7 +114,12 @@ impl Registry {
             };
             entries.insert(name.clone(), Entry::new(&name, known));
         }
-        Ok(Registry { pool, entries: Mutex::new(entries), owners })
+        Ok(Registry { pool, entries: Mutex::new(entries), owners, rude: Rude::default() })
+    }
+
+    /// Where peers that do not speak the protocol are told of.
+    pub(crate) fn rude(&self) -> &Rude {
+        &self.rude
     }
 
     /// How many volumes there are, and how many connections to them.
