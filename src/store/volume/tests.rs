@@ -201,6 +201,8 @@ struct World {
     written: usize,
     durable: usize,
     sync_failed: bool,
+    /// Whose the volume is: session and epoch.
+    held: Option<(u8, u64)>,
     next: u64,
 }
 
@@ -213,6 +215,7 @@ impl World {
             written: 1,
             durable: 0,
             sync_failed: false,
+            held: None,
             next: 0,
         }
     }
@@ -226,6 +229,13 @@ impl World {
                 let peer = Peer { claim, channel: *channel, live: false, closed: false, asked: BTreeMap::new() };
                 self.peers.insert(conn, peer);
                 let all = attach(&mut self.rules, conn, *session, *epoch, *channel);
+                let refused =
+                    all.iter().any(|effect| matches!(effect, Effect::Refuse { conn: Conn(to), .. } if *to == conn));
+                let fenced = self.held.is_some_and(|held| claim != held && claim.1 <= held.1);
+                assert_eq!(refused, fenced, "{claim:?} where {:?} holds", self.held);
+                if !fenced {
+                    self.held = Some(claim);
+                }
                 self.check(all);
             }
             Action::Request { peer, op, fua } => {
