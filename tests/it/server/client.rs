@@ -236,5 +236,6 @@ pub(crate) fn is_closed(stream: &mut TcpStream) -> bool {
 
 /// Bytes that differ by place and by seed.
 pub(crate) fn pattern(seed: u8, bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|at| (at / 512) as u8 ^ (at as u8).wrapping_mul(31) ^ seed).collect()
+    let low = |number: usize| number.to_le_bytes()[0];
+    (0..bytes).map(|at| low(at / 512) ^ low(at).wrapping_mul(31) ^ seed).collect()
 }
