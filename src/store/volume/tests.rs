@@ -1,6 +1,8 @@
 //! The rules of a volume against a model of the world: random attaches, requests, completions, failures and losses.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use proptest::prelude::*;
 
@@ -33,9 +35,11 @@ fn attach(volume: &mut Volume, conn: u64, session: u8, epoch: u64, channel: u16)
     effects(volume)
 }
 
+/// A request that was never asked before.
 fn header(op: Op, epoch: u64, fua: bool) -> Header {
+    static SEQUENCE: AtomicU32 = AtomicU32::new(0);
     let extent = if op.has_range() { Extent::new(8, 8) } else { Extent::default() };
-    let mut header = Header::request(op, 1, 1, Epoch(epoch), extent);
+    let mut header = Header::request(op, 1, SEQUENCE.fetch_add(1, Relaxed), Epoch(epoch), extent);
     if op == Op::Write {
         header = header.with_body(header.length, 0);
     }

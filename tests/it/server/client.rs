@@ -165,8 +165,11 @@ pub(crate) fn attached(sparse: bool) -> (Dir, Server, SocketAddr, Client) {
 
 impl Client {
     pub(crate) fn header(&mut self, op: Op, lba: u64, sectors: u64) -> Header {
+        // Never the same twice in a session, whichever connection asks: it would be taken for a request sent again.
+        static SEQUENCE: AtomicU32 = AtomicU32::new(0);
         self.next += 1;
-        Header::request(op, self.next, self.next ^ 0xffff, self.epoch, Extent::new(lba, sectors))
+        let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+        Header::request(op, self.next, sequence, self.epoch, Extent::new(lba, sectors))
     }
 
     pub(crate) fn send(&mut self, header: &Header, body: &[u8]) {
