@@ -32,7 +32,7 @@ pub mod engine {
 pub mod store {
     pub mod budget;
     pub mod flush;
-    mod kept;
+    pub mod kept;
     pub mod pool;
     pub mod record;
     pub mod session;
