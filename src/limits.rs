@@ -100,6 +100,8 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 16 << 10;
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 /// A connection to the control socket on which no request arrives for this long is closed.
 pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(30);
+/// At the end of the daemon, answers that are ready are given this long to be sent.
+pub const HTTP_GRACE: Duration = Duration::from_millis(500);
 /// Events waiting for the owner of arrays; commands beyond it are refused.
 pub const OWNER_EVENTS_MAX: usize = 256;
 /// Threads that do the owner's blocking work at the same time; more work waits its turn.

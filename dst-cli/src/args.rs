@@ -198,6 +198,9 @@ pub(crate) struct StartArguments {
     /// A request that cannot be answered fails after this
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
     pub(crate) io_timeout: Duration,
+    /// Let NBD listen beyond loopback although nothing is encrypted or authenticated: on a network that you trust
+    #[arg(long)]
+    pub(crate) danger_cleartext: bool,
 }
 
 fn name(text: &str) -> Result<String, String> {

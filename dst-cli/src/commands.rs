@@ -57,24 +57,26 @@ fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(),
 }
 
 fn run_start(daemon: &Daemon, typed: StartArguments, json: bool) -> Result<(), String> {
-    let StartArguments { array, frontend, queues, depth, io_timeout } = typed;
-    let run = RunOptions { frontend, queues, depth, io_timeout };
+    let StartArguments { array, frontend, queues, depth, io_timeout, danger_cleartext } = typed;
+    let run = RunOptions { frontend, queues, depth, io_timeout, danger_cleartext };
     let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/start"), &run)?;
     render::one(&started, json, |array| array.device.clone().unwrap_or_default())
 }
 
 fn run_status(daemon: &Daemon, array: Option<&str>, watch: bool, json: bool) -> Result<(), String> {
     loop {
-        let arrays = match array {
-            Some(name) => vec![daemon.ask::<ArrayStatus>("GET", &format!("/v1/arrays/{name}"), &())?],
-            None => daemon.ask::<Arrays>("GET", "/v1/arrays", &())?.arrays,
-        };
-        match (watch, array) {
-            (true, _) => render::again(&Arrays { arrays }, json, |arrays| render::status(&arrays.arrays))?,
-            (false, Some(_)) => {
-                return render::one(&arrays[0], json, |array| render::status(std::slice::from_ref(array)));
+        match array {
+            Some(name) => {
+                let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{name}"), &())?;
+                render::page(&array, watch, json, |array| render::status(std::slice::from_ref(array)))?;
             }
-            (false, None) => return render::one(&Arrays { arrays }, json, |arrays| render::status(&arrays.arrays)),
+            None => {
+                let arrays: Arrays = daemon.ask("GET", "/v1/arrays", &())?;
+                render::page(&arrays, watch, json, |arrays| render::status(&arrays.arrays))?;
+            }
+        }
+        if !watch {
+            return Ok(());
         }
         std::thread::sleep(WATCH_INTERVAL);
     }

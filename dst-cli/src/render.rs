@@ -22,8 +22,16 @@ pub(crate) fn one<T: Serialize + ?Sized>(value: &T, json: bool, table: impl Fn(&
     print(&format!("{text}\n"))
 }
 
-/// Prints a value in place of the former one; JSON values one to a line.
-pub(crate) fn again<T: Serialize + ?Sized>(value: &T, json: bool, table: impl Fn(&T) -> String) -> Result<(), String> {
+/// Prints a value; with `again` in place of the former one, and JSON values one to a line.
+pub(crate) fn page<T: Serialize>(
+    value: &T,
+    again: bool,
+    json: bool,
+    table: impl Fn(&T) -> String,
+) -> Result<(), String> {
+    if !again {
+        return one(value, json, table);
+    }
     if json {
         let line = serde_json::to_string(value).map_err(|error| error.to_string())?;
         return print(&format!("{line}\n"));

@@ -125,6 +125,9 @@ pub struct RunOptions {
     /// A request that cannot be answered fails with ETIMEDOUT after this.
     #[serde(with = "duration_text")]
     pub io_timeout: Duration,
+    /// Whether NBD may listen beyond loopback although nothing is encrypted or authenticated.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub danger_cleartext: bool,
 }
 
 impl Default for RunOptions {
@@ -134,6 +137,7 @@ impl Default for RunOptions {
             queues: 0,
             depth: limits::DEPTH_DEFAULT,
             io_timeout: limits::IO_TIMEOUT_DEFAULT,
+            danger_cleartext: false,
         }
     }
 }

@@ -71,6 +71,8 @@ mod tests {
         assert_eq!(config.array.state_dir.as_deref(), Some(Path::new("/s")));
         assert!(config.server.danger_cleartext);
         assert!(toml::from_str::<ConfigFile>("[server]\npol = '/x'\n").unwrap_err().to_string().contains("pol"));
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/dst-cli/dist/dstd.toml");
+        assert_eq!(ConfigFile::read(Some(Path::new(shipped))).unwrap().server.pool.unwrap(), Path::new("/srv/dst"));
         assert!(ConfigFile::read(Some(Path::new("/nonexistent"))).unwrap_err().contains("cannot read /nonexistent"));
     }
 }

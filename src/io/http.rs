@@ -56,13 +56,17 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let serve = move || {
             runtime.block_on(async move {
+                let seats = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
                 match tokio::net::UnixListener::from_std(listener) {
                     Ok(listener) => tokio::select! {
-                        () = accept(listener, service) => {}
+                        () = accept(listener, service, &seats) => {}
                         _ = stopped => {}
                     },
                     Err(error) => tracing::error!(%error, "the control socket cannot be served"),
                 }
+                // Answers that are ready still go out; who only keeps a connection open is not waited for longer.
+                let all = u32::try_from(limits::HTTP_CONNECTIONS_MAX).unwrap_or(u32::MAX);
+                let _ = tokio::time::timeout(limits::HTTP_GRACE, seats.acquire_many(all)).await;
             });
         };
         let thread = std::thread::Builder::new().name("dst-http".to_owned()).spawn(serve).map_err(failed)?;
@@ -120,10 +124,9 @@ fn bind(path: &Path) -> Result<UnixListener, Refusal> {
     Ok(listener)
 }
 
-async fn accept(listener: tokio::net::UnixListener, service: Arc<dyn Service>) {
-    let seats = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
+async fn accept(listener: tokio::net::UnixListener, service: Arc<dyn Service>, seats: &Arc<Semaphore>) {
     loop {
-        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
+        let Ok(seat) = Arc::clone(seats).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {

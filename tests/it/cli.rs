@@ -175,6 +175,7 @@ fn what_is_in_use_is_not_taken_away() {
     farm.dst_fails(&format!("volume remove {a} --force"));
     farm.dst("stop one --force");
     drop(client);
+    says(&farm.dst_fails("start one --frontend nbd:0.0.0.0:0"), &["unencrypted", "unix socket", "--danger-cleartext"]);
     farm.dst("remove one");
 
     // A block device needs a module that most test machines do not have.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::control::command::Refusal;
 use crate::control::spec::{ArraySpec, Frontend};
 use crate::control::status::{Counters, LinkState, Live, NodeLive};
-use crate::control::target::Target;
+use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
 use crate::errno::Errno;
@@ -18,6 +18,7 @@ use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
 use crate::roles::array::running::{Face, RunError};
 use crate::roles::array::targets::{random_id, resolve};
+use crate::wire::nbd::address::NbdAddress;
 
 /// Starts data paths of this process.
 pub struct DataPaths;
@@ -27,7 +28,10 @@ impl Launcher for DataPaths {
         let config = path_config(spec)?;
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
-            Frontend::Nbd(address) => Face::Nbd(address.clone()),
+            Frontend::Nbd(address) => {
+                check_listen(spec, address)?;
+                Face::Nbd(address.clone())
+            }
         };
         // The number that a ublk device carries says whose it is after its daemon's death.
         let tag = crc32c::crc32c(&spec.id.0);
@@ -55,6 +59,21 @@ impl Launcher for DataPaths {
             }
         }
     }
+}
+
+/// NBD has neither encryption nor authentication here: beyond this machine only by the operator's word.
+fn check_listen(spec: &ArraySpec, address: &NbdAddress) -> Result<(), Refusal> {
+    let NbdAddress::Tcp { host, port } = address else { return Ok(()) };
+    let server = ServerAddress { host: host.clone(), port: *port };
+    if spec.run.danger_cleartext || resolve(&server)?.iter().all(|address| address.ip().is_loopback()) {
+        return Ok(());
+    }
+    let text = format!(
+        "array '{}' cannot start: on {address} it would be offered, unencrypted, to anyone who reaches that; use a unix socket or a loopback \
+         address, or --danger-cleartext on a network that you trust",
+        spec.name
+    );
+    Err(Refusal::new(Errno::EPERM, text))
 }
 
 fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
