@@ -29,6 +29,7 @@ retry() {
 # "program package": the package is wanted only if the program is not there already.
 wanted='
 cc gcc
+strip binutils
 qemu-system-x86_64 qemu-system-x86
 qemu-img qemu-utils
 busybox busybox-static

@@ -165,16 +165,20 @@ xfs_check() {
 
 # A server is killed under load and comes back: the caller notices nothing.
 server_restart() {
-    fio_verify "$(device wide)" --rate_iops=200 >"$T/fio.out" 2>&1 &
+    local before
+    before=$(writes_of wide)
+    fio_verify "$(device wide)" >"$T/fio.out" 2>&1 &
     local fio=$!
-    sleep 2
+    until_true 30 more_writes wide $((before + 100))
     kill -KILL "$pid_server2"
     until_true 10 gone "$pid_server2"
-    sleep 1
+    kill -0 "$fio"
     setsid dstd server --listen 127.0.0.1:20072 --pool "$T/disk2/pool" >>"$T/server2.log" 2>&1 </dev/null &
     echo $! >"$T/pid.server2"
     wait "$fio" || { cat "$T/fio.out"; return 1; }
 }
+writes_of() { awk '{ print $5 }' "/sys/block/$(basename "$(device "$1")")/stat"; }
+more_writes() { [ "$(writes_of "$1")" -gt "$2" ]; }
 
 # The array daemon dies under load: the device ends with EIO.
 daemon_killed() {
