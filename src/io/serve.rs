@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::rc::Rc;
 
-use io_uring_06::{cqueue, opcode, squeue, types};
+use io_uring_06::{IoUring, cqueue, opcode, squeue, types};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
@@ -24,6 +24,14 @@ use crate::wire::frame::{BadFrame, HEADER_BYTES, Header};
 
 /// A body of which more than this is missing is received straight into its buffer, bytes.
 const DIRECT_BYTES_MIN: usize = 8 << 10;
+/// After such a body no more than this is received into the stage, bytes: what follows is likely another, and whatever of it
+/// comes through the stage is copied once more.
+const STAGE_BYTES_SMALL: usize = 4 << 10;
+
+/// Whether this process may use io_uring at all: kernels and containers can forbid it.
+pub fn probe() -> Result<(), Errno> {
+    IoUring::new(8).map(drop).map_err(|error| Errno::from(&error))
+}
 
 /// Sets up an accepted socket: small frames go at once, a dead peer is noticed.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
@@ -209,12 +217,14 @@ pub struct Intake {
     stage: Option<Buffer>,
     /// What of the stage has arrived and is not used yet.
     unread: Range<usize>,
+    /// How much the stage takes at a time.
+    appetite: usize,
 }
 
 impl Intake {
     /// The one reader of a socket.
     pub fn new(socket: Rc<Socket>, stage: Buffer) -> Intake {
-        Intake { socket, stage: Some(stage), unread: 0..0 }
+        Intake { socket, appetite: stage.len(), stage: Some(stage), unread: 0..0 }
     }
 
     /// The next header. Its body, if it has one, must be taken before the next.
@@ -234,6 +244,7 @@ impl Intake {
         while done < bytes {
             // The stage is empty here.
             if bytes - done >= DIRECT_BYTES_MIN {
+                self.appetite = STAGE_BYTES_SMALL;
                 let (result, back) = self.socket.receive(buffer, done..bytes, true).await;
                 buffer = back;
                 done += arrived(result)?;
@@ -259,10 +270,14 @@ impl Intake {
         let Some(mut stage) = self.stage.take() else { return Err(Ended::Closed) };
         stage.copy_within(self.unread.clone(), 0);
         self.unread = 0..self.unread.len();
-        let room = self.unread.end..stage.len();
+        let room = self.unread.end..stage.len().min(self.appetite);
         let (result, back) = self.socket.receive(stage, room, false).await;
         self.stage = Some(back);
         self.unread.end += arrived(result)?;
+        if self.unread.end < self.appetite {
+            // The peer sends less than that at a time.
+            self.appetite = usize::MAX;
+        }
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
+use crate::io::serve::probe;
 use crate::io::serve::tune;
 use crate::io::signals::Signals;
 use crate::limits;
@@ -112,6 +113,13 @@ fn raise_descriptor_limit() {
 impl Server {
     /// Opens the pool, listens, and serves from threads of its own.
     pub fn start(config: Config) -> Result<Server, StartError> {
+        probe().map_err(|errno| StartError {
+            errno,
+            text: format!(
+                "the server needs io_uring, and the kernel refuses it: {}; see the sysctl kernel.io_uring_disabled, and what a container may do",
+                errno.text()
+            ),
+        })?;
         let listeners = listen(&config)?;
         let instance = random_id()?;
         let threads = match config.threads {

@@ -155,7 +155,10 @@ pub(crate) fn attach(address: SocketAddr, volume: &str, who: Who) -> Client {
 
 /// A server with one assigned volume of 4 MiB, and a client of it.
 pub(crate) fn attached(sparse: bool) -> (Dir, Server, SocketAddr, Client) {
-    let dir = Dir::new();
+    attached_in(Dir::new(), sparse)
+}
+
+pub(crate) fn attached_in(dir: Dir, sparse: bool) -> (Dir, Server, SocketAddr, Client) {
     let (server, address) = start(dir.path());
     create(address, "v", 4 << 20, sparse);
     assign(address, "v");
