@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use dst::limits;
 use dst::units::{Epoch, Extent};
@@ -200,4 +201,24 @@ fn a_peer_that_never_reads_costs_only_its_budget() {
     is_well(address, &mut witness);
     // It is closed like any other.
     attach(address, "v", (1, 1, 1)).flush().unwrap();
+}
+
+#[test]
+fn whoever_says_nothing_is_disconnected() {
+    let (_dir, _server, address, mut witness) = attached(false);
+    witness.write(0, &pattern(1, 4096)).unwrap();
+    let begun = Instant::now();
+    let whole = Header::request(Op::VolumeList, 1, 1, Epoch(0), Extent::default()).with_body(10, 1).encode();
+    let mut silent: Vec<_> = [0, 1, HEADER_BYTES - 1, HEADER_BYTES]
+        .into_iter()
+        .map(|sent| {
+            let mut stream = connect(address);
+            stream.write_all(&whole[..sent]).unwrap();
+            stream
+        })
+        .collect();
+    silent.iter_mut().for_each(|stream| assert!(is_closed(stream)));
+    let took = begun.elapsed();
+    assert!(took >= limits::HANDSHAKE_TIMEOUT && took < limits::HANDSHAKE_TIMEOUT * 2, "{took:?}");
+    is_well(address, &mut witness);
 }

@@ -1,9 +1,11 @@
 //! What is left after a server has died: everything that was acknowledged.
 
-use std::io::{BufRead, BufReader};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use dst::errno::Errno;
 use dst::wire::frame::Op;
@@ -39,6 +41,22 @@ impl Process {
             .find_map(|line| line.split_once("listening on ").map(|(_, address)| address.to_owned()))
             .expect("the server says where it listens");
         Process { child, address: address.parse().unwrap() }
+    }
+}
+
+impl Process {
+    /// A number of each thread, or of the process, from /proc.
+    fn status(&self, file: &str, word: &str) -> Vec<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(word));
+        lines.map(|rest| rest.split_whitespace().next().unwrap().parse().unwrap()).collect()
+    }
+
+    /// How often its threads have slept.
+    fn switches(&self) -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let of = |thread: std::fs::DirEntry| format!("task/{}/status", thread.file_name().to_str().unwrap());
+        threads.flat_map(|thread| self.status(&of(thread.unwrap()), "voluntary_ctxt_switches:")).sum()
     }
 }
 
@@ -86,6 +104,101 @@ fn a_killed_server_keeps_what_it_acknowledged() {
         }
         client.flush().unwrap();
     }
+}
+
+/// Small numbers that look random, the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn killed_in_the_middle_of_writes_again_and_again() {
+    const BLOCKS: usize = 1024;
+    let dir = Dir::new();
+    let mut dice = Dice(1);
+    let mut process = Process::start(dir.path());
+    create(process.address, "v", BLOCKS as u64 * 4096, false);
+    assign(process.address, "v");
+    // What each block was last written with, and with what it was being written when the server died.
+    let mut blocks = vec![(0u8, None); BLOCKS];
+    for round in 0..6u8 {
+        let mut client = attach(process.address, "v", (1, 1, 0));
+        let mut open = HashMap::new();
+        let mut left = 200 + dice.below(2000);
+        while left > 0 {
+            if open.len() < 64 {
+                let at = usize::try_from(dice.below(BLOCKS as u64)).unwrap();
+                if blocks[at].1.is_none() {
+                    let value = 1 + u8::try_from(dice.below(255)).unwrap();
+                    let asked = client.send_write(at as u64 * 8, &[value; 4096], dice.below(16) == 0);
+                    blocks[at].1 = Some(value);
+                    open.insert(asked.tag, at);
+                }
+            } else {
+                let (reply, _) = client.receive();
+                reply.result().unwrap();
+                let at = open.remove(&reply.tag).unwrap();
+                blocks[at] = (blocks[at].1.unwrap(), None);
+                left -= 1;
+            }
+        }
+        drop(process);
+        process = Process::start(dir.path());
+        let mut client = attach(process.address, "v", (1, 1, 0));
+        let mut seen = Vec::new();
+        for (at, (old, new)) in blocks.iter_mut().enumerate() {
+            let data = client.read(at as u64 * 8, 8).unwrap();
+            for sector in data.chunks(512) {
+                let whole = sector.iter().all(|byte| *byte == sector[0]);
+                assert!(whole && (sector[0] == *old || Some(sector[0]) == *new), "round {round}, block {at}");
+            }
+            seen.push(data);
+        }
+        // What was in flight has landed or never will: nothing of the dead server changes the data any more.
+        std::thread::sleep(Duration::from_millis(50));
+        for (at, data) in seen.iter().enumerate() {
+            assert_eq!(&client.read(at as u64 * 8, 8).unwrap(), data, "round {round}, block {at}");
+            if blocks[at].1.is_some() {
+                blocks[at] = (7, None);
+                client.write(at as u64 * 8, &[7; 4096]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_without_work_does_nothing_and_takes_little() {
+    let dir = Dir::new();
+    let process = Process::start(dir.path());
+    create(process.address, "v", 8 << 20, false);
+    assign(process.address, "v");
+    // Peers that ask for more than they were promised, and take no answer.
+    let greedy: Vec<_> = (0..8u16)
+        .map(|channel| {
+            let mut client = attach(process.address, "v", (1, 1, channel));
+            client.stream.set_nonblocking(true).unwrap();
+            for _ in 0..300 {
+                let header = client.header(Op::Read, 0, 2048);
+                let _ = client.stream.write(&header.encode());
+            }
+            client
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let kib: u64 = process.status("status", "VmRSS:").iter().sum();
+    let promised = greedy.len() as u64 * u64::from(greedy[0].welcome.bytes_max) / 1024;
+    assert!(kib < 2 * promised + (48 << 10), "{kib} KiB");
+    let before: u64 = process.switches();
+    std::thread::sleep(Duration::from_secs(1));
+    let switches = process.switches() - before;
+    assert!(switches <= 5, "an idle server woke {switches} times in a second");
 }
 
 #[test]
