@@ -182,10 +182,18 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// An address of loopback on which nobody listens now.
+/// An address of loopback on which nobody listens now, and nobody else will: ports below the range that the kernel hands out, each
+/// used once, so that a server that was killed finds its own again.
 pub(crate) fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let first = 21_000 + std::process::id() as usize % 8_000;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }
 
 fn wait(what: &str, log: &Path, ready: impl Fn() -> bool) {
