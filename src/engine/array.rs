@@ -183,6 +183,8 @@ struct Array {
     job: Option<JobId>,
     /// How often what is tried in the background has failed.
     tries: u32,
+    /// Why it failed last, shown until it has succeeded.
+    trouble: Option<String>,
     /// A stop that came while a start was under way.
     stop: Option<Ticket>,
 }
@@ -509,7 +511,7 @@ impl Owner {
 
 impl Array {
     fn new(spec: ArraySpec, life: Life) -> Array {
-        Array { spec, life, job: None, tries: 0, stop: None }
+        Array { spec, life, job: None, tries: 0, trouble: None, stop: None }
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -526,6 +528,7 @@ impl Array {
     }
 
     fn stuck(&mut self, asker: Option<Ticket>, answer: Refusal, why: String, now: Time, effects: &mut Vec<Effect>) {
+        self.trouble = Some(why.clone());
         self.life = Life::Stuck(self.back_off(now), why);
         effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(answer))));
     }

@@ -101,7 +101,7 @@ impl Owner {
             }
             (Life::Claiming(asker), Outcome::Saved(Err(why))) => self.not_started(array, asker, why, now, effects),
             (Life::Launching(asker), Outcome::Launched(Ok(device))) => {
-                array.tries = 0;
+                (array.tries, array.trouble) = (0, None);
                 array.life = Life::Started(device.clone());
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Ok(array.answer()))));
                 let stop = array.stop.take();
@@ -178,6 +178,7 @@ impl Array {
     }
 
     fn wait(&mut self, why: &Refusal, now: Time) {
+        self.trouble = Some(why.text.clone());
         self.life = Life::Waiting(self.back_off(now), why.text.clone());
     }
 }

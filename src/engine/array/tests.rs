@@ -402,6 +402,10 @@ fn a_started_array_comes_back_in_the_background() {
     assert!(daemon.error(&mut world, start()).contains("give up with 'dst stop a'"));
     assert!(daemon.error(&mut world, remove(false)).contains("'dst stop a' first"));
     daemon.pass(&mut world);
+    daemon.now = daemon.owner.next_wake();
+    daemon.event(Event::Tick);
+    assert!(daemon.why("a").contains("connection refused"), "it is shown while it is tried again");
+    daemon.settle(&mut world);
     world.broken.insert("launch");
     world.volumes.get_mut(THREE[2]).unwrap().reachable = true;
     daemon.pass(&mut world);

@@ -27,6 +27,9 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         Life::Waiting(_, why) | Life::Stuck(_, why) | Life::Failed(why) | Life::Reaping(why) | Life::Corrupt(why) => {
             Some(why.clone())
         }
+        // What is tried again in the background still has the trouble of the last time.
+        Life::Checking(None, _) | Life::Claiming(None) | Life::Launching(None) => array.trouble.clone(),
+        Life::Undoing(None, _) | Life::Forgetting(None, _) | Life::Freeing(None, _) => array.trouble.clone(),
         _ => None,
     };
     let device = match &array.life {

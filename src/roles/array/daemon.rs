@@ -35,11 +35,12 @@ impl Daemon {
 
     /// Starts what the records say was started, and serves the socket.
     pub fn start(config: &Config, state: StateDir, launcher: Box<dyn Launcher>) -> Result<Daemon, Refusal> {
-        let owner = OwnerLoop::new(Performer::new(state, launcher));
+        let mut owner = OwnerLoop::new(Performer::new(state, launcher));
         let handle = owner.handle();
-        let records = owner.records()?;
+        // Whoever reaches the socket sees every array.
+        owner.boot()?;
         let http = http::Server::start(&config.socket, std::sync::Arc::new(handle.clone()))?;
-        let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run(records));
+        let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run());
         let no_thread = |error: std::io::Error| Refusal::new(Errno::from(&error), format!("no thread: {error}"));
         let owner = thread.map_err(no_thread)?;
         tracing::info!(state_dir = %config.state_dir.display(), socket = %config.socket.display(), "serving arrays");

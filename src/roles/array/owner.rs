@@ -14,7 +14,6 @@ use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
-use crate::io::state_dir::Loaded;
 use crate::limits;
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::targets;
@@ -101,16 +100,16 @@ impl OwnerLoop {
         self.handle.clone()
     }
 
-    /// What the state directory holds.
-    pub fn records(&self) -> Result<Vec<Loaded>, Refusal> {
-        self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))
-    }
-
-    /// Takes over what the records say, then serves until it was asked to shut down and everything has ended, or
-    /// `limits::SHUTDOWN_MAX` later.
-    pub fn run(mut self, records: Vec<Loaded>) -> Result<(), Refusal> {
+    /// Takes over what the state directory holds, so that all of it is shown; what is to be done about it is done in the background.
+    pub fn boot(&mut self) -> Result<(), Refusal> {
+        let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
         self.performer.clear_away();
         self.turn(Event::Boot(records));
+        Ok(())
+    }
+
+    /// Serves until it was asked to shut down and everything has ended, or `limits::SHUTDOWN_MAX` later.
+    pub fn run(mut self) -> Result<(), Refusal> {
         let mut give_up = Time::NEVER;
         while !self.exit {
             let now = clock::now();
