@@ -45,10 +45,21 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Server {
-    /// Binds the socket and serves it from a thread of its own.
-    pub fn start(path: &Path, service: Arc<dyn Service>) -> Result<Server, Refusal> {
-        let listener = bind(path)?;
+/// A socket that nobody else can have any more. Who connects waits until it is served.
+pub struct Bound {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Bound {
+    /// Takes the socket, in place of one that nobody serves any more.
+    pub fn new(path: &Path) -> Result<Bound, Refusal> {
+        Ok(Bound { path: path.to_owned(), listener: bind(path)? })
+    }
+
+    /// Serves it from a thread of its own.
+    pub fn serve(self, service: Arc<dyn Service>) -> Result<Server, Refusal> {
+        let Bound { path, listener } = self;
         let (stop, stopped) = oneshot::channel();
         let failed =
             |error: io::Error| Refusal::new(Errno::from(&error), format!("cannot serve {}: {error}", path.display()));
@@ -70,7 +81,7 @@ impl Server {
             });
         };
         let thread = std::thread::Builder::new().name("dst-http".to_owned()).spawn(serve).map_err(failed)?;
-        Ok(Server { path: path.to_owned(), stop: Some(stop), thread: Some(thread) })
+        Ok(Server { path, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -87,7 +98,6 @@ impl Drop for Server {
     }
 }
 
-/// Binds the socket, in place of one that nobody serves any more.
 fn bind(path: &Path) -> Result<UnixListener, Refusal> {
     let failed = |what: &str, error: &io::Error| {
         let next = match error.kind() {
@@ -240,7 +250,7 @@ mod tests {
     #[test]
     fn requests_are_answered_and_bounded() {
         let path = std::env::temp_dir().join(format!("dst-http-{}/dstd.sock", std::process::id()));
-        let server = Server::start(&path, Arc::new(Fake)).unwrap();
+        let server = Bound::new(&path).unwrap().serve(Arc::new(Fake)).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         let send = |line: &str, body: &str| {
@@ -265,12 +275,12 @@ mod tests {
         let answer = send("POST /v1/arrays", &"x".repeat(limits::HTTP_BODY_BYTES_MAX + 1));
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
         assert!(ask(&path, "rubbish\r\n\r\n").starts_with("HTTP/1.1 400"));
-        let error = Server::start(&path, Arc::new(Fake)).err().unwrap();
+        let error = Bound::new(&path).err().unwrap();
         assert!(error.text.contains("another dstd serves"), "{error}");
         drop(server);
         assert!(!path.exists());
         drop(UnixListener::bind(&path).unwrap());
-        drop(Server::start(&path, Arc::new(Fake)).unwrap());
+        drop(Bound::new(&path).unwrap().serve(Arc::new(Fake)).unwrap());
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 }

@@ -37,9 +37,10 @@ impl Daemon {
     pub fn start(config: &Config, state: StateDir, launcher: Box<dyn Launcher>) -> Result<Daemon, Refusal> {
         let mut owner = OwnerLoop::new(Performer::new(state, launcher));
         let handle = owner.handle();
-        // Whoever reaches the socket sees every array.
+        // First, because it may be another daemon's; and whoever reaches it then sees every array.
+        let socket = http::Bound::new(&config.socket)?;
         owner.boot()?;
-        let http = http::Server::start(&config.socket, std::sync::Arc::new(handle.clone()))?;
+        let http = socket.serve(std::sync::Arc::new(handle.clone()))?;
         let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run());
         let no_thread = |error: std::io::Error| Refusal::new(Errno::from(&error), format!("no thread: {error}"));
         let owner = thread.map_err(no_thread)?;
