@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::bugs::{Bug, planted};
+
 /// A Linux error number; never zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Errno(u16);
@@ -131,6 +133,7 @@ pub const WIRE: [Errno; 17] = [
 /// What a server answers when its disk said `error`: quota and file size limits are "no space", the unknown is EIO.
 pub fn disk_to_wire(error: Errno) -> Errno {
     match error {
+        Errno::ENOSPC if planted(Bug::EnospcIsEio) => Errno::EIO,
         Errno::EDQUOT | Errno::EFBIG => Errno::ENOSPC,
         known if WIRE.contains(&known) => known,
         _ => Errno::EIO,

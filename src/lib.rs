@@ -4,6 +4,7 @@
 //! `docs/ARCHITECTURE.md` says why.
 
 // Floor 0, words.
+pub mod bugs;
 pub mod errno;
 pub mod limits;
 pub mod units;

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Id, Time};
@@ -131,6 +132,7 @@ impl Link {
     /// What time has brought: a command for the connection, if any.
     pub(crate) fn tick(&mut self, now: Time) -> Option<Due> {
         match self.state {
+            LinkState::Down { .. } if planted(Bug::ReconnectGivesUp) && self.attempts > 3 => None,
             LinkState::Down { retry_at } if retry_at <= now => Some(Due::Connect),
             LinkState::Connecting { until } if until <= now => Some(Due::GiveUp),
             LinkState::Up(_) => match self.alive {
@@ -163,6 +165,7 @@ impl Link {
         // All links of a ring ask in one turn: the moment is rounded up to a common grid, so that idle links share a wakeup.
         let grid = |time: Time| Time(time.0.div_ceil(KEEPALIVE_GRID_NANOS).saturating_mul(KEEPALIVE_GRID_NANOS));
         match self.state {
+            LinkState::Down { .. } if planted(Bug::ReconnectGivesUp) && self.attempts > 3 => Time::NEVER,
             LinkState::Down { retry_at } => retry_at,
             LinkState::Connecting { until } => until,
             LinkState::Up(_) => match self.alive {

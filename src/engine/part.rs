@@ -3,6 +3,7 @@
 //! Invariants: a part belongs to one request from `take` to `give_back`; its (index, sequence) names one use of it and never
 //! comes back within 2^32 uses, so a late or forged answer matches nothing.
 
+use crate::bugs::{Bug, planted};
 use crate::engine::request::Tag;
 use crate::units::{Epoch, Extent};
 use crate::wire::frame::{Header, Op, flags};
@@ -82,10 +83,6 @@ impl Parts {
         self.parts.len()
     }
 
-    pub(crate) fn has_free(&self) -> bool {
-        !self.free.is_empty()
-    }
-
     /// Takes a free part for `tag`, queued.
     pub(crate) fn take(&mut self, tag: Tag, target: usize, op: Op, extent: Extent) -> Option<u16> {
         let index = self.free.pop()?;
@@ -126,7 +123,7 @@ impl Parts {
     pub(crate) fn header(&self, index: u16, epoch: Epoch) -> Header {
         let part = self.at(index);
         let mut header = Header::request(part.op, u32::from(index), part.sequence, epoch, part.extent);
-        if part.fua {
+        if part.fua && !planted(Bug::IgnoreFua) {
             header.flags |= flags::FUA;
         }
         header
@@ -134,6 +131,9 @@ impl Parts {
 
     /// The part that `reply` answers on the link to `target`; `None` when it answers nothing that was asked there.
     pub(crate) fn matching(&self, target: usize, reply: &Header) -> Option<u16> {
+        if planted(Bug::ReplyToWrongTag) {
+            return self.similar(target, reply);
+        }
         let index = u16::try_from(reply.tag).ok()?;
         let part = self.parts.get(usize::from(index))?;
         let fits = part.state == PartState::Sent
@@ -143,5 +143,14 @@ impl Parts {
             && part.extent == reply.extent()
             && reply.is_reply();
         fits.then_some(index)
+    }
+
+    /// What [`Bug::ReplyToWrongTag`] takes for the part that `reply` answers.
+    fn similar(&self, target: usize, reply: &Header) -> Option<u16> {
+        let is_similar = |part: &Part| {
+            let sent = part.state == PartState::Sent && part.target == target;
+            sent && part.op == reply.op && part.extent.sectors == reply.extent().sectors
+        };
+        u16::try_from(self.parts.iter().position(is_similar)?).ok()
     }
 }

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::bugs::{Bug, planted};
 use crate::engine::link::{Due, Link, LinkCommand, LinkEvent, LinkState};
 use crate::engine::part::{PartState, Parts};
 use crate::engine::request::{Request, RequestOp, ShardConfig, Tag};
@@ -21,8 +22,10 @@ use crate::engine::shared::{FlushMark, LinkPhase, Shared, add};
 use crate::engine::view::View;
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::{Extent, Lba, SECTOR_BYTES, Time};
+use crate::units::{Extent, Time};
 use crate::wire::frame::{Header, Op};
+
+mod issue;
 
 /// The tag of a keepalive, which is no part's.
 const KEEPALIVE_TAG: u32 = u32::MAX;
@@ -99,7 +102,10 @@ pub struct Shard {
     /// Per part: what the flush that it is has noted.
     marks: Vec<FlushMark>,
     links: Vec<Link>,
-    /// Requests that wait for a free part, oldest first.
+    /// Parts in use beyond the first of each request. There are parts enough that every request can always have one: those
+    /// of a node that does not answer must not starve the requests of another.
+    extra: usize,
+    /// Requests that wait for a further part, oldest first.
     unissued: VecDeque<Tag>,
     completions: VecDeque<(Tag, Result<(), Errno>)>,
     commands: VecDeque<LinkCommand>,
@@ -118,6 +124,7 @@ impl Shard {
             marks: vec![[0; limits::SHARDS_MAX]; parts.len()],
             links: (0..targets).map(|_| Link::new(parts.len())).collect(),
             parts,
+            extra: 0,
             unissued: VecDeque::with_capacity(config.depth),
             completions: VecDeque::with_capacity(config.depth),
             commands: VecDeque::with_capacity(targets * 2),
@@ -147,7 +154,7 @@ impl Shard {
             result,
             over: false,
         });
-        if !self.unissued.is_empty() || !self.issue(tag) {
+        if !self.issue(tag, self.unissued.is_empty()) {
             self.unissued.push_back(tag);
         }
     }
@@ -196,6 +203,9 @@ impl Shard {
             gauge.set_error(Some(error));
         }
         let fenced = self.links[target].state == LinkState::Fenced;
+        if planted(Bug::HoldEndsAtDown) && std::mem::take(&mut self.links[target].holds) {
+            self.shared.target(target).release();
+        }
         for index in 0..self.parts.len() {
             let index = u16::try_from(index).unwrap_or(u16::MAX);
             let part = *self.parts.at(index);
@@ -203,7 +213,14 @@ impl Shard {
                 continue;
             }
             let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
-            if fenced {
+            let sent = part.state == PartState::Sent && !over;
+            if planted(Bug::AckOnLoss) && sent && part.mutates() {
+                self.finish(index, Ok(()));
+            } else if planted(Bug::ErrorOnLoss) && sent {
+                self.finish(index, Err(Errno::EIO));
+            } else if planted(Bug::ForgetOnLoss) && sent {
+                continue;
+            } else if fenced {
                 self.unqueue(index);
                 self.finish(index, Err(Errno::EBADE));
             } else if part.state == PartState::Sent && over {
@@ -263,8 +280,9 @@ impl Shard {
         self.links[target].heard(now);
         let part = *self.parts.at(index);
         let result = match (body, reply.result()) {
-            (Body::Damaged, _) => Err(Errno::EILSEQ),
-            (Body::Good, result) => result,
+            (Body::Damaged, _) if !planted(Bug::DamagedIsData) => Err(Errno::EILSEQ),
+            (_, Err(Errno::EIO)) if planted(Bug::ReadErrorIsData) && part.op == Op::Read => Ok(()),
+            (_, result) => result,
         };
         if result == Err(Errno::ESHUTDOWN) {
             // The server is going away: the part stays unanswered, and is sent again when the server is back.
@@ -275,6 +293,12 @@ impl Shard {
         link.requests -= 1;
         link.bytes -= part.bytes();
         let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
+        let retried = planted(Bug::RetryFailedFlush) && part.op == Op::Flush && result.is_err() && !over;
+        if retried {
+            self.parts.at_mut(index).state = PartState::Queued;
+            self.links[target].queue.push_back(index);
+            return Ok(());
+        }
         if result == Err(Errno::EILSEQ) && part.bytes() > 0 && part.damaged < DAMAGED_MAX && !over {
             let part = self.parts.at_mut(index);
             part.damaged += 1;
@@ -309,6 +333,9 @@ impl Shard {
             return;
         }
         self.next_tick = now.after(limits::TICK);
+        if planted(Bug::NoDeadline) {
+            return;
+        }
         for tag in 0..self.slots.len() {
             let late = self.slots[tag].is_some_and(|active| !active.over && active.deadline <= now);
             if late {
@@ -355,7 +382,8 @@ impl Shard {
         }
         let index = *self.links[target].queue.front()?;
         let part = *self.parts.at(index);
-        if !self.links[target].has_room(part.bytes()) || self.shared.target(target).is_held() {
+        let held = self.shared.target(target).is_held() && !planted(Bug::IgnoreHold);
+        if !self.links[target].has_room(part.bytes()) || held {
             return None;
         }
         let link = &mut self.links[target];
@@ -409,116 +437,17 @@ impl Shard {
         }
     }
 
-    /// Splits the rest of a request into parts. False when the parts ran out before the end.
-    fn issue(&mut self, tag: Tag) -> bool {
-        while let Some(mut active) = self.slots[usize::from(tag.0)] {
-            if active.cursor.done {
-                break;
-            }
-            if !self.parts.has_free() {
-                return false;
-            }
-            self.issue_next(tag, &mut active);
-            self.slots[usize::from(tag.0)] = Some(active);
-        }
-        self.settle(tag);
-        true
-    }
-
-    /// Makes at most one part, and moves the cursor on.
-    fn issue_next(&mut self, tag: Tag, active: &mut Active) {
-        match active.request.op {
-            RequestOp::Read => self.issue_data(tag, active, Op::Read, false),
-            RequestOp::Write { fua } => self.issue_data(tag, active, Op::Write, fua),
-            RequestOp::Discard => self.issue_span(tag, active, Op::Discard, false),
-            RequestOp::WriteZeroes { keep: true, fua } => self.issue_span(tag, active, Op::WriteZeroes, fua),
-            RequestOp::WriteZeroes { keep: false, fua } => self.issue_span(tag, active, Op::Discard, fua),
-            RequestOp::Flush => self.issue_flush(tag, active),
-        }
-    }
-
-    fn issue_data(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
-        let whole = active.request.extent;
-        let done = active.cursor.sectors;
-        let rest = Extent { start: Lba(whole.start.0 + done), sectors: whole.sectors - done };
-        let rest = Extent { sectors: rest.sectors.min(u64::from(limits::PAYLOAD_BYTES_MAX) / SECTOR_BYTES), ..rest };
-        let piece = self.view.geometry.piece(rest);
-        self.queue_part(tag, active, piece.node, op, piece.extent, fua);
-        active.cursor.sectors += piece.extent.sectors;
-        active.cursor.done = active.cursor.sectors == whole.sectors;
-    }
-
-    fn issue_span(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
-        let node = active.cursor.node;
-        let Some(span) = self.view.geometry.span(active.request.extent, node) else {
-            self.next_node(active);
-            return;
-        };
-        let done = active.cursor.sectors;
-        let sectors = (span.sectors - done).min(u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES);
-        self.queue_part(tag, active, node, op, Extent::new(span.start.0 + done, sectors), fua);
-        active.cursor.sectors += sectors;
-        if active.cursor.sectors == span.sectors {
-            self.next_node(active);
-        }
-    }
-
-    fn issue_flush(&mut self, tag: Tag, active: &mut Active) {
-        let target = active.cursor.node;
-        if self.shared.target(target).has_failed_flush() {
-            active.result = active.result.and(Err(Errno::EIO));
-        } else if let Some(mark) = self.shared.target(target).flush_mark()
-            && let Some(index) = self.queue_part(tag, active, target, Op::Flush, Extent::default(), false)
-        {
-            self.marks[usize::from(index)] = mark;
-        }
-        self.next_node(active);
-    }
-
-    fn next_node(&self, active: &mut Active) {
-        active.cursor.node += 1;
-        active.cursor.sectors = 0;
-        active.cursor.done = active.cursor.node == self.view.geometry.nodes();
-    }
-
-    /// Makes a part and queues it on its link. `None` when it is refused at once; the request's result says why.
-    fn queue_part(
-        &mut self,
-        tag: Tag,
-        active: &mut Active,
-        target: usize,
-        op: Op,
-        extent: Extent,
-        fua: bool,
-    ) -> Option<u16> {
-        let refusal = if self.links[target].state == LinkState::Fenced {
-            Some(Errno::EBADE)
-        } else if op != Op::Read && self.shared.target(target).has_failed_flush() {
-            // What is written there now could never be made durable truthfully.
-            Some(Errno::EIO)
-        } else {
-            None
-        };
-        if let Some(error) = refusal {
-            active.result = active.result.and(Err(error));
-            return None;
-        }
-        let index = self.parts.take(tag, target, op, extent)?;
-        let part = self.parts.at_mut(index);
-        part.fua = fua;
-        part.offset = usize::try_from(active.cursor.sectors * SECTOR_BYTES).unwrap_or(usize::MAX);
-        active.parts += 1;
-        self.links[target].queue.push_back(index);
-        Some(index)
-    }
-
     /// A part has come to its end.
     fn finish(&mut self, index: u16, result: Result<(), Errno>) {
         let part = *self.parts.at(index);
         let target = self.shared.target(part.target);
         self.count(&part, result);
         match (part.op, result) {
+            (Op::Flush, Ok(())) if planted(Bug::FlushMarksAtEnd) => {
+                target.flushed(&target.flush_mark().unwrap_or(self.marks[usize::from(index)]));
+            }
             (Op::Flush, Ok(())) => target.flushed(&self.marks[usize::from(index)]),
+            (Op::Discard, Ok(())) if planted(Bug::DiscardNotCounted) => {}
             (Op::Flush, Err(error)) if error != Errno::EBADE => target.fail_flush(),
             (Op::Write | Op::Discard | Op::WriteZeroes, Ok(())) if !part.fua => target.acknowledge(self.config.index),
             _ => {}
@@ -526,20 +455,28 @@ impl Shard {
         self.release(index, result);
     }
 
-    /// Gives a part back and tells its request.
+    /// Gives a part back, tells its request, and goes on with those that wait for a part.
     fn release(&mut self, index: u16, result: Result<(), Errno>) {
         let tag = self.parts.at(index).tag;
         self.parts.give_back(index);
+        let mut stuck = false;
         if let Some(active) = &mut self.slots[usize::from(tag.0)] {
+            self.extra -= usize::from(active.parts > 1);
             active.parts -= 1;
-            active.result = active.result.and(result);
+            active.result = if planted(Bug::LastResultWins) { result } else { active.result.and(result) };
             // A request that has failed needs no further parts.
             active.cursor.done |= active.result.is_err();
+            stuck = active.parts == 0 && !active.cursor.done;
         }
         self.settle(tag);
+        if stuck && self.issue(tag, false) {
+            self.unissued.retain(|waiting| *waiting != tag);
+        }
         while let Some(waiting) = self.unissued.pop_front() {
-            if !self.issue(waiting) {
-                self.unissued.push_front(waiting);
+            if !self.issue(waiting, true) {
+                if !planted(Bug::WaitingForgotten) {
+                    self.unissued.push_front(waiting);
+                }
                 break;
             }
         }
@@ -569,6 +506,9 @@ impl Shard {
             && active.parts == 0
         {
             let result = active.result;
+            if planted(Bug::CompleteTwice) && active.request.op == RequestOp::Flush {
+                self.completions.push_back((tag, result));
+            }
             *slot = None;
             self.active -= 1;
             if !self.unissued.is_empty() {
@@ -592,6 +532,15 @@ impl Shard {
                 continue;
             }
             let known = part.state == PartState::Queued && !part.exposed;
+            if planted(Bug::SendPastDeadline) && part.state == PartState::Queued {
+                continue;
+            }
+            if planted(Bug::DeadlineLeavesSession) {
+                self.unqueue(index);
+                self.release(index, Err(error));
+                continue;
+            }
+            let known = known || planted(Bug::NoHold);
             if part.mutates() && !known && !std::mem::replace(&mut self.links[part.target].holds, true) {
                 self.shared.target(part.target).hold();
             }

@@ -10,6 +10,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
 
@@ -116,7 +117,7 @@ impl TargetShared {
         let counters: Vec<Counters> = (0..shards).map(|_| Counters::default()).collect();
         // A new daemon does not know what its predecessor left unflushed: everything counts as written.
         for counters in &counters {
-            counters.acknowledged.store(1, Ordering::Relaxed);
+            counters.acknowledged.store(u64::from(!planted(Bug::NewDaemonClean)), Ordering::Relaxed);
         }
         let gauges = (0..shards).map(|_| Gauge::default()).collect();
         TargetShared { counters, gauges, holds: AtomicU32::new(0), flush_failed: AtomicBool::new(false) }
@@ -131,7 +132,8 @@ impl TargetShared {
     pub(crate) fn flush_mark(&self) -> Option<FlushMark> {
         let mut mark = [0; limits::SHARDS_MAX];
         let mut needed = false;
-        for (mark, counters) in mark.iter_mut().zip(&self.counters) {
+        let looked_at = if planted(Bug::FlushFirstShardOnly) { 1 } else { self.counters.len() };
+        for (mark, counters) in mark.iter_mut().zip(&self.counters[..looked_at]) {
             *mark = counters.acknowledged.load(Ordering::SeqCst);
             needed |= *mark > counters.flushed.load(Ordering::SeqCst);
         }

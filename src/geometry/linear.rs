@@ -1,5 +1,6 @@
 //! Nodes end to end, of any sizes.
 
+use crate::bugs::{Bug, planted};
 use crate::geometry::map::{BadGeometry, Piece, check_nodes};
 use crate::limits;
 use crate::units::{Extent, Lba};
@@ -49,7 +50,8 @@ impl Linear {
         // The node whose successor is the first to start after the extent's first sector.
         let node = self.starts.partition_point(|start| *start <= extent.start.0) - 1;
         let offset = extent.start.0 - self.starts[node];
-        let sectors = extent.sectors.min(self.starts[node + 1] - extent.start.0);
+        let room = self.starts[node + 1] - extent.start.0;
+        let sectors = if planted(Bug::LinearBorder) { extent.sectors } else { extent.sectors.min(room) };
         Piece { node, extent: Extent::new(offset, sectors) }
     }
 

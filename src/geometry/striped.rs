@@ -1,5 +1,6 @@
 //! Chunks dealt out to the nodes in turn: array chunk c lives on node c mod n, as its chunk c / n.
 
+use crate::bugs::{Bug, planted};
 use crate::geometry::map::{BadGeometry, Piece, check_nodes};
 use crate::limits;
 use crate::units::{Extent, Lba, SECTOR_BYTES};
@@ -58,7 +59,8 @@ impl Striped {
         let within = extent.start.0 & (self.chunk_sectors() - 1);
         let (row, node) = (chunk / self.nodes, chunk % self.nodes);
         // On a single node consecutive chunks are neighbours, so nothing needs to be split.
-        let sectors = if self.nodes == 1 { extent.sectors } else { extent.sectors.min(self.chunk_sectors() - within) };
+        let room = self.chunk_sectors() - within + u64::from(planted(Bug::StripeOffByOne));
+        let sectors = if self.nodes == 1 { extent.sectors } else { extent.sectors.min(room) };
         let node = usize::try_from(node).unwrap_or(usize::MAX);
         Piece { node, extent: Extent::new((row << self.shift) + within, sectors) }
     }

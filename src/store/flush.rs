@@ -3,6 +3,7 @@
 //! Contract: a flush is answered with success only after a sync that *started* when everything acknowledged before the flush
 //! had been counted here. A failed sync is never retried into success: from then on every flush of the volume fails with EIO.
 
+use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 
 /// What a flush has to do.
@@ -34,7 +35,7 @@ pub struct Flushes {
 
 impl Default for Flushes {
     fn default() -> Flushes {
-        Flushes { written: 1, clean: 0, running: None, failed: false }
+        Flushes { written: u64::from(!planted(Bug::ServerStartsClean)), clean: 0, running: None, failed: false }
     }
 }
 
@@ -66,14 +67,15 @@ impl Flushes {
     pub fn ended(&mut self, result: Result<(), Errno>) {
         let Some(covers) = self.running.take() else { return };
         match result {
+            Ok(()) if planted(Bug::ServerSyncCoversAll) => self.clean = self.written,
             Ok(()) => self.clean = covers,
-            Err(_) => self.failed = true,
+            Err(_) => self.failed = !planted(Bug::RetryFailedFlush),
         }
     }
 
     /// Whether everything up to `needs` is durable.
     pub fn covers(&self, needs: Point) -> bool {
-        needs.0 <= self.clean
+        needs.0 <= self.clean || planted(Bug::ServerJoinsSync)
     }
 
     /// Whether a sync has failed.

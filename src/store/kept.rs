@@ -4,6 +4,7 @@
 //! again: it is answered with the status that is kept here, until its tag is used for something else. Tables are per channel of
 //! one session, and bounded: a tag beyond them is a stranger's, whose resends are carried out again.
 
+use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
 use crate::wire::frame::{Header, Op};
@@ -41,7 +42,7 @@ impl Kept {
     /// How the request ended when it was carried out before; `None` if it was not.
     pub(super) fn find(&self, channel: u16, header: &Header) -> Option<Result<(), Errno>> {
         let done = (*self.channels.get(usize::from(channel))?.get(header.tag as usize)?)?;
-        (done.request == Request::of(header)).then_some(done.result)
+        (done.request == Request::of(header) && !planted(Bug::ForgetStatus)).then_some(done.result)
     }
 
     /// The request has ended: the tag's former use is forgotten.

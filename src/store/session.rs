@@ -4,6 +4,7 @@
 //! connection nor for any former session. A connection that was superseded never gets a job or a reply again. An epoch
 //! only grows, except for an array that was newly assigned. The claim lives in memory for now.
 
+use crate::bugs::{Bug, planted};
 use crate::limits;
 use crate::units::{Epoch, Id};
 
@@ -111,7 +112,7 @@ impl Sessions {
             self.term += 1;
         }
         for former in &mut self.conns {
-            let stays = same && former.channel != channel;
+            let stays = same && (former.channel != channel || planted(Bug::PredecessorServed));
             if stays || former.stage == Stage::Closing {
                 continue;
             }
@@ -138,7 +139,8 @@ impl Sessions {
         }
         let ready = |new: &Attached| {
             let before = |old: &Attached| old.conn != new.conn && (old.term != new.term || old.channel == new.channel);
-            new.stage == Stage::Waiting && !self.conns.iter().any(|old| before(old) && old.in_flight > 0)
+            let busy = || self.conns.iter().any(|old| before(old) && old.in_flight > 0);
+            new.stage == Stage::Waiting && (planted(Bug::WelcomeEarly) || !busy())
         };
         let at = self.conns.iter().position(ready)?;
         self.conns[at].stage = Stage::Live;

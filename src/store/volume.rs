@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
 use crate::store::flush::{Ask, Flushes, Point};
@@ -313,7 +314,7 @@ impl Volume {
         }
         let op = match header.op {
             Op::Read => DiskOp::Read,
-            Op::Write => DiskOp::Write { durable: header.is_fua() },
+            Op::Write => DiskOp::Write { durable: header.is_fua() && !planted(Bug::ServerIgnoresFua) },
             Op::Discard if self.config.sparse => DiskOp::Punch,
             Op::Discard | Op::WriteZeroes => DiskOp::Zero,
             Op::Flush => return self.flush(conn, slot, header),
@@ -328,6 +329,9 @@ impl Volume {
         let session = self.sessions.claim().map_or(Id::NIL, |claim| claim.session);
         let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session });
         self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
+        if planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false }) {
+            self.reply(conn, slot, header, Ok(()));
+        }
     }
 
     /// Whether a well-formed request may be carried out.
@@ -340,7 +344,7 @@ impl Volume {
         }
         let sealed = header.flags & flags::BODY_CRC != 0;
         let must_be_sealed = header.op == Op::Write && attached.features & features::DATA_CRC != 0;
-        if !intact || (must_be_sealed && !sealed) {
+        if (!intact && !planted(Bug::ServerTakesDamaged)) || (must_be_sealed && !sealed) {
             return Err(Errno::EILSEQ);
         }
         if header.op.has_range() && !header.extent().within(self.sectors) {
@@ -363,7 +367,8 @@ impl Volume {
                 if op != DiskOp::Read && self.sessions.claim().is_some_and(|claim| claim.session == session) {
                     self.kept.keep(channel, &header, result);
                 }
-                if self.sessions.ended(conn) {
+                let told = planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false });
+                if self.sessions.ended(conn) && !told {
                     self.answer(conn, slot, &header, op, result);
                 }
                 self.welcome_ready();
@@ -373,7 +378,8 @@ impl Volume {
 
     /// Answers what the disk has done. What has no durable form of its own is made durable by a flush.
     fn answer(&mut self, conn: Conn, slot: Slot, header: &Header, op: DiskOp, result: Result<(), Errno>) {
-        let flushes = header.is_fua() && matches!(op, DiskOp::Zero | DiskOp::Punch);
+        let zeroes = matches!(op, DiskOp::Zero | DiskOp::Punch);
+        let flushes = header.is_fua() && zeroes && !planted(Bug::ServerFuaZero);
         match result {
             Ok(()) if flushes => self.flush(conn, slot, header),
             _ => self.reply(conn, slot, header, result),

@@ -5,6 +5,8 @@
 //! (`tests/data/seeds.txt`) always run first. The exit status tells whether all is well.
 
 mod array;
+#[cfg(feature = "bugs")]
+mod bank;
 mod data;
 mod disk;
 mod excuse;

@@ -126,32 +126,49 @@ impl Pipe {
         self.frames.pop_front()
     }
 
-    /// Changes a bit of some frame on its way, or exchanges the data of two: what checksums are for. False: there was nothing to damage.
+    /// Damages the last frame on its way, as only checksums notice: a bit of the header or of the data, or the data belongs
+    /// elsewhere, with a checksum that fits it.
     pub(crate) fn damage(&mut self, rng: &mut Rng) -> Option<Damage> {
-        let at = self.frames.len().checked_sub(1)?;
-        let other = self.frames.iter().position(|frame| matches!(frame.body, Body::Data(_)));
-        let header = Header::decode(&self.frames[at].header).ok()?;
-        let frame = &mut self.frames[at];
-        match &mut frame.body {
-            Body::Data(_) if rng.percent(20) => {}
-            Body::Data(values) if other == Some(at) || rng.percent(60) => {
-                let sector = rng.index(values.len());
-                values[sector] ^= 1 << rng.below(64);
-                return Some(Damage::Body(header));
-            }
-            Body::Data(_) => {
-                let other = other?;
-                let first = Header::decode(&self.frames[other].header).ok()?;
-                let taken = std::mem::replace(&mut self.frames[at].body, Body::None);
-                self.frames[at].body = std::mem::replace(&mut self.frames[other].body, taken);
-                // Frames of another length would be noticed by their length alone.
-                return Some(Damage::Exchange(first, header));
-            }
-            Body::None => {}
-            _ => return None,
+        let last = self.frames.len().checked_sub(1)?;
+        let header = Header::decode(&self.frames[last].header).ok()?;
+        if rng.percent(40)
+            && let Some(other) = self.like(last, &header)
+        {
+            return self.exchange(last, other);
+        }
+        let frame = &mut self.frames[last];
+        if let Body::Data(values) = &mut frame.body
+            && rng.percent(70)
+        {
+            let sector = rng.index(values.len());
+            values[sector] ^= 1 << rng.below(64);
+            return Some(Damage::Body(header));
+        }
+        if !matches!(frame.body, Body::Data(_) | Body::None) {
+            return None;
         }
         frame.header[rng.index(HEADER_BYTES)] ^= 1 << rng.below(8);
         Some(Damage::Header)
+    }
+
+    /// Another frame with as much data as the one at `last`.
+    fn like(&self, last: usize, header: &Header) -> Option<usize> {
+        self.frames.iter().take(last).position(|frame| {
+            let like = Header::decode(&frame.header).is_ok_and(|other| {
+                other.op == header.op && other.body_bytes == header.body_bytes && other.lba != header.lba
+            });
+            like && matches!(frame.body, Body::Data(_))
+        })
+    }
+
+    fn exchange(&mut self, last: usize, other: usize) -> Option<Damage> {
+        let first = Header::decode(&self.frames[other].header).ok()?;
+        let second = Header::decode(&self.frames[last].header).ok()?;
+        let taken = std::mem::replace(&mut self.frames[last].body, Body::None);
+        self.frames[last].body = std::mem::replace(&mut self.frames[other].body, taken);
+        self.frames[last].header = Header { body_crc: first.body_crc, ..second }.encode();
+        self.frames[other].header = Header { body_crc: second.body_crc, ..first }.encode();
+        Some(Damage::Exchange(first, second))
     }
 }
 

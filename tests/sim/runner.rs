@@ -42,7 +42,7 @@ struct Total {
 }
 
 /// Runs one seed; a panic is a violation like any other.
-fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
+pub(crate) fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| world::run(seed, requests, loud))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -155,6 +155,14 @@ fn kept_seeds() -> Result<Vec<(u64, Option<u64>)>, String> {
 
 pub(crate) fn main() -> ExitCode {
     let requests = number("REQUESTS").unwrap_or(500);
+    #[cfg(feature = "bugs")]
+    if let Ok(name) = std::env::var("BUGS") {
+        if let Some(seed) = number("SEED") {
+            dst::bugs::plant(crate::bank::chosen(&name));
+            return replay(seed, requests);
+        }
+        return crate::bank::main(&name, number("SEEDS").unwrap_or(4000), requests);
+    }
     if let Some(seed) = number("SEED") {
         return replay(seed, requests);
     }

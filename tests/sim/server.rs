@@ -3,7 +3,7 @@
 //! Contract: as in production, a connection takes its requests in order and only as far as its budget goes; work of a killed
 //! process goes on at the disk, and the next process waits for it before it serves (the contract, 1.3).
 
-use dst::errno::{self, Errno};
+use dst::errno::Errno;
 use dst::store::budget::Budget;
 use dst::store::volume::{Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Volume, Work};
 use dst::units::{Extent, Id};
@@ -507,7 +507,8 @@ impl World {
             if op == DiskOp::Sync {
                 self.judge.excuses.flush_failed(self.now, u16::try_from(node).unwrap_or(0));
             } else {
-                self.excuse(node, extent, errno::disk_to_wire(error));
+                // A quota is a full disk to whoever asked.
+                self.excuse(node, extent, if error == Errno::EDQUOT { Errno::ENOSPC } else { error });
             }
         }
         let server = &self.servers[self.nodes[node].server];

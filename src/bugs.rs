@@ -1,0 +1,96 @@
+//! The bank of seeded bugs: mistakes that somebody could make, which the tests must catch (`make bugs`, `docs/TESTING.md`).
+//!
+//! Contract: without the feature `bugs`, [`planted`] is `false` at compile time and what stands behind it is gone. With the
+//! feature one mistake at a time is chosen at run time, for the calling thread. A build for use cannot carry the feature: where
+//! debug assertions are off it does not compile.
+
+#[cfg(all(feature = "bugs", not(debug_assertions)))]
+compile_error!("the feature `bugs` is for tests alone: build with `--profile bugs`, or without the feature");
+
+macro_rules! bugs {
+    ($($name:ident $text:literal)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Bug {
+            /// The whole bank.
+            pub const ALL: &[Bug] = &[$(Bug::$name),*];
+
+            /// What is done wrong.
+            pub const fn text(self) -> &'static str {
+                match self { $(Bug::$name => $text,)* }
+            }
+        }
+    };
+}
+
+bugs! {
+    StripeOffByOne "a piece of a stripe goes one sector beyond its chunk"
+    LinearBorder "a piece that crosses into the next node of a linear array is not split"
+    SpanForgetsLastNode "a discard leaves out the last node"
+    PartOffset "the second part of a request uses the data of the first"
+    DiscardOutward "a discard is rounded outward to 4 KiB"
+    IgnoreFua "a write that must be durable is sent as one that need not be"
+    FlushSkipsNode "a flush leaves out the last node"
+    FlushClearsAtSend "a flush clears what it is to cover when it is sent, not when it has succeeded"
+    FlushFirstShardOnly "a flush looks at what the first shard has written, not at the others"
+    FlushMarksAtEnd "a flush covers also what was written while it was on its way"
+    NewDaemonClean "a new daemon takes it that its predecessor has left nothing unflushed"
+    DiscardNotCounted "a discard is not counted as something to flush"
+    RetryFailedFlush "a failed flush is tried again until it succeeds"
+    CompleteTwice "a flush completes twice"
+    LastResultWins "of a request's parts the last one's result counts, not the first error"
+    ReadErrorIsData "a read that failed is completed as if it had succeeded"
+    ReplyToWrongTag "an answer is taken for the oldest request of its kind"
+    AckOnLoss "a write whose connection is lost is taken as done"
+    ForgetOnLoss "what was under way on a lost connection is not sent again"
+    ErrorOnLoss "a lost connection fails what was under way, instead of waiting for the server"
+    DeadlineLeavesSession "a request past its deadline leaves its connection as it is"
+    NoHold "a write past its deadline does not keep others from the target"
+    HoldEndsAtDown "a target is free again when the connection is closed, not when HELLO confirms"
+    IgnoreHold "what waits is sent though the target is held"
+    SendPastDeadline "a write that waits is sent although its request has failed"
+    NoDeadline "a request waits for its server for ever"
+    ReconnectGivesUp "a link is not tried again after a few failures"
+    WaitingForgotten "a request that waits for a free part is forgotten when another one ends"
+    DamagedIsData "data that arrived damaged is taken"
+    ServerTakesDamaged "the server writes data that arrived damaged"
+    UnboundChecksum "the checksum of data does not cover where it belongs"
+    EnospcIsEio "a full disk is reported as a broken one"
+    ServerAcksEarly "the server answers a write before its disk has it"
+    ServerIgnoresFua "the server does not make durable what must be"
+    ServerFuaZero "the server answers a durable zeroing before it is flushed"
+    ServerStartsClean "a new server takes it that nothing is unflushed"
+    ServerJoinsSync "a flush is answered with a sync that began before the writes it must cover"
+    ServerSyncCoversAll "a sync covers also what was written while it ran"
+    WelcomeEarly "HELLO is answered while work of the former connection is on the disk"
+    PredecessorServed "a HELLO leaves its channel's former connection in service"
+    ForgetStatus "a change whose answer was lost is carried out a second time"
+}
+
+/// Whether this mistake is to be made.
+#[cfg(not(feature = "bugs"))]
+#[inline(always)]
+pub const fn planted(_: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether this mistake is to be made.
+#[cfg(feature = "bugs")]
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Chooses the mistake that this thread makes from now on.
+#[cfg(feature = "bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}

@@ -1,0 +1,138 @@
+//! How a request is split into parts, each for one node, and queued on its links. As many as there are free parts at a time.
+
+use crate::bugs::{Bug, planted};
+use crate::engine::link::LinkState;
+use crate::engine::request::{RequestOp, Tag};
+use crate::engine::shard::{Active, Shard};
+use crate::errno::Errno;
+use crate::limits;
+use crate::units::{Extent, Lba, SECTOR_BYTES};
+use crate::wire::frame::Op;
+
+impl Shard {
+    /// Splits the rest of a request into parts: one that it always can have, and with `extra` as many as are free for all.
+    /// False when they did not suffice.
+    pub(super) fn issue(&mut self, tag: Tag, extra: bool) -> bool {
+        while let Some(mut active) = self.slots[usize::from(tag.0)] {
+            if active.cursor.done {
+                break;
+            }
+            let extra = extra && self.extra < self.parts.len() - self.config.depth;
+            if active.parts > 0 && !extra {
+                return false;
+            }
+            self.issue_next(tag, &mut active);
+            self.slots[usize::from(tag.0)] = Some(active);
+        }
+        self.settle(tag);
+        true
+    }
+
+    /// Makes at most one part, and moves the cursor on.
+    fn issue_next(&mut self, tag: Tag, active: &mut Active) {
+        match active.request.op {
+            RequestOp::Read => self.issue_data(tag, active, Op::Read, false),
+            RequestOp::Write { fua } => self.issue_data(tag, active, Op::Write, fua),
+            RequestOp::Discard => self.issue_span(tag, active, Op::Discard, false),
+            RequestOp::WriteZeroes { keep: true, fua } => self.issue_span(tag, active, Op::WriteZeroes, fua),
+            RequestOp::WriteZeroes { keep: false, fua } => self.issue_span(tag, active, Op::Discard, fua),
+            RequestOp::Flush => self.issue_flush(tag, active),
+        }
+    }
+
+    fn issue_data(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
+        let whole = active.request.extent;
+        let done = active.cursor.sectors;
+        let rest = Extent { start: Lba(whole.start.0 + done), sectors: whole.sectors - done };
+        let rest = Extent { sectors: rest.sectors.min(u64::from(limits::PAYLOAD_BYTES_MAX) / SECTOR_BYTES), ..rest };
+        let piece = self.view.geometry.piece(rest);
+        self.queue_part(tag, active, piece.node, op, piece.extent, fua);
+        active.cursor.sectors += piece.extent.sectors;
+        active.cursor.done = active.cursor.sectors == whole.sectors;
+    }
+
+    fn issue_span(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
+        let node = active.cursor.node;
+        let left_out = planted(Bug::SpanForgetsLastNode) && node > 0 && node + 1 == self.view.geometry.nodes();
+        let span = self.view.geometry.span(active.request.extent, node);
+        let Some(span) = span.filter(|_| !left_out) else {
+            self.next_node(active);
+            return;
+        };
+        let done = active.cursor.sectors;
+        let sectors = (span.sectors - done).min(u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES);
+        let mut extent = Extent::new(span.start.0 + done, sectors);
+        if planted(Bug::DiscardOutward) && op == Op::Discard {
+            extent = outward(extent, self.view.geometry.node_sectors(node));
+        }
+        self.queue_part(tag, active, node, op, extent, fua);
+        active.cursor.sectors += sectors;
+        if active.cursor.sectors == span.sectors {
+            self.next_node(active);
+        }
+    }
+
+    fn issue_flush(&mut self, tag: Tag, active: &mut Active) {
+        let target = active.cursor.node;
+        if planted(Bug::FlushSkipsNode) && target > 0 && target + 1 == self.view.geometry.nodes() {
+            return self.next_node(active);
+        }
+        if self.shared.target(target).has_failed_flush() {
+            active.result = active.result.and(Err(Errno::EIO));
+        } else if let Some(mark) = self.shared.target(target).flush_mark()
+            && let Some(index) = self.queue_part(tag, active, target, Op::Flush, Extent::default(), false)
+        {
+            self.marks[usize::from(index)] = mark;
+            if planted(Bug::FlushClearsAtSend) {
+                self.shared.target(target).flushed(&mark);
+            }
+        }
+        self.next_node(active);
+    }
+
+    fn next_node(&self, active: &mut Active) {
+        active.cursor.node += 1;
+        active.cursor.sectors = 0;
+        active.cursor.done = active.cursor.node == self.view.geometry.nodes();
+    }
+
+    /// Makes a part and queues it on its link. `None` when it is refused at once; the request's result says why.
+    fn queue_part(
+        &mut self,
+        tag: Tag,
+        active: &mut Active,
+        target: usize,
+        op: Op,
+        extent: Extent,
+        fua: bool,
+    ) -> Option<u16> {
+        let refusal = if self.links[target].state == LinkState::Fenced {
+            Some(Errno::EBADE)
+        } else if op != Op::Read && self.shared.target(target).has_failed_flush() {
+            // What is written there now could never be made durable truthfully.
+            Some(Errno::EIO)
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            active.result = active.result.and(Err(error));
+            return None;
+        }
+        let index = self.parts.take(tag, target, op, extent)?;
+        let part = self.parts.at_mut(index);
+        part.fua = fua;
+        let offset = usize::try_from(active.cursor.sectors * SECTOR_BYTES).unwrap_or(usize::MAX);
+        part.offset = if planted(Bug::PartOffset) { 0 } else { offset };
+        self.extra += usize::from(active.parts > 0);
+        active.parts += 1;
+        self.links[target].queue.push_back(index);
+        Some(index)
+    }
+}
+
+/// What [`Bug::DiscardOutward`] makes of an extent.
+fn outward(extent: Extent, sectors: u64) -> Extent {
+    let start = extent.start.0 / 8 * 8;
+    let end = extent.end().0.next_multiple_of(8).min(sectors);
+    Extent::new(start, end - start)
+}
