@@ -28,12 +28,13 @@ struct Bench {
 
 impl Bench {
     fn new(nodes: usize, shards: usize) -> Bench {
+        Bench::laid_out(Geometry::linear(&vec![SECTORS; nodes]).unwrap(), shards)
+    }
+
+    fn laid_out(geometry: Geometry, shards: usize) -> Bench {
+        let nodes = geometry.nodes();
         let shared = Arc::new(Shared::new(nodes, shards));
-        let view = Arc::new(View {
-            geometry: Geometry::linear(&vec![SECTORS; nodes]).unwrap(),
-            targets: vec![Target { volume: VOLUME }; nodes],
-            epoch: Epoch(3),
-        });
+        let view = Arc::new(View { geometry, targets: vec![Target { volume: VOLUME }; nodes], epoch: Epoch(3) });
         let make = |index| {
             let config = ShardConfig { index, depth: 8, io_timeout: Duration::from_secs(1) };
             Shard::new(config, Arc::clone(&view), Arc::clone(&shared))
@@ -388,4 +389,39 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
         }
     }
     assert_eq!(shard.poll_complete(), Some((Tag(0), Ok(()))));
+}
+
+#[test]
+fn a_node_that_does_not_answer_starves_no_request_of_another() {
+    // Chunks of 8 sectors: a write of 256 has 32 parts, and a shard of depth 8 has 64.
+    let mut bench = Bench::laid_out(Geometry::striped(8, &[SECTORS; 2]).unwrap(), 1);
+    for tag in 0..7 {
+        bench.ask(0, 0, tag, RequestOp::Write { fua: false }, u64::from(tag) * 256, 256);
+    }
+    let mut silent = Vec::new();
+    loop {
+        silent.extend(std::iter::from_fn(|| bench.sent(0, 0)));
+        let Some(frame) = bench.sent(0, 1) else { break };
+        bench.answer(0, 1, 0, &frame.header, Ok(()));
+    }
+    assert!(silent.len() < 7 * 16, "the parts have run out");
+    bench.ask(0, 0, 7, RequestOp::Read, 8, 4);
+    let frame = bench.sent(0, 1).unwrap();
+    bench.answer(0, 1, 0, &frame.header, Ok(()));
+    assert_eq!(bench.done(0), Some((7, Ok(()))));
+    // Once the silent node answers, everything ends.
+    let mut done = 0;
+    while done < 7 {
+        silent.extend(std::iter::from_fn(|| bench.sent(0, 0)));
+        for frame in std::mem::take(&mut silent) {
+            bench.answer(0, 0, 0, &frame.header, Ok(()));
+        }
+        while let Some(frame) = bench.sent(0, 1) {
+            bench.answer(0, 1, 0, &frame.header, Ok(()));
+        }
+        while let Some((_, result)) = bench.done(0) {
+            assert_eq!(result, Ok(()));
+            done += 1;
+        }
+    }
 }
