@@ -7,8 +7,9 @@ use dst::limits;
 use dst::units::Lba;
 use dst::wire::frame::{Op, data_crc, flags};
 use dst::wire::session::features;
+use dst::wire::volume::{Create, Resize, Volume};
 
-use super::client::{Client, Dir, assign, attach, attached, attached_in, create, pattern, start, stat};
+use super::client::{Client, Dir, ask, assign, attach, attached, attached_in, create, pattern, refusal, start, stat};
 
 #[test]
 fn write_read_flush_at_every_size() {
@@ -163,6 +164,15 @@ fn a_full_disk_reaches_the_answer_as_enospc() {
         Err(why) => return eprintln!("skipped: {why}"),
     };
     let (_server, address) = start(small.0.path());
+    // A volume that does not fit is not made, and one that cannot grow stays as it was.
+    let full = Create { name: "full".to_owned(), size: 64 << 20, sparse: false };
+    let (errno, text) = refusal(ask::<_, Volume>(address, Op::VolumeCreate, &full));
+    assert!(errno == Errno::ENOSPC && text.contains("--sparse"), "{text}");
+    assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 1, "only the lock is left");
+    let fits = create(address, "fits", 256 << 10, false);
+    let grow = Resize { name: "fits".to_owned(), size: 64 << 20, force: false };
+    assert_eq!(refusal(ask::<_, Volume>(address, Op::VolumeResize, &grow)).0, Errno::ENOSPC);
+    assert_eq!(stat(address, "fits"), fits);
     create(address, "v", 64 << 20, true);
     assign(address, "v");
     let mut client = attach(address, "v", (1, 1, 0));
