@@ -55,7 +55,7 @@ bugs! {
     SendPastDeadline "a write that waits is sent although its request has failed"
     NoDeadline "a request waits for its server for ever"
     ReconnectGivesUp "a link is not tried again after a few failures"
-    WaitingForgotten "a request that waits for a free part is forgotten when another one ends"
+    WaitingForgotten "a request that waits for a further part is forgotten when its last one ends"
     DamagedIsData "data that arrived damaged is taken"
     ServerTakesDamaged "the server writes data that arrived damaged"
     UnboundChecksum "the checksum of data does not cover where it belongs"

@@ -469,14 +469,12 @@ impl Shard {
             stuck = active.parts == 0 && !active.cursor.done;
         }
         self.settle(tag);
-        if stuck && self.issue(tag, false) {
+        if stuck && (planted(Bug::WaitingForgotten) || self.issue(tag, false)) {
             self.unissued.retain(|waiting| *waiting != tag);
         }
         while let Some(waiting) = self.unissued.pop_front() {
             if !self.issue(waiting, true) {
-                if !planted(Bug::WaitingForgotten) {
-                    self.unissued.push_front(waiting);
-                }
+                self.unissued.push_front(waiting);
                 break;
             }
         }
