@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Duration;
 
 use dst::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, State};
 use dst::control::target::ServerAddress;
@@ -191,7 +192,10 @@ fn node_table(array: &ArrayStatus) -> String {
 
 fn link(node: &NodeStatus) -> String {
     match node.state {
-        LinkState::Reconnecting => format!("reconnecting (try {})", node.tries),
+        LinkState::Reconnecting => {
+            let down = format_duration(Duration::from_secs(node.down_seconds));
+            format!("reconnecting (try {}, for {down})", node.tries)
+        }
         state => state.word().to_owned(),
     }
 }
@@ -255,7 +259,7 @@ mod tests {
                 {"name": "n-0", "start": 0, "size": 1610612736, "target": "kano:20070/a", "state": "connected", "counters":
                 {"in_flight": 0, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1,
                 "errors": 0}},
-                {"name": "n-128", "start": 128, "size": 1610612736, "target": "via:20070/a", "state": "reconnecting", "tries": 7,
+                {"name": "n-128", "start": 128, "size": 1610612736, "target": "via:20070/a", "state": "reconnecting", "tries": 7, "down_seconds": 12,
                 "last_error": "connection refused", "counters": {"in_flight": 1, "reads": 0, "read_bytes": 0,
                 "writes": 0, "written_bytes": 0, "flushes": 0, "errors": 0}}
             ]
@@ -270,9 +274,9 @@ storage: started as /dev/ublkb0
   3G, striped 64K, 2 nodes, block 512, epoch 4
   frontend ublk, queues by CPUs, depth 128, I/O timeout 1m
   1 in flight; 2 reads (8K), 3 writes (1M), 1 flushes, 0 errors
-  NODE   SIZE  TARGET        STATE                 IN-FLIGHT  READS  READ  WRITES  WRITTEN  ERRORS
-  n-0    1.5G  kano:20070/a  connected             0          2      8K    3       1M       0
-  n-128  1.5G  via:20070/a   reconnecting (try 7)  1          0      0     0       0        0
+  NODE   SIZE  TARGET        STATE                          IN-FLIGHT  READS  READ  WRITES  WRITTEN  ERRORS
+  n-0    1.5G  kano:20070/a  connected                      0          2      8K    3       1M       0
+  n-128  1.5G  via:20070/a   reconnecting (try 7, for 12s)  1          0      0     0       0        0
   n-128: connection refused
 ";
         assert_eq!(status(&[example()]), expected);

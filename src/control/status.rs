@@ -1,5 +1,7 @@
 //! What is shown of arrays: plain values that the API, the tables and later the control tree are made of.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::control::spec::{Alg, RunOptions};
@@ -115,6 +117,8 @@ pub struct NodeLive {
     pub link: LinkState,
     /// How often the lost connection was tried since it was lost.
     pub tries: u64,
+    /// For how long it is not connected.
+    pub down: Duration,
     /// What ended the last connection, or refused the last try.
     pub last_error: Option<String>,
     /// Its part of the work.
@@ -148,6 +152,9 @@ pub struct NodeStatus {
     /// How often the lost connection was tried.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tries: u64,
+    /// For how many seconds it is not connected.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub down_seconds: u64,
     /// What ended the last connection, or refused the last try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
@@ -214,6 +221,7 @@ impl ArrayStatus {
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
             node.state = live.link;
             node.tries = live.tries;
+            node.down_seconds = live.down.as_secs();
             node.last_error = live.last_error;
             node.counters = live.counters;
         }

@@ -189,13 +189,16 @@ impl Shard {
         if std::mem::take(&mut self.links[target].holds) {
             self.shared.target(target).release();
         }
-        self.shared.target(target).gauge(self.config.index).set_error(None);
+        let gauge = self.shared.target(target).gauge(self.config.index);
+        gauge.set_error(None);
+        gauge.note_up();
     }
 
     fn link_down(&mut self, now: Time, target: usize, error: Errno) {
         let was_up = matches!(self.links[target].state, LinkState::Up(_) | LinkState::Closing);
         self.links[target].down(now, error);
         let gauge = self.shared.target(target).gauge(self.config.index);
+        gauge.note_down(now);
         if was_up {
             gauge.losses.fetch_add(1, Ordering::Relaxed);
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
+use crate::units::Time;
 
 /// What one shard counts for one target. One writer; a cache line of its own.
 #[derive(Debug, Default)]
@@ -52,6 +53,8 @@ pub struct Gauge {
     last_error: AtomicU32,
     /// How often the link was lost.
     pub losses: AtomicU32,
+    /// Since when it is not up although it was tried, nanoseconds of the shard's clock; 0: it is up, or was not tried yet.
+    down_since: AtomicU64,
 }
 
 /// How a link is doing.
@@ -82,6 +85,21 @@ impl Gauge {
     /// Why the link is not up.
     pub fn last_error(&self) -> Option<Errno> {
         i32::try_from(self.last_error.load(Ordering::Relaxed)).ok().filter(|raw| *raw != 0).map(Errno::from_raw)
+    }
+
+    /// Since when the link is not up although it was tried.
+    pub fn down_since(&self) -> Option<Time> {
+        Some(self.down_since.load(Ordering::Relaxed)).filter(|since| *since != 0).map(Time)
+    }
+
+    pub(crate) fn note_down(&self, now: Time) {
+        if self.down_since().is_none() {
+            self.down_since.store(now.0.max(1), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn note_up(&self) {
+        self.down_since.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn set_phase(&self, phase: LinkPhase) {

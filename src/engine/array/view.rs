@@ -43,6 +43,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         target: node.target.clone(),
         state: LinkState::Detached,
         tries: 0,
+        down_seconds: 0,
         last_error: None,
         counters: Counters::default(),
     };

@@ -10,6 +10,7 @@ use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
 use crate::errno::Errno;
+use crate::io::clock;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::limits;
@@ -148,7 +149,7 @@ fn node_live(target: &TargetShared) -> NodeLive {
     let gauges = target.gauges();
     let counters = gauges.iter().map(counted).fold(Counters::default(), Counters::plus);
     let all = |phase| gauges.iter().all(|gauge| gauge.phase() == phase);
-    let lost = gauges.iter().any(|gauge| gauge.losses.load(Ordering::Relaxed) > 0);
+    let lost = gauges.iter().any(|gauge| gauge.down_since().is_some());
     let link = if gauges.iter().any(|gauge| gauge.phase() == LinkPhase::Fenced) {
         LinkState::Fenced
     } else if all(LinkPhase::Up) {
@@ -159,6 +160,8 @@ fn node_live(target: &TargetShared) -> NodeLive {
         LinkState::Connecting
     };
     let tries = gauges.iter().map(|gauge| u64::from(gauge.attempts.load(Ordering::Relaxed))).max();
+    let now = clock::now();
+    let down = gauges.iter().filter_map(Gauge::down_since).map(|since| now.since(since)).max().unwrap_or_default();
     let last_error = if target.has_failed_flush() {
         Some(
             "a flush has failed: nothing more is written here; stop the array and look at the server's disk".to_owned(),
@@ -166,7 +169,7 @@ fn node_live(target: &TargetShared) -> NodeLive {
     } else {
         gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
     };
-    NodeLive { link, tries: tries.unwrap_or(0), last_error, counters }
+    NodeLive { link, tries: tries.unwrap_or(0), down, last_error, counters }
 }
 
 fn counted(gauge: &Gauge) -> Counters {
