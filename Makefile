@@ -1,13 +1,13 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it vm-test demo clean
+.PHONY: help setup build test check unit it sim vm-test demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 setup: ## install what building and testing need (Debian, as root), and prepare target/vm
 	@tests/setup.sh
 build: setup ## dstd and dst in target/release
-	cargo build --release --workspace
+	cargo build --release --workspace --bins --examples
 demo: ## everything once, for real: three servers, a striped array, a filesystem on it
 	@tests/demo.sh
 test: ## all tests; the last line is the sum
@@ -18,7 +18,9 @@ unit: ## unit and property tests
 	cargo test --release --workspace --lib --bins
 it: build ## integration tests
 	cargo test --release --test it
+sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
+	cargo test --release --test sim
 vm-test: ## the tests that need a kernel with ublk, in a virtual machine
-	@tests/run.sh setup build vm
+	@tests/run.sh setup build ublk vm
 clean: ## forget every build, and the virtual machine
 	rm -rf target

@@ -11,7 +11,7 @@ ended() {
 }
 
 tests/setup.sh || ended "FAILED: this machine lacks something, see the lines above"
-cargo build --release --workspace || ended "FAILED: dst does not build, see the lines above"
+make --no-print-directory build || ended "FAILED: dst does not build, see the lines above"
 
 running_kernel_has_ublk() {
     [ "$(id -u)" = 0 ] || return 1

@@ -7,18 +7,20 @@ cd "$(dirname "$0")/.." || exit 1
 
 phase_setup() { tests/setup.sh; }
 phase_fmt() { cargo fmt --all --check; }
-phase_build() { cargo build --release --workspace --bins --example ublk-target; }
+phase_build() { make --no-print-directory build; }
 phase_clippy() { cargo clippy --release --workspace --all-targets -- -D warnings; }
 # The command line links only the pure floors: they must build without the rest.
 phase_floors() { cargo check --release -p dst --lib --no-default-features && cargo check --release -p dst-cli; }
 phase_unit() { cargo test --release --workspace --lib --bins; }
 phase_it() { cargo test --release --test it; }
+# The engine and the store against seeded faults; SEEDS=n for more of them.
+phase_sim() { cargo test --release --test sim; }
 # The block device alone, without an array behind it.
 phase_ublk() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/ublk-test.sh; }
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it ublk vm'
+all='setup fmt build clippy floors unit it sim ublk vm'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

@@ -119,6 +119,8 @@ check "e2fsck" e2fsck -fn "$dev"
 held_open() {
     sleep 30 <"$dev" &
     local holder=$!
+    # It is sleep only when the shell that it was has opened the device.
+    until_true 10 grep -qx sleep "/proc/$holder/comm"
     tell file stop
     said file "refused $dev is open in sleep \(pid $holder\)"
     kill "$holder"
