@@ -1,6 +1,6 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it sim vm-test demo clean
+.PHONY: help setup build test check unit it sim bugs vm-test demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -20,6 +20,8 @@ it: build ## integration tests
 	cargo test --release --test it
 sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
 	cargo test --release --test sim
+bugs: ## plants each mistake of the bank and shows that the simulator notices it; SEEDS=n tries so many seeds
+	BUGS=all cargo test --profile bugs --no-default-features --features bugs --test sim
 vm-test: ## the tests that need a kernel with ublk, in a virtual machine
 	@tests/run.sh setup build ublk vm
 clean: ## forget every build, and the virtual machine

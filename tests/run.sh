@@ -14,7 +14,7 @@ phase_floors() { cargo check --release -p dst --lib --no-default-features && car
 phase_unit() { cargo test --release --workspace --lib --bins; }
 phase_it() { cargo test --release --test it; }
 # The engine and the store against seeded faults; SEEDS=n for more of them.
-phase_sim() { cargo test --release --test sim; }
+phase_sim() { SEEDS=${SEEDS:-20000} cargo test --release --test sim; }
 # The block device alone, without an array behind it.
 phase_ublk() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/ublk-test.sh; }
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
