@@ -21,7 +21,7 @@ it: build ## integration tests
 sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
 	cargo test --release --test sim
 bugs: ## plants each mistake of the bank and shows that the simulator notices it; SEEDS=n tries so many seeds
-	BUGS=all cargo test --profile bugs --no-default-features --features bugs --test sim
+	BUGS=$${BUGS:-1} cargo test --profile bugs --no-default-features --features bugs --test sim
 vm-test: ## the tests that need a kernel with ublk, in a virtual machine
 	@tests/run.sh setup build ublk vm
 clean: ## forget every build, and the virtual machine
