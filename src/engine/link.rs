@@ -134,7 +134,8 @@ impl Link {
         match self.state {
             LinkState::Down { .. } if planted(Bug::ReconnectGivesUp) && self.attempts > 3 => None,
             LinkState::Down { retry_at } if retry_at <= now => Some(Due::Connect),
-            LinkState::Connecting { until } if until <= now => Some(Due::GiveUp),
+            LinkState::Connecting { until } if until <= now && !planted(Bug::ConnectForever) => Some(Due::GiveUp),
+            LinkState::Up(_) if planted(Bug::SilenceIgnored) => None,
             LinkState::Up(_) => match self.alive {
                 Alive::Heard(at) if at.after(limits::KEEPALIVE_INTERVAL) <= now => {
                     self.alive = Alive::Ask(now);
@@ -167,6 +168,8 @@ impl Link {
         match self.state {
             LinkState::Down { .. } if planted(Bug::ReconnectGivesUp) && self.attempts > 3 => Time::NEVER,
             LinkState::Down { retry_at } => retry_at,
+            LinkState::Connecting { .. } if planted(Bug::ConnectForever) => Time::NEVER,
+            LinkState::Up(_) if planted(Bug::SilenceIgnored) => Time::NEVER,
             LinkState::Connecting { until } => until,
             LinkState::Up(_) => match self.alive {
                 Alive::Heard(at) => grid(at.after(limits::KEEPALIVE_INTERVAL)),

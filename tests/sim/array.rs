@@ -175,9 +175,7 @@ impl World {
     fn hang_up_client(&mut self, conn: usize, told: bool) {
         let node = self.conns[conn].node;
         let speed = self.speed(node);
-        if std::mem::take(&mut self.conns[conn].silent) {
-            self.node_trouble(node, false);
-        }
+        self.noticed(conn);
         let (now, rng) = (self.now, &mut self.rng);
         let end = &mut self.conns[conn];
         end.down.drop_all();
@@ -329,7 +327,7 @@ impl World {
         };
         let all = plan.sectors();
         let start = if self.rng.percent(75) { plan.hot.0 + self.rng.below(plan.hot.1) } else { self.rng.below(all) };
-        let largest = if self.rng.percent(50) { plan.largest.min(8) } else { plan.largest };
+        let largest = if self.rng.percent(plan.small) { plan.largest.min(8) } else { plan.largest };
         let sectors = self.rng.range(1, largest);
         if plan.strays && self.rng.one_in(20) {
             return (what, all - sectors / 2, sectors);
@@ -384,7 +382,8 @@ impl World {
         let reads = || (0..all).step_by(64).map(|start| (What::Read, start, 64.min(all - start)));
         script.extend(reads());
         script.push_back((What::Flush, 0, 0));
-        if self.phase == Phase::Sweep {
+        // Without writes of its own the flush has to know what others have left.
+        if self.phase == Phase::Sweep && self.rng.percent(50) {
             for _ in 0..8 {
                 let start = self.rng.below(all);
                 script.push_back((What::Write { fua: false }, start, 1));

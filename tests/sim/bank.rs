@@ -50,6 +50,7 @@ pub(crate) fn main(name: &str, seeds: u64, requests: u64) -> ExitCode {
         }
     }
     println!("bugs: {} of {} caught", bugs.len() - missed.len(), bugs.len());
+    println!("checks: {} ok, {} failed", bugs.len() - missed.len(), missed.len());
     if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -3,7 +3,10 @@
 use dst::errno::Errno;
 
 use crate::plan::{Fault, Kind};
-use crate::world::{Event, MICRO, MILLI, World};
+use crate::world::{Event, MICRO, MILLI, SECOND, World};
+
+/// A client must notice within this that nothing comes back any more: two keepalive intervals, on a grid of seconds.
+const SILENCE_MAX: u64 = 22 * SECOND;
 
 impl World {
     /// A fault begins.
@@ -141,6 +144,9 @@ impl World {
         end.up.cut(rng);
         end.down.cut(rng);
         end.silent = silent;
+        if silent {
+            self.queue.push(now + SILENCE_MAX, Event::Noticed { conn });
+        }
         let later = |rng: &mut crate::rng::Rng| now + speed.latency + rng.below(5 * MILLI) + MICRO;
         // Frames that were kept arrive before anybody learns of the end.
         if server_learns {
@@ -156,6 +162,13 @@ impl World {
             end.down.end(at, speed, &mut self.rng, Errno::ECONNRESET);
         }
         self.schedule_down(conn);
+    }
+
+    /// The client has noticed a silent end, or should have.
+    pub(crate) fn noticed(&mut self, conn: usize) {
+        if std::mem::take(&mut self.conns[conn].silent) {
+            self.node_trouble(self.conns[conn].node, false);
+        }
     }
 
     /// One server's machine loses power, and the array's with it (there is no rule yet for a server that comes back

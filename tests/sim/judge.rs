@@ -27,6 +27,8 @@ const PLACE_BITS: u32 = 12;
 const RECORDS: usize = 1 << 12;
 /// Old excuses are forgotten once in so many operations.
 const FORGET_EVERY: u64 = 256;
+/// What takes longer than this needs an excuse, ns.
+const PATIENCE: u64 = 500_000_000;
 /// A moment that has not come.
 const NEVER: u64 = u64::MAX;
 
@@ -493,6 +495,9 @@ impl Judge {
         if now.saturating_sub(since) > self.rules.io_timeout + self.rules.slack {
             let text = format!("{} ended at {}, past its deadline", text::record(&op.record), text::time(now));
             return Err(Violation { rule: "1.2", text });
+        }
+        if state == State::Acked && now - op.record.invoked_at > PATIENCE {
+            self.excuses.check_delay(now, &op.record, &self.devices_of(&op.record))?;
         }
         Ok(op)
     }

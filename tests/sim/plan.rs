@@ -96,6 +96,8 @@ pub(crate) struct Plan {
     pub(crate) mix: [u64; 5],
     /// Largest request, sectors.
     pub(crate) largest: u64,
+    /// How many of 100 requests have at most 8 sectors.
+    pub(crate) small: u64,
     /// Most requests start within so many sectors from here.
     pub(crate) hot: (u64, u64),
     /// Chance of a pause before the next request, percent, and how long it is at most.
@@ -112,7 +114,8 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
     let volumes: Vec<u64> = (0..nodes).map(|_| volume_sectors(rng, &layout)).collect();
     let used = used(&layout, &volumes);
     let array: u64 = used.iter().sum();
-    let hot = rng.range(1, 96.min(array));
+    let hot = rng.pick(&[8, 32, 96]).min(array);
+    let hot = rng.range(1, hot);
     let mortal = rng.percent(60);
     let calm = rng.percent(10);
     let io_timeout = rng.pick(&[300, 1000, 1000, 3000, 10_000, 60_000]) * MILLI;
@@ -132,9 +135,10 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),
+        small: rng.pick(&[0, 50, 50, 90]),
         largest: rng.pick(&[1, 4, 16, 64, 256]).min(array),
         hot: (rng.below(array - hot + 1), hot),
-        think: (rng.below(60), rng.pick(&[1, 10]) * MILLI),
+        think: (rng.below(60), rng.pick(&[1, 1, 10, 10, 10, 1000]) * MILLI),
         strays: rng.percent(5),
         layout,
         volumes,

@@ -95,6 +95,10 @@ pub(crate) enum Event {
     Relief {
         fault: usize,
     },
+    /// A connection that broke silently must have been given up by now.
+    Noticed {
+        conn: usize,
+    },
     /// The next phase begins.
     Phase,
     /// The phase must be over.
@@ -249,6 +253,7 @@ impl World {
             Event::DaemonStart { life } => self.daemon_start(life),
             Event::Strike { fault } => self.strike(fault),
             Event::Relief { fault } => self.relief(fault),
+            Event::Noticed { conn } => self.noticed(conn),
             Event::Phase => self.advance(),
             Event::Overdue { phase } if phase == self.phase => {
                 let pending = self.judge.finish().err().map_or_else(String::new, |pending| pending.text);

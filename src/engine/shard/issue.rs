@@ -18,7 +18,7 @@ impl Shard {
                 break;
             }
             let extra = extra && self.extra < self.parts.len() - self.config.depth;
-            if active.parts > 0 && !extra {
+            if (active.parts > 0 || planted(Bug::SilentNodeStarves)) && !extra {
                 return false;
             }
             self.issue_next(tag, &mut active);
