@@ -33,6 +33,7 @@ strip binutils
 qemu-system-x86_64 qemu-system-x86
 qemu-img qemu-utils
 busybox busybox-static
+file file
 modprobe kmod
 ip iproute2
 fio fio

@@ -98,7 +98,7 @@ stop_guest
 wait "$tail" || true
 
 # What the kernel said matters even when the script is content: a hung task, a bug, an Oops.
-trouble=$(grep -aE 'BUG:|Oops|WARNING:|Call Trace|blocked for more than|Kernel panic|Out of memory' "$out/console" | head -n 5 || true)
+trouble=$(grep -aE 'BUG:|Oops|WARNING: CPU|Call Trace|blocked for more than|Kernel panic|Out of memory' "$out/console" | head -n 5 || true)
 [ -z "$trouble" ] || printf 'boot.sh: the guest kernel complained (%s):\n%s\n' "$out/console" "$trouble"
 case $code in
 0) ;;
