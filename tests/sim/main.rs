@@ -1,7 +1,7 @@
 //! The seeded simulator: the production engine in a hostile world, and a judge. `docs/TESTING.md` explains how to use it.
 //!
 //! `SEEDS=n` runs so many seeds from `FROM` (1) on; `SEED=n` replays one with its trace; `REQUESTS` (500) is the length of a
-//! run; `TWICE=percent` (1) of the seeds run twice and must leave the same trace. Seeds that once failed
+//! run; `SEED=n SHRINK=1` looks for a smaller run that fails alike; `TWICE=percent` (1) of the seeds run twice and must leave the same trace. Seeds that once failed
 //! (`tests/data/seeds.txt`) always run first. The exit status tells whether all is well.
 
 mod array;
@@ -15,10 +15,12 @@ mod history;
 mod judge;
 mod net;
 mod plan;
+mod pure;
 mod queue;
 mod rng;
 mod runner;
 mod server;
+mod shrink;
 mod text;
 mod trace;
 mod world;

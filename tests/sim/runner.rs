@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::judge::Violation;
+use crate::plan::Plan;
+use crate::rng::Rng;
 use crate::world::{self, Outcome, Stats};
-use crate::{data, history};
+use crate::{data, history, pure, shrink};
 
 /// Seeds in a plain `cargo test`.
 const SEEDS_DEFAULT: u64 = 300;
@@ -41,9 +43,15 @@ struct Total {
     failures: Mutex<Vec<Failure>>,
 }
 
-/// Runs one seed; a panic is a violation like any other.
+/// Runs one seed.
 pub(crate) fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| world::run(seed, requests, loud))).unwrap_or_else(|panic| {
+    let (plan, rng) = world::plan_of(seed, requests);
+    run_plan(plan, rng, loud)
+}
+
+/// Runs one plan; a panic is a violation like any other.
+pub(crate) fn run_plan(plan: Plan, rng: Rng, loud: bool) -> Outcome {
+    catch_unwind(AssertUnwindSafe(|| world::run(plan, rng, loud))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let violation = Violation { rule: "assertion", text: text.unwrap_or_else(|| "a panic".to_owned()) };
@@ -126,7 +134,15 @@ fn run_all(from: u64, until: u64, requests: u64, total: &Total) -> u64 {
 
 /// One seed, with everything that happens.
 fn replay(seed: u64, requests: u64) -> ExitCode {
-    let outcome = run(seed, requests, true);
+    let (mut plan, rng) = world::plan_of(seed, requests);
+    if number("SHRINK").is_some() {
+        std::panic::set_hook(Box::new(|_| {}));
+        match shrink::shrink(plan.clone(), &rng) {
+            Some(smaller) => plan = smaller,
+            None => println!("sim: SEED={seed} is clean, there is nothing to shrink"),
+        }
+    }
+    let outcome = run_plan(plan, rng, true);
     match outcome.violation {
         Some(violation) => {
             println!("sim: SEED={seed}: {violation}");
@@ -166,11 +182,19 @@ pub(crate) fn main() -> ExitCode {
     if let Some(seed) = number("SEED") {
         return replay(seed, requests);
     }
-    match data::check("judge.txt", history::run) {
-        Ok(count) => println!("sim: judge: {count} histories"),
-        Err(different) => {
-            print!("{different}");
-            return ExitCode::FAILURE;
+    let tables = [("judge.txt", history::run as fn(&str) -> String)];
+    let mut cases = 0;
+    for (name, function) in tables.into_iter().chain(pure::TABLES) {
+        match data::check(name, function) {
+            Ok(count) => {
+                println!("sim: {name}: {count} cases");
+                cases += count as u64;
+            }
+            Err(different) => {
+                print!("{different}");
+                println!("checks: 0 ok, 1 failed");
+                return ExitCode::FAILURE;
+            }
         }
     }
     let kept = match kept_seeds() {
@@ -191,10 +215,10 @@ pub(crate) fn main() -> ExitCode {
     let started = Instant::now();
     let done = run_all(from, from + seeds, requests, &total);
     let seconds = started.elapsed().as_secs_f64();
-    summary(&total, done, kept.len(), seconds)
+    summary(&total, done, (cases, kept.len() as u64), seconds)
 }
 
-fn summary(total: &Total, done: u64, kept: usize, seconds: f64) -> ExitCode {
+fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) -> ExitCode {
     let stats = total.stats.lock().map(|stats| *stats).unwrap_or_default();
     let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
     println!(
@@ -211,7 +235,7 @@ fn summary(total: &Total, done: u64, kept: usize, seconds: f64) -> ExitCode {
         stats.events,
     );
     // For tests/run.sh, which adds up.
-    println!("checks: {} ok, {failures} failed", done + kept as u64 - failures as u64);
+    println!("checks: {} ok, {failures} failed", cases + done + kept - failures as u64);
     if failures == 0 {
         println!("sim: all clean");
         return ExitCode::SUCCESS;

@@ -179,10 +179,14 @@ pub(crate) struct World {
     pub(crate) verdict: Verdict,
 }
 
-/// Runs a seed.
-pub(crate) fn run(seed: u64, requests: u64, loud: bool) -> Outcome {
+/// What a seed decides, and the chance that is left for the rest.
+pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
     let mut rng = Rng::new(seed);
-    let plan = plan::plan(&mut rng, requests);
+    (plan::plan(&mut rng, requests), rng)
+}
+
+/// Runs a plan.
+pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
     let rules = Rules {
         device_of: (0..plan.sectors()).map(|sector| u16::try_from(plan.locate(sector).0).unwrap_or(0)).collect(),
         devices: plan.volumes.len(),
