@@ -7,9 +7,11 @@ use dst::store::flush::{Ask, Flushes, Point};
 use dst::store::session::{Claim, Conn, Denied, Sessions};
 use dst::units::{Epoch, Extent, Id, Lba};
 
-/// Every file of tables and its function.
-pub(crate) const TABLES: [(&str, fn(&str) -> String); 3] =
-    [("geometry.txt", geometry), ("flush.txt", flush), ("sessions.txt", sessions)];
+/// A file of tables, and the function that makes its verdicts.
+pub(crate) type Table = (&'static str, fn(&str) -> String);
+
+/// Every file of tables.
+pub(crate) const TABLES: [Table; 3] = [("geometry.txt", geometry), ("flush.txt", flush), ("sessions.txt", sessions)];
 
 /// Runs a case line by line; what a line gives is written beside it.
 fn lines(text: &str, mut step: impl FnMut(&[&str]) -> Option<String>) -> String {

@@ -182,9 +182,9 @@ pub(crate) fn main() -> ExitCode {
     if let Some(seed) = number("SEED") {
         return replay(seed, requests);
     }
-    let tables = [("judge.txt", history::run as fn(&str) -> String)];
+    let judge: pure::Table = ("judge.txt", history::run);
     let mut cases = 0;
-    for (name, function) in tables.into_iter().chain(pure::TABLES) {
+    for (name, function) in [judge].into_iter().chain(pure::TABLES) {
         match data::check(name, function) {
             Ok(count) => {
                 println!("sim: {name}: {count} cases");
