@@ -233,10 +233,14 @@ impl Client {
 
 pub(crate) fn is_closed(stream: &mut TcpStream) -> bool {
     let mut byte = [0; 1];
-    match stream.read(&mut byte) {
-        Ok(0) => true,
-        Ok(_) => false,
-        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    loop {
+        match stream.read(&mut byte) {
+            Ok(count) => return count == 0,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return true,
+            // A socket with a time limit is interrupted by whatever stops and resumes the process.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("neither closed nor answered: {error}"),
+        }
     }
 }
 
