@@ -5,9 +5,13 @@
 #
 # The guest sees this machine's root filesystem read-only (with a throw-away layer over most of it), so that it runs
 # the programs built here, and one directory, $VM_OUT, that both sides can write. What SCRIPT prints appears here
-# while it runs. The exit code is SCRIPT's; 124 when the time is up, 125 when the guest died before SCRIPT ended.
+# while it runs. The exit code is SCRIPT's; 124 when the time is up, 125 when the guest died before SCRIPT ended. A guest that
+# dies before SCRIPT has said its first word (the emulator does that now and then) is booted once more, and that is said.
 # `make setup` must have run.
 set -euo pipefail
+arguments=("$@")
+# Seconds within which a guest that lives has started SCRIPT; it takes about ten on an idle machine.
+boot_seconds=180
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$root/target/vm
@@ -88,6 +92,8 @@ while [ -z "$code" ]; do
     elif ! kill -0 "$guest" 2>/dev/null; then
         # It may have ended between the two questions.
         [ -e "$result" ] || code=125
+    elif [ ! -s "$log" ] && [ $((SECONDS - started)) -ge "$boot_seconds" ]; then
+        code=125
     elif [ $((SECONDS - started)) -ge "$timeout" ]; then
         code=124
     else
@@ -96,6 +102,11 @@ while [ -z "$code" ]; do
 done
 stop_guest
 wait "$tail" || true
+
+if [ "$code" = 125 ] && [ ! -s "$log" ] && [ -z "${DST_BOOTED_ONCE-}" ]; then
+    echo "boot.sh: the guest died before its script began ($out/console); one more try"
+    DST_BOOTED_ONCE=1 exec "$0" "${arguments[@]}"
+fi
 
 # What the kernel said matters even when the script is content: a hung task, a bug, an Oops.
 trouble=$(grep -aE 'BUG:|Oops|WARNING: CPU|Call Trace|blocked for more than|Kernel panic|Out of memory' "$out/console" | head -n 5 || true)
