@@ -54,6 +54,7 @@ bugs! {
     IgnoreHold "what waits is sent though the target is held"
     SendPastDeadline "a write that waits is sent although its request has failed"
     NoDeadline "a request waits for its server for ever"
+    ShutdownIsError "the answer of a server that is being stopped is taken for the result"
     SilenceIgnored "a connection on which nothing comes back is never given up"
     ConnectForever "a HELLO that is not answered is waited for, for ever"
     ReconnectGivesUp "a link is not tried again after a few failures"

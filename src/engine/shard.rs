@@ -287,7 +287,7 @@ impl Shard {
             (_, Err(Errno::EIO)) if planted(Bug::ReadErrorIsData) && part.op == Op::Read => Ok(()),
             (_, result) => result,
         };
-        if result == Err(Errno::ESHUTDOWN) {
+        if result == Err(Errno::ESHUTDOWN) && !planted(Bug::ShutdownIsError) {
             // The server is going away: the part stays unanswered, and is sent again when the server is back.
             self.close(target);
             return Ok(());

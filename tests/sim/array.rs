@@ -30,10 +30,15 @@ pub(crate) const ARRAY: Id = Id([0xaa; 16]);
 /// What a buffer holds before it is filled: nobody's data.
 const RUBBISH: u64 = u64::MAX;
 
+/// What is aborted has ended after this, ns.
+const STOP_TIME: u64 = 100 * MILLI;
+
 /// The daemon's process.
 pub(crate) struct Daemon {
     up: bool,
     life: u32,
+    /// It is being stopped and takes no more requests.
+    stopping: bool,
     /// Reasons why it stands still.
     pub(crate) paused: u32,
     /// What happens to it when it goes on.
@@ -80,7 +85,16 @@ struct Link {
 impl Daemon {
     pub(crate) fn off() -> Daemon {
         let script = VecDeque::new();
-        Daemon { up: false, life: 0, paused: 0, later: Vec::new(), hosts: Vec::new(), view: None, script }
+        Daemon {
+            up: false,
+            life: 0,
+            stopping: false,
+            paused: 0,
+            later: Vec::new(),
+            hosts: Vec::new(),
+            view: None,
+            script,
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -164,11 +178,43 @@ impl World {
             self.hang_up_client(conn, !power);
         }
         self.daemon.hosts.clear();
+        self.daemon.stopping = false;
         self.daemon.later.clear();
         self.daemon.life += 1;
         // Its requests wait for its return as they would for a device.
         (0..self.nodes.len()).for_each(|node| self.node_trouble(node, true));
         self.queue.push(self.now + lasts, Event::DaemonStart { life: self.daemon.life });
+    }
+
+    /// The daemon is asked to stop: first what is in flight may end by itself.
+    pub(crate) fn stop_daemon(&mut self, lasts: u64) {
+        if !self.daemon.up || std::mem::replace(&mut self.daemon.stopping, true) {
+            return;
+        }
+        let (life, soon) = (self.daemon.life, self.rng.below(50 * MILLI));
+        self.queue.push(self.now + soon, Event::DaemonAbort { life, lasts });
+    }
+
+    pub(crate) fn daemon_abort(&mut self, life: u32, lasts: u64) {
+        if life != self.daemon.life || !self.hears(Event::DaemonAbort { life, lasts }) {
+            return;
+        }
+        self.trace.say(self.now, || "!! the daemon ends what is in flight".to_owned());
+        self.judge.excuses.aborted(self.now);
+        self.queue.push(self.now + STOP_TIME, Event::DaemonEnd { life, lasts });
+        for shard in 0..self.daemon.hosts.len() {
+            self.daemon.hosts[shard].shard.abort(Errno::EIO);
+            self.turn(shard);
+        }
+    }
+
+    /// An orderly stop leaves nothing in flight.
+    pub(crate) fn daemon_end(&mut self, life: u32, lasts: u64) {
+        if life != self.daemon.life || !self.hears(Event::DaemonEnd { life, lasts }) {
+            return;
+        }
+        self.rule(self.judge.finish());
+        self.kill_daemon(lasts, false);
     }
 
     /// The client's end of a connection is no more; the server learns of it if `told`.
@@ -265,7 +311,7 @@ impl World {
     /// Hands the next request of the workload, or of the sweep, to a shard.
     fn ask(&mut self, shard: usize) -> bool {
         let host = &self.daemon.hosts[shard];
-        if host.idle == 0 || host.free.is_empty() {
+        if host.idle == 0 || host.free.is_empty() || self.daemon.stopping {
             return false;
         }
         let next = match self.phase {

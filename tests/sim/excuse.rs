@@ -61,11 +61,18 @@ struct Device {
 pub(crate) struct Excuses {
     devices: Vec<Device>,
     given: Vec<Given>,
+    /// When the daemon was last told to end everything, ns.
+    aborted: Option<u64>,
 }
 
 impl Excuses {
     pub(crate) fn new(devices: usize) -> Excuses {
-        Excuses { devices: vec![Device::default(); devices], given: Vec::new() }
+        Excuses { devices: vec![Device::default(); devices], given: Vec::new(), aborted: None }
+    }
+
+    /// The daemon was told to end everything with EIO.
+    pub(crate) fn aborted(&mut self, now: u64) {
+        self.aborted = Some(now);
     }
 
     /// From now on the device answers late or not at all, for one more reason.
@@ -128,6 +135,7 @@ impl Excuses {
             errno::ETIMEDOUT => return self.check_timeout(now, record, devices, io_timeout),
             errno::EINVAL => record.what != What::Flush && (record.sectors == 0 || last >= sectors as u64),
             errno::EBADE => devices.iter().map(touched).any(|device| since(device.fenced)),
+            errno::EIO if self.aborted.is_some_and(|aborted| aborted >= record.invoked_at) => true,
             errno::EIO if changes && devices.iter().map(touched).any(|device| since(device.flush_failed)) => true,
             _ => self.given.iter().any(|given| {
                 let overlaps = record.what == What::Flush || (given.hull.0 <= last && first <= given.hull.1);

@@ -34,6 +34,8 @@ impl World {
                 return;
             }
             Kind::KillServer => return self.kill_server(server, lasts, false),
+            Kind::StopServer => return self.stop_server(server, lasts),
+            Kind::StopDaemon => return self.stop_daemon(lasts),
             Kind::KillDaemon => return self.kill_daemon(lasts, false),
             Kind::PowerCut => return self.power_cut(server, lasts),
             Kind::PowerCutAll => return self.power_cut_all(lasts),

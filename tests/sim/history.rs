@@ -75,6 +75,7 @@ fn step(story: &mut Story, words: &[&str]) -> Option<Verdict> {
         "resumed" => judge.resumed(now),
         "trouble" => judge.excuses.trouble(now, device()?),
         "relief" => judge.excuses.relief(now, device()?),
+        "aborted" => judge.excuses.aborted(now),
         "fenced" => judge.excuses.fenced(now, device()?),
         "flush-failed" => judge.excuses.flush_failed(now, device()?),
         "gave" => {

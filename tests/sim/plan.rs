@@ -29,10 +29,14 @@ pub(crate) enum Kind {
     SlowLink,
     /// The server's process is killed; it comes back after the fault's time.
     KillServer,
+    /// The server is stopped in order: it says so to every request for a while, then its process ends.
+    StopServer,
     /// The server stands still.
     PauseServer,
     /// The array's daemon is killed.
     KillDaemon,
+    /// The array's daemon is stopped in order: it takes no more requests, ends those in flight, then its process ends.
+    StopDaemon,
     /// The array's daemon stands still.
     PauseDaemon,
     /// The server's machine and the array's lose power.
@@ -184,6 +188,8 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
         Kind::SlowDisk,
         Kind::StallDisk,
         Kind::KillServer,
+        Kind::StopServer,
+        Kind::StopDaemon,
     ];
     if plan.mortal {
         kinds.extend([Kind::PowerCut, Kind::PowerCutAll]);
@@ -198,7 +204,7 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
     };
     // A server that is started again knows nothing of a sync that failed before; nobody does until it is kept on the disk.
     if plan.rates.sync_eio > 0 {
-        kinds.retain(|kind| *kind != Kind::KillServer);
+        kinds.retain(|kind| !matches!(kind, Kind::KillServer | Kind::StopServer));
     }
     if kinds.is_empty() {
         return;

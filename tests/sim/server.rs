@@ -24,6 +24,8 @@ const SLOWEST: u64 = 1_000 * MILLI;
 pub(crate) struct Server {
     pub(crate) up: bool,
     pub(crate) life: u32,
+    /// It is being stopped.
+    stopping: bool,
     /// Reasons why nothing arrives at it, why nothing arrives from it, why its link is slow, why it stands still.
     pub(crate) deaf: u32,
     pub(crate) dumb: u32,
@@ -126,6 +128,7 @@ impl World {
             return;
         }
         self.servers[server].life += 1;
+        self.servers[server].stopping = false;
         let life = self.servers[server].life;
         self.trace.note(self.now, 121, server as u64);
         self.trace.say(self.now, || format!("!! server {server} dies{}", if power { ", power cut" } else { "" }));
@@ -149,6 +152,15 @@ impl World {
             }
         }
         self.queue.push(self.now + lasts, Event::ServerStart { server, life });
+    }
+
+    /// The server is asked to stop.
+    pub(crate) fn stop_server(&mut self, server: usize, lasts: u64) {
+        if !self.servers[server].up || std::mem::replace(&mut self.servers[server].stopping, true) {
+            return;
+        }
+        let (life, soon) = (self.servers[server].life, self.rng.below(20 * MILLI));
+        self.queue.push(self.now + soon, Event::ServerEnd { server, life, lasts });
     }
 
     fn is_open(&self, conn: usize) -> bool {
@@ -278,6 +290,9 @@ impl World {
                 header.body_bytes as usize == values.len() * 512 && net::crc(&values, header.lba) == header.body_crc;
             let old = std::mem::replace(accepted.slot(slot), values);
             self.recycle(old);
+        }
+        if self.servers[self.nodes[node].server].stopping && header.op.is_io() {
+            return self.reply(conn, slot, &header.reply(Err(Errno::ESHUTDOWN)));
         }
         if let Some(rules) = &mut self.nodes[node].rules {
             rules.handle(Told::Request { conn: ConnId(conn as u64), slot, header: &header, intact });

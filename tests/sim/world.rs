@@ -79,6 +79,20 @@ pub(crate) enum Event {
         io: usize,
         serial: u64,
     },
+    /// A server that is being stopped ends, a daemon aborts what is in flight, and ends.
+    ServerEnd {
+        server: usize,
+        life: u32,
+        lasts: u64,
+    },
+    DaemonAbort {
+        life: u32,
+        lasts: u64,
+    },
+    DaemonEnd {
+        life: u32,
+        lasts: u64,
+    },
     /// A server is started.
     ServerStart {
         server: usize,
@@ -253,6 +267,12 @@ impl World {
             Event::Gone { conn } => self.gone(conn),
             Event::DiskPart { node, io, serial, sectors } => self.disk_part(node, io, serial, sectors),
             Event::DiskEnd { node, io, serial } => self.disk_end(node, io, serial),
+            Event::ServerEnd { server, life, lasts } if life == self.servers[server].life => {
+                self.kill_server(server, lasts, false);
+            }
+            Event::ServerEnd { .. } => {}
+            Event::DaemonAbort { life, lasts } => self.daemon_abort(life, lasts),
+            Event::DaemonEnd { life, lasts } => self.daemon_end(life, lasts),
             Event::ServerStart { server, life } => self.server_start(server, life),
             Event::DaemonStart { life } => self.daemon_start(life),
             Event::Strike { fault } => self.strike(fault),
