@@ -1,29 +1,25 @@
-//! The array's daemon: what `roles/array` and `io/link` are in production, around the production shards.
+//! The array's daemon: what `roles/array` is in production, around the production shards, and the clients of its device.
 //!
-//! Contract: a link says `Down` only when nothing touches a buffer any more; it has at most one send on its way; the answer to
-//! a write whose send is not done waits for that. A read's buffer is full of rubbish until its data comes.
+//! Contract: a read's buffer is full of rubbish until its data comes; a tag is used again only when its request has ended.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dst::engine::link::{LinkCommand, LinkEvent, Terms};
+use dst::engine::link::LinkCommand;
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
-use dst::engine::shard::{Body as Received, Data, Shard};
+use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
 use dst::engine::view::{Target, View};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
-use dst::limits;
 use dst::units::{Epoch, Extent, Id, Time};
-use dst::wire::frame::{Header, Op, message_crc};
-use dst::wire::session::{HELLO_BYTES, Hello, Welcome, features};
 
 use crate::judge::{OpId, What};
-use crate::net::{self, Body, Frame, Pipe};
+use crate::links::{Link, State};
 use crate::plan::Layout;
-use crate::server::{Accepted, id_of, show};
-use crate::world::{Conn, Event, MICRO, MILLI, Phase, World};
+use crate::server::id_of;
+use crate::world::{Event, MILLI, Phase, World};
 
 /// The array.
 pub(crate) const ARRAY: Id = Id([0xaa; 16]);
@@ -36,24 +32,24 @@ const STOP_TIME: u64 = 100 * MILLI;
 /// The daemon's process.
 pub(crate) struct Daemon {
     up: bool,
-    life: u32,
+    pub(crate) life: u32,
     /// It is being stopped and takes no more requests.
     stopping: bool,
     /// Reasons why it stands still.
     pub(crate) paused: u32,
     /// What happens to it when it goes on.
     later: Vec<Event>,
-    hosts: Vec<Host>,
+    pub(crate) hosts: Vec<Host>,
     view: Option<Arc<View>>,
     /// What is asked in a sweep, in order.
     pub(crate) script: VecDeque<(What, u64, u64)>,
 }
 
 /// One I/O thread.
-struct Host {
-    shard: Shard,
-    links: Vec<Link>,
-    buffers: Vec<Vec<u64>>,
+pub(crate) struct Host {
+    pub(crate) shard: Shard,
+    pub(crate) links: Vec<Link>,
+    pub(crate) buffers: Vec<Vec<u64>>,
     /// The request of each tag.
     asked: Vec<Option<(OpId, What, u64)>>,
     free: Vec<u16>,
@@ -61,25 +57,6 @@ struct Host {
     idle: usize,
     /// When its timer goes off.
     timer: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Idle,
-    Connecting,
-    Greeting,
-    Streaming,
-    Closing,
-}
-
-/// A shard's link to one node.
-struct Link {
-    state: State,
-    conn: usize,
-    sending: bool,
-    /// Tags of the send on its way.
-    gather: Vec<u32>,
-    deferred: Vec<Header>,
 }
 
 impl Daemon {
@@ -148,10 +125,9 @@ impl World {
     fn host(&self, index: usize, view: &Arc<View>, shared: &Arc<Shared>) -> Host {
         let depth = self.plan.depth;
         let config = ShardConfig { index, depth, io_timeout: Duration::from_nanos(self.plan.io_timeout) };
-        let link = || Link { state: State::Idle, conn: 0, sending: false, gather: Vec::new(), deferred: Vec::new() };
         Host {
             shard: Shard::new(config, Arc::clone(view), Arc::clone(shared)),
-            links: (0..self.nodes.len()).map(|_| link()).collect(),
+            links: (0..self.nodes.len()).map(|_| Link::down()).collect(),
             buffers: vec![Vec::new(); depth],
             asked: vec![None; depth],
             free: (0..u16::try_from(depth).unwrap_or(0)).rev().collect(),
@@ -217,28 +193,8 @@ impl World {
         self.kill_daemon(lasts, false);
     }
 
-    /// The client's end of a connection is no more; the server learns of it if `told`.
-    fn hang_up_client(&mut self, conn: usize, told: bool) {
-        let node = self.conns[conn].node;
-        let speed = self.speed(node);
-        self.noticed(conn);
-        let (now, rng) = (self.now, &mut self.rng);
-        let end = &mut self.conns[conn];
-        end.down.drop_all();
-        if !end.up.cut {
-            if rng.percent(30) {
-                end.up.cut(rng);
-            }
-            end.up.cut = !told;
-            if told {
-                end.up.end(now, speed, rng, Errno::ECONNRESET);
-            }
-        }
-        self.schedule_up(conn);
-    }
-
     /// Whether the daemon hears of an event now; if it stands still, it will later.
-    fn hears(&mut self, event: Event) -> bool {
+    pub(crate) fn hears(&mut self, event: Event) -> bool {
         if self.daemon.up && self.daemon.paused > 0 {
             self.daemon.later.push(event);
         }
@@ -276,7 +232,7 @@ impl World {
     }
 
     /// Everything that a shard has to say, and what follows from it.
-    fn turn(&mut self, shard: usize) {
+    pub(crate) fn turn(&mut self, shard: usize) {
         loop {
             while let Some(command) = self.daemon.hosts[shard].shard.poll_link() {
                 match command {
@@ -441,272 +397,4 @@ impl World {
             self.turn(shard);
         }
     }
-
-    fn connect(&mut self, shard: usize, node: usize) {
-        let conn = self.conns.len();
-        let life = self.daemon.life;
-        let (up, down) = (Pipe::default(), Pipe::default());
-        self.conns.push(Conn { node, shard, life, up, down, accepted: None, silent: false });
-        let link = &mut self.daemon.hosts[shard].links[node];
-        (link.state, link.conn, link.sending) = (State::Connecting, conn, false);
-        let speed = self.speed(node);
-        let at = self.now + 2 * speed.latency + self.rng.below(speed.jitter + 1);
-        self.queue.push(at, Event::Connected { conn });
-    }
-
-    /// The link that a connection belongs to, if it still does.
-    fn link_of(&self, conn: usize) -> Option<&Link> {
-        let Conn { node, shard, life, .. } = self.conns[conn];
-        let link = self.daemon.hosts.get(shard)?.links.get(node)?;
-        (life == self.daemon.life && link.conn == conn && link.state != State::Idle).then_some(link)
-    }
-
-    fn link_mut(&mut self, conn: usize) -> &mut Link {
-        let Conn { node, shard, .. } = self.conns[conn];
-        &mut self.daemon.hosts[shard].links[node]
-    }
-
-    pub(crate) fn connected(&mut self, conn: usize) {
-        if self.link_of(conn).is_none_or(|link| link.state != State::Connecting)
-            || !self.hears(Event::Connected { conn })
-        {
-            return;
-        }
-        let Conn { node, shard, .. } = self.conns[conn];
-        let server = &self.servers[self.nodes[node].server];
-        if server.deaf > 0 || server.dumb > 0 {
-            self.queue.push(self.now + 20 * MILLI, Event::Connected { conn });
-            return;
-        }
-        if !server.up {
-            self.close(shard, node, Errno::ECONNREFUSED);
-            return;
-        }
-        self.conns[conn].accepted = Some(Accepted::new());
-        self.link_mut(conn).state = State::Greeting;
-        let hello = Hello {
-            versions: (1, 1),
-            features: features::OURS,
-            array: ARRAY,
-            session: session(self.daemon.life),
-            channel: u16::try_from(shard).unwrap_or(0),
-            volume: format!("v{node}"),
-        };
-        let body = hello.encode();
-        let epoch = Epoch(u64::from(self.daemon.life) + 1);
-        let header = Header::request(Op::Hello, 0, 0, epoch, Extent::default());
-        let header = header.with_body(u32::try_from(HELLO_BYTES).unwrap_or(0), message_crc(&body));
-        self.send_up(conn, &header, Body::Message(body.to_vec()));
-    }
-
-    fn send_up(&mut self, conn: usize, header: &Header, body: Body) {
-        let node = self.conns[conn].node;
-        let speed = self.speed(node);
-        self.trace.say(self.now, || format!("  array c{conn} -> v{node} {}", show(header)));
-        let is_io = matches!(body, Body::Data(_) | Body::None);
-        if let Some(at) = self.conns[conn].up.send(self.now, speed, &mut self.rng, (header, body)) {
-            self.queue.push(at, Event::Up { conn });
-            if is_io {
-                self.maybe_damage(conn, true);
-            }
-        }
-    }
-
-    /// Sends everything that a shard offers for one link, small frames first.
-    fn pump(&mut self, shard: usize, node: usize) {
-        let host = &mut self.daemon.hosts[shard];
-        let link = &mut host.links[node];
-        if link.state != State::Streaming || link.sending {
-            return;
-        }
-        let mut frames = Vec::new();
-        let mut bytes = 0;
-        while frames.len() < limits::GATHER_FRAMES_MAX && bytes < limits::GATHER_BYTES_MAX {
-            let Some(outgoing) = host.shard.poll_send(node) else { break };
-            bytes += outgoing.data.map_or(0, |data| data.bytes as u64);
-            frames.push(outgoing);
-        }
-        if frames.is_empty() {
-            return;
-        }
-        let conn = link.conn;
-        link.gather.clear();
-        link.gather.extend(frames.iter().map(|frame| frame.header.tag));
-        frames.sort_by_key(|frame| frame.data.is_some_and(|data| data.bytes > 32 << 10));
-        for outgoing in frames {
-            let Some(data) = outgoing.data else {
-                self.send_up(conn, &outgoing.header, Body::None);
-                continue;
-            };
-            let mut values = self.buffer();
-            let host = &mut self.daemon.hosts[shard];
-            values.extend_from_slice(part_of(&host.buffers[usize::from(data.tag.0)], data));
-            let crc = outgoing.crc.unwrap_or_else(|| net::crc(&values, outgoing.header.lba));
-            host.shard.keep_crc(&outgoing.header, crc);
-            let header = outgoing.header.with_body(u32::try_from(data.bytes).unwrap_or(0), crc);
-            self.send_up(conn, &header, Body::Data(values));
-        }
-        let sent_at = self.conns[conn].up.sent_at();
-        if sent_at > self.now {
-            self.link_mut(conn).sending = true;
-            self.queue.push(sent_at, Event::Sent { conn });
-        }
-    }
-
-    pub(crate) fn sent(&mut self, conn: usize) {
-        if self.link_of(conn).is_none() || !self.hears(Event::Sent { conn }) {
-            return;
-        }
-        let Conn { node, shard, .. } = self.conns[conn];
-        let link = self.link_mut(conn);
-        link.sending = false;
-        link.gather.clear();
-        if link.state == State::Streaming {
-            let deferred = std::mem::take(&mut link.deferred);
-            for reply in deferred {
-                if let Err(error) = self.tell(shard, node, &reply, Received::Good) {
-                    self.close(shard, node, error);
-                }
-            }
-        }
-        self.turn(shard);
-    }
-
-    /// Closes a link; `Down` follows when nothing of it is in flight.
-    fn close(&mut self, shard: usize, node: usize, error: Errno) {
-        let link = &mut self.daemon.hosts[shard].links[node];
-        if matches!(link.state, State::Idle | State::Closing) {
-            return;
-        }
-        link.state = State::Closing;
-        let conn = link.conn;
-        self.stats.losses += 1;
-        self.trace.say(self.now, || format!("  array closes c{conn}: {error:?}"));
-        self.hang_up_client(conn, true);
-        let reaped = self.now + self.rng.below(100 * MICRO);
-        self.queue.push(reaped, Event::Reaped { conn, error });
-    }
-
-    pub(crate) fn reaped(&mut self, conn: usize, error: Errno) {
-        if self.link_of(conn).is_none() || !self.hears(Event::Reaped { conn, error }) {
-            return;
-        }
-        let Conn { node, shard, .. } = self.conns[conn];
-        let link = self.link_mut(conn);
-        link.state = State::Idle;
-        link.sending = false;
-        link.deferred.clear();
-        link.gather.clear();
-        self.trace.note(self.now, 220, conn as u64);
-        self.daemon.hosts[shard].shard.handle_link(Time(self.now), node, LinkEvent::Down(error));
-        self.turn(shard);
-    }
-
-    /// The last frame of the way down will be noticed.
-    pub(crate) fn schedule_down(&mut self, conn: usize) {
-        if let Some(frame) = self.conns[conn].down.frames.back() {
-            self.queue.push(frame.at, Event::Down { conn });
-        }
-    }
-
-    /// The client reads what has arrived.
-    pub(crate) fn arrive_down(&mut self, conn: usize) {
-        let Conn { node, shard, .. } = self.conns[conn];
-        if self.link_of(conn).is_none() {
-            self.conns[conn].down.drop_all();
-            return;
-        }
-        if self.servers[self.nodes[node].server].dumb > 0 || !self.hears(Event::Down { conn }) {
-            return;
-        }
-        while let Some(state) = self.link_of(conn).map(|link| link.state) {
-            if !matches!(state, State::Greeting | State::Streaming) {
-                break;
-            }
-            let Some(frame) = self.conns[conn].down.take(self.now) else { break };
-            let step = if state == State::Greeting {
-                self.welcomed(shard, node, frame)
-            } else {
-                self.answered(shard, node, conn, frame)
-            };
-            if let Err(error) = step {
-                self.close(shard, node, error);
-            }
-        }
-        self.turn(shard);
-    }
-
-    fn welcomed(&mut self, shard: usize, node: usize, frame: Frame) -> Result<(), Errno> {
-        let body = match frame.body {
-            Body::Message(body) => body,
-            Body::End(error) => return Err(error),
-            _ => return Err(Errno::EPROTO),
-        };
-        let reply = Header::decode(&frame.header).map_err(|bad| bad.errno())?;
-        reply.result()?;
-        let welcome = Welcome::decode(&body).map_err(|_| Errno::EPROTO)?;
-        let terms = Terms {
-            sectors: welcome.sectors,
-            volume: welcome.volume,
-            requests_max: welcome.requests_max as usize,
-            bytes_max: u64::from(welcome.bytes_max),
-        };
-        let host = &mut self.daemon.hosts[shard];
-        host.links[node].state = State::Streaming;
-        self.trace.note(self.now, 221, (node as u64) << 8 ^ shard as u64);
-        host.shard.handle_link(Time(self.now), node, LinkEvent::Up(terms));
-        Ok(())
-    }
-
-    fn answered(&mut self, shard: usize, node: usize, conn: usize, frame: Frame) -> Result<(), Errno> {
-        if let Body::End(error) = frame.body {
-            return Err(error);
-        }
-        let reply = Header::decode(&frame.header).map_err(|bad| bad.errno())?;
-        self.trace.note(self.now, 230, conn as u64 ^ u64::from(reply.tag) << 20 ^ (reply.op as u64) << 40);
-        self.trace.say(self.now, || format!("  array c{conn} <- v{node} {}", show(&reply)));
-        let host = &mut self.daemon.hosts[shard];
-        host.shard.handle_progress(Time(self.now), node);
-        let expected = host.shard.expect(node, &reply).map_err(|_| Errno::EPROTO);
-        let Some(data) = expected? else {
-            return self.tell(shard, node, &reply, Received::Good);
-        };
-        let (values, whole) = match frame.body {
-            Body::Data(values) => (values, true),
-            Body::Partial(values) => (values, false),
-            _ => return Err(Errno::EPROTO),
-        };
-        let host = &mut self.daemon.hosts[shard];
-        let start = data.offset / 512;
-        let buffer = &mut host.buffers[usize::from(data.tag.0)];
-        let count = values.len().min(data.bytes / 512);
-        buffer[start..start + count].copy_from_slice(&values[..count]);
-        let intact = values.len() == data.bytes / 512 && net::crc(&values, reply.lba) == reply.body_crc;
-        self.recycle(values);
-        if !whole {
-            return Ok(());
-        }
-        self.tell(shard, node, &reply, if intact { Received::Good } else { Received::Damaged })
-    }
-
-    fn tell(&mut self, shard: usize, node: usize, reply: &Header, body: Received) -> Result<(), Errno> {
-        let host = &mut self.daemon.hosts[shard];
-        let link = &mut host.links[node];
-        if link.sending && reply.op == Op::Write && link.gather.contains(&reply.tag) {
-            link.deferred.push(*reply);
-            return Ok(());
-        }
-        host.shard.handle_reply(Time(self.now), node, reply, body).map_err(|_| Errno::EPROTO)
-    }
-}
-
-/// The id of a life of the daemon.
-fn session(life: u32) -> Id {
-    let mut id = [0x55; 16];
-    id[..4].copy_from_slice(&life.to_le_bytes());
-    Id(id)
-}
-
-fn part_of(buffer: &[u64], data: Data) -> &[u64] {
-    &buffer[data.offset / 512..(data.offset + data.bytes) / 512]
 }
