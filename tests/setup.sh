@@ -48,9 +48,16 @@ nbdcopy libnbd-bin
 nbd-client nbd-client
 '
 
+# The C library, under any of the names that bindgen looks for; libclang-cpp is another one.
 has_libclang() {
-    [ -n "${LIBCLANG_PATH:-}" ] || compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null \
-        || compgen -G '/usr/lib/x86_64-linux-gnu/libclang*.so*' >/dev/null
+    local folder name
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    for folder in '/usr/lib/llvm-*/lib' /usr/lib/x86_64-linux-gnu; do
+        for name in 'libclang.so*' 'libclang-[0-9]*.so*'; do
+            ! compgen -G "$folder/$name" >/dev/null || return 0
+        done
+    done
+    return 1
 }
 
 missing_packages() {
