@@ -25,6 +25,12 @@ pub const CHUNK_BYTES_DEFAULT: u64 = 64 << 10;
 pub const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 /// Largest range of one DISCARD or WRITE_ZEROES frame, bytes: the length field has 32 bits, and a server's disk answers in time.
 pub const ZERO_BYTES_MAX: u32 = 1 << 30;
+/// Largest range of one DIGEST, bytes: what a disk reads well within a request's time.
+pub const DIGEST_RANGE_BYTES_MAX: u32 = 16 << 20;
+/// Largest label of a volume, bytes: it must fit a message even when each of its characters is escaped.
+pub const LABEL_BYTES_MAX: usize = 16 << 10;
+/// Size of a region of the region log, bytes: what is copied again after a crash for one write.
+pub const REGION_BYTES: u64 = 1 << 20;
 /// Largest body of a management message or HELLO, bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 64 << 10;
 /// Data buffer of one tag in the ublk frontend, bytes.
@@ -170,6 +176,7 @@ pub const VOLUME_RECORD_BYTES_MAX: u64 = 64 << 10;
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = {
+    assert!(LABEL_BYTES_MAX * 2 + 4096 <= MESSAGE_BYTES_MAX as usize);
     assert!(NBD_OPTION_BYTES_MAX as usize * 2 <= NBD_STAGE_BYTES);
     assert!(CHUNK_BYTES_MAX <= PAYLOAD_BYTES_MAX as u64);
     assert!(PAYLOAD_BYTES_MAX as u64 <= LINK_BYTES_MAX);

@@ -3,6 +3,7 @@
 //! Contract: a request that does not fit is not refused but not read yet, so a peer that asks for too much waits in its own
 //! socket and a server's memory is bounded by its connections.
 
+use crate::limits;
 use crate::store::volume::{BYTES_MAX, REQUESTS_MAX, Slot};
 use crate::wire::frame::{Header, Op};
 
@@ -49,6 +50,8 @@ impl Budget {
 fn data_bytes(header: &Header) -> u32 {
     match header.op {
         Op::Read | Op::Write => header.length,
+        // It is read piece by piece.
+        Op::Digest => header.length.min(limits::PAYLOAD_BYTES_MAX),
         _ => 0,
     }
 }
@@ -56,7 +59,6 @@ fn data_bytes(header: &Header) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits;
     use crate::units::{Epoch, Extent};
 
     #[test]
@@ -73,6 +75,11 @@ mod tests {
         assert!(budget.take(&flush).is_some(), "a flush needs no bytes");
         budget.give(slots[0], &read);
         assert!(budget.take(&read).is_some());
+        let sectors = u64::from(limits::DIGEST_RANGE_BYTES_MAX) / 512;
+        let digest = Header::request(Op::Digest, 0, 0, Epoch(1), Extent::new(0, sectors));
+        assert!(budget.take(&digest).is_none());
+        budget.give(slots[1], &read);
+        assert!(budget.take(&digest).is_some(), "a digest needs what its largest piece needs");
         assert!(!budget.is_whole());
     }
 }

@@ -242,7 +242,7 @@ impl Volume {
                 }
             });
         };
-        let common = hello.features & features::OURS;
+        let common = hello.features & features::DATA_CRC;
         match self.sessions.attach(conn, claim, (hello.channel, version, common), oust) {
             Ok(()) => {
                 if held != self.sessions.claim() {
@@ -298,6 +298,7 @@ impl Volume {
                 sectors: self.sectors,
                 requests_max: REQUESTS_MAX,
                 bytes_max: BYTES_MAX,
+                losses: 0,
             };
             self.effects.push_back(Effect::Welcome { conn: attached.conn, welcome });
         }
@@ -318,6 +319,7 @@ impl Volume {
             Op::Discard if self.config.sparse => DiskOp::Punch,
             Op::Discard | Op::WriteZeroes => DiskOp::Zero,
             Op::Flush => return self.flush(conn, slot, header),
+            Op::Digest => return self.reply(conn, slot, header, Err(Errno::EOPNOTSUPP)),
             _ => return self.reply(conn, slot, header, Ok(())),
         };
         if let Some(result) = self.kept.find(attached.channel, header) {

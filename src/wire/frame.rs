@@ -12,6 +12,8 @@ use crate::units::{Epoch, Extent, Lba, SECTOR_BYTES};
 pub const HEADER_BYTES: usize = 64;
 /// The first four bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"dst\x01";
+/// Bytes of the answer to DIGEST: 32 of BLAKE3, then how many bytes of the range are allocated, 64 bits.
+pub const DIGEST_BYTES: u32 = 40;
 /// The version of the frame layout.
 pub const VERSION: u8 = 1;
 
@@ -47,11 +49,17 @@ pub enum Op {
     VolumeAssign = 21,
     /// Takes the name of the array out again; the data stays.
     VolumeFree = 22,
+    /// Stores a text with the volume, for whoever holds its claim.
+    LabelPut = 33,
+    /// Lists the regions in which replicas of the volume could differ.
+    Regions = 34,
+    /// Computes the digest of a range where the data is.
+    Digest = 36,
 }
 
 impl Op {
     /// Every op, for tables and tests.
-    pub const ALL: [Op; 14] = [
+    pub const ALL: [Op; 17] = [
         Op::Hello,
         Op::Keepalive,
         Op::Read,
@@ -66,6 +74,9 @@ impl Op {
         Op::VolumeRemove,
         Op::VolumeAssign,
         Op::VolumeFree,
+        Op::LabelPut,
+        Op::Regions,
+        Op::Digest,
     ];
 
     fn from_code(code: u8) -> Option<Op> {
@@ -74,15 +85,15 @@ impl Op {
 
     /// Whether the op works on a range of sectors.
     pub const fn has_range(self) -> bool {
-        matches!(self, Op::Read | Op::Write | Op::Discard | Op::WriteZeroes)
+        matches!(self, Op::Read | Op::Write | Op::Discard | Op::WriteZeroes | Op::Digest)
     }
 
-    /// Whether the op changes or flushes data: what a resend must not do twice blindly.
+    /// Whether the op works on data, in a session.
     pub const fn is_io(self) -> bool {
-        matches!(self, Op::Read | Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes)
+        self.has_range() || matches!(self, Op::Flush)
     }
 
-    /// Whether the body is a message (HELLO, volume ops) rather than data.
+    /// Whether the body is a message (HELLO, what is asked of a volume as a whole) rather than data.
     pub const fn has_message(self) -> bool {
         !self.is_io() && !matches!(self, Op::Keepalive)
     }
@@ -111,7 +122,7 @@ pub struct Header {
     pub tag: u32,
     /// Tells uses of the same tag apart; comes back in the answer.
     pub sequence: u32,
-    /// First sector of the range on the volume.
+    /// First sector of the range on the volume. FLUSH has a point there instead, see [`Header::point`].
     pub lba: Lba,
     /// Length of the range, bytes.
     pub length: u32,
@@ -180,7 +191,9 @@ impl Header {
 
     /// The answer to `self`, without body.
     pub fn reply(&self, result: Result<(), Errno>) -> Header {
-        Header { flags: flags::REPLY, body_bytes: 0, body_crc: 0, status: errno::to_wire(result), ..*self }
+        // What a flush asks is not what its answer says there.
+        let lba = if self.op == Op::Flush { Lba(0) } else { self.lba };
+        Header { flags: flags::REPLY, lba, body_bytes: 0, body_crc: 0, status: errno::to_wire(result), ..*self }
     }
 
     /// The same frame with a body of `bytes` bytes whose checksum is `crc`.
@@ -198,9 +211,24 @@ impl Header {
         self.flags & flags::FUA != 0
     }
 
-    /// The range on the volume.
+    /// The range on the volume; empty for ops without one.
     pub fn extent(&self) -> Extent {
+        if !self.op.has_range() {
+            return Extent::default();
+        }
         Extent { start: self.lba, sectors: u64::from(self.length) / SECTOR_BYTES }
+    }
+
+    /// What a FLUSH carries in the place of an address, 0 for nothing. In the request: everything that this server had flushed
+    /// up to this point of its own is flushed on every target. In the answer: the server's point of this flush.
+    pub fn point(&self) -> u64 {
+        if self.op == Op::Flush { self.lba.0 } else { 0 }
+    }
+
+    /// A FLUSH, or its answer, with this point.
+    pub fn with_point(self, point: u64) -> Header {
+        debug_assert!(self.op == Op::Flush);
+        Header { lba: Lba(point), ..self }
     }
 
     /// What an answer says.
@@ -270,12 +298,13 @@ impl Header {
             || (!self.is_reply() && self.status != 0)
             || (!crc && self.body_crc != 0)
             || (crc && self.body_bytes == 0)
-            || (!self.op.has_range() && (self.lba.0 != 0 || self.length != 0))
+            || (!self.op.has_range() && (self.length != 0 || (self.lba.0 != 0 && self.op != Op::Flush)))
         {
             return Err(BadFrame::Reserved);
         }
         let range_max = match self.op {
             Op::Read | Op::Write => limits::PAYLOAD_BYTES_MAX,
+            Op::Digest => limits::DIGEST_RANGE_BYTES_MAX,
             _ => limits::ZERO_BYTES_MAX,
         };
         if self.op.has_range() {
@@ -288,6 +317,7 @@ impl Header {
         let body_fits = match (self.op, self.is_reply()) {
             (Op::Write, false) => self.body_bytes == self.length,
             (Op::Read, true) if self.status == 0 => self.body_bytes == self.length,
+            (Op::Digest, true) if self.status == 0 => self.body_bytes == DIGEST_BYTES,
             (op, _) if op.has_message() => self.body_bytes <= limits::MESSAGE_BYTES_MAX,
             _ => self.body_bytes == 0,
         };
@@ -348,7 +378,7 @@ mod tests {
         assert_eq!(set(0, b"DST\x01"), Err(BadFrame::Magic));
         assert_eq!(set(4, &[0]), Err(BadFrame::Version(0)));
         assert_eq!(set(4, &[2]), Err(BadFrame::Version(2)));
-        for op in [0, 8, 15, 23, 255] {
+        for op in [0, 8, 15, 23, 32, 35, 37, 255] {
             assert_eq!(set(5, &[op]), Err(BadFrame::Op(op)));
         }
         assert_eq!(set(6, &0xffffu16.to_le_bytes()), Err(BadFrame::Reserved));
@@ -384,11 +414,30 @@ mod tests {
         assert!(range(Op::Discard, u64::from(limits::ZERO_BYTES_MAX) + 512).is_err());
         assert!(range(Op::Flush, 0).is_ok());
         assert!(range(Op::Flush, 512).is_err());
+        assert!(range(Op::Digest, u64::from(limits::DIGEST_RANGE_BYTES_MAX)).is_ok());
+        assert!(range(Op::Digest, u64::from(limits::DIGEST_RANGE_BYTES_MAX) + 512).is_err());
+        let digest = Header::request(Op::Digest, 0, 0, Epoch(0), Extent::new(0, 1)).reply(Ok(()));
+        for (bytes, fits) in [(0, false), (DIGEST_BYTES - 1, false), (DIGEST_BYTES, true), (DIGEST_BYTES + 1, false)] {
+            assert_eq!(Header::decode(&digest.with_body(bytes, 1).encode()).is_ok(), fits, "{bytes}");
+        }
         let hello = |bytes| {
             Header::decode(&Header::request(Op::Hello, 0, 0, Epoch(0), Extent::default()).with_body(bytes, 1).encode())
         };
         assert!(hello(limits::MESSAGE_BYTES_MAX).is_ok());
         assert!(hello(limits::MESSAGE_BYTES_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_flush_carries_points() {
+        let flush = Header::request(Op::Flush, 7, 9, Epoch(3), Extent::default()).with_point(u64::MAX);
+        assert_eq!(Header::decode(&flush.encode()), Ok(flush));
+        assert_eq!((flush.point(), flush.extent()), (u64::MAX, Extent::default()));
+        let reply = flush.reply(Ok(()));
+        assert_eq!(reply.point(), 0, "what was asked is not an answer");
+        assert_eq!(Header::decode(&reply.with_point(5).encode()).unwrap().point(), 5);
+        assert_eq!(write().point(), 0);
+        let strange = Header { lba: Lba(1), ..Header::request(Op::Keepalive, 0, 0, Epoch(0), Extent::default()) };
+        assert_eq!(Header::decode(&strange.encode()), Err(BadFrame::Reserved));
     }
 
     #[test]
@@ -405,7 +454,7 @@ mod tests {
             if valid {
                 all[0..4].copy_from_slice(&MAGIC);
                 all[4] = VERSION;
-                all[5] = op % 24;
+                all[5] = op % 40;
                 all[48..60].fill(0);
                 all = sealed(all);
             }
@@ -416,7 +465,7 @@ mod tests {
         }
 
         #[test]
-        fn requests_round_trip(op in 0usize..14, tag: u32, sequence: u32, epoch: u64, lba in 0u64..1 << 50, sectors in 1u64..2048, status in 0usize..17) {
+        fn requests_round_trip(op in 0usize..17, tag: u32, sequence: u32, epoch: u64, lba in 0u64..1 << 50, sectors in 1u64..2048, status in 0usize..17) {
             let op = Op::ALL[op];
             let extent = if op.has_range() { Extent::new(lba, sectors) } else { Extent::default() };
             let mut header = Header::request(op, tag, sequence, Epoch(epoch), extent);

@@ -19,8 +19,10 @@ pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=1;
 pub mod features {
     /// Data carries CRC32C in both directions.
     pub const DATA_CRC: u64 = 1 << 0;
-    /// Everything this program can.
-    pub const OURS: u64 = DATA_CRC;
+    /// The server keeps a log of the regions that are written, see `docs/PROTOCOL.md`. Asked for where a node has several targets.
+    pub const REGION_LOG: u64 = 1 << 1;
+    /// Everything this program knows.
+    pub const OURS: u64 = DATA_CRC | REGION_LOG;
 }
 
 /// Opens or re-opens a channel.
@@ -32,8 +34,10 @@ pub struct Hello {
     pub features: u64,
     /// The array that attaches.
     pub array: Id,
-    /// This life of this array's daemon.
+    /// This life of this array's daemon, the owner of its claim.
     pub session: Id,
+    /// The machine of the daemon: the random id of its state directory.
+    pub host: Id,
     /// Which channel of the session this connection is.
     pub channel: u16,
     /// The volume to attach.
@@ -57,6 +61,8 @@ pub struct Welcome {
     pub requests_max: u32,
     /// Most bytes (data sent and answers expected) that may be outstanding on this channel.
     pub bytes_max: u32,
+    /// How often writes that had been acknowledged may have been lost with the machine's memory, in all the volume's life.
+    pub losses: u64,
 }
 
 /// Why a body is not what its op says.
@@ -99,7 +105,7 @@ impl Hello {
         bytes[8..16].copy_from_slice(&self.features.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.array.0);
         bytes[32..48].copy_from_slice(&self.session.0);
-        // 48..64: the owner of the claim, reserved.
+        bytes[48..64].copy_from_slice(&self.host.0);
         let name = self.volume.as_bytes();
         let length = name.len().min(limits::NAME_BYTES_MAX);
         bytes[64..64 + length].copy_from_slice(&name[..length]);
@@ -116,7 +122,7 @@ impl Hello {
         let volume = std::str::from_utf8(&name[..length]).map_err(|_| BadMessage("the volume's name is not text"))?;
         check_name(volume).map_err(|_| BadMessage("the volume's name is not a valid one"))?;
         let zero = |range: std::ops::Range<usize>| bytes[range].iter().all(|byte| *byte == 0);
-        if !zero(6..8) || !zero(48..64) || !zero(64 + length..HELLO_BYTES) {
+        if !zero(6..8) || !zero(64 + length..HELLO_BYTES) {
             return Err(BadMessage("a reserved field of the HELLO is not zero"));
         }
         let hello = Hello {
@@ -125,10 +131,12 @@ impl Hello {
             features: u64_at(bytes, 8),
             array: id_at(bytes, 16),
             session: id_at(bytes, 32),
+            host: id_at(bytes, 48),
             volume: volume.to_owned(),
         };
-        if hello.array.is_nil() || hello.session.is_nil() || hello.versions.0 > hello.versions.1 {
-            return Err(BadMessage("the HELLO names no array, no session or no version"));
+        let nameless = [hello.array, hello.session, hello.host].into_iter().any(Id::is_nil);
+        if nameless || hello.versions.0 > hello.versions.1 {
+            return Err(BadMessage("the HELLO names no array, no session, no host or no version"));
         }
         if usize::from(hello.channel) >= limits::SHARDS_MAX {
             return Err(BadMessage("the HELLO's channel number is too large"));
@@ -154,6 +162,7 @@ impl Welcome {
         bytes[48..56].copy_from_slice(&self.sectors.to_le_bytes());
         bytes[56..60].copy_from_slice(&self.requests_max.to_le_bytes());
         bytes[60..64].copy_from_slice(&self.bytes_max.to_le_bytes());
+        bytes[64..72].copy_from_slice(&self.losses.to_le_bytes());
         bytes
     }
 
@@ -170,6 +179,7 @@ impl Welcome {
             sectors: u64_at(bytes, 48),
             requests_max: u32_at(bytes, 56),
             bytes_max: u32_at(bytes, 60),
+            losses: u64_at(bytes, 64),
         };
         if !VERSIONS.contains(&welcome.version) {
             return Err(BadMessage("the server chose a version that was not offered"));
@@ -198,6 +208,7 @@ mod tests {
             features: features::OURS,
             array: Id([1; 16]),
             session: Id([2; 16]),
+            host: Id([5; 16]),
             channel: 3,
             volume: "x".repeat(limits::NAME_BYTES_MAX),
         }
@@ -214,6 +225,7 @@ mod tests {
             sectors: 1 << 40,
             requests_max: 9,
             bytes_max: 1 << 20,
+            losses: 1 << 33,
         };
         assert_eq!(Welcome::decode(&welcome.encode()), Ok(welcome));
     }
@@ -236,7 +248,7 @@ mod tests {
         bad(&|bytes| bytes[6] = 1);
         bad(&|bytes| bytes[16..32].fill(0));
         bad(&|bytes| bytes[32..48].fill(0));
-        bad(&|bytes| bytes[48] = 1);
+        bad(&|bytes| bytes[48..64].fill(0));
         bad(&|bytes| bytes[64] = b'/');
         bad(&|bytes| bytes[66] = 0);
         bad(&|bytes| bytes[255] = 1);

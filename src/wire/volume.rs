@@ -30,9 +30,26 @@ pub struct Volume {
     pub array: Option<Member>,
     /// Connections attached to it now.
     pub connections: u32,
+    /// Who holds it; nobody until an array has attached it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    /// What its array has stored with it. VOLUME_STAT alone tells it: a page of VOLUME_LIST has no room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// Why it is not served; then only the name is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Who holds a volume: the latest claim that a HELLO of its array made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The number of the claim; a greater one takes the volume.
+    pub epoch: Epoch,
+    /// The life of the daemon that made it: the session of its HELLO.
+    pub owner: Id,
+    /// That daemon's machine.
+    pub host: Id,
 }
 
 /// Which array a volume belongs to.
@@ -107,6 +124,48 @@ pub struct Page {
     pub volumes: Vec<Volume>,
     /// Whether there are more after the last of these.
     pub more: bool,
+}
+
+/// Body of LABEL_PUT; the answer is the [`Volume`]. Refused with EBADE unless the sender holds the present claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelPut {
+    /// Name of the volume.
+    pub name: String,
+    /// The array it belongs to.
+    pub array: Id,
+    /// The epoch of the sender's claim.
+    pub epoch: Epoch,
+    /// The owner of the sender's claim.
+    pub owner: Id,
+    /// At most `limits::LABEL_BYTES_MAX` bytes of text, without control characters but line feeds; replaces the former one.
+    pub label: String,
+}
+
+/// Body of REGIONS; the answer is a [`RegionPage`]. Refused with EBADE unless the sender holds the present claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regions {
+    /// Name of the volume.
+    pub name: String,
+    /// The array it belongs to.
+    pub array: Id,
+    /// The epoch of the sender's claim.
+    pub epoch: Epoch,
+    /// The owner of the sender's claim.
+    pub owner: Id,
+    /// Only regions after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+}
+
+/// Part of the marked regions of a volume, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionPage {
+    /// Runs of marked regions: the first region's number, and how many.
+    pub marked: Vec<(u64, u64)>,
+    /// Whether there are more after the last of these.
+    pub more: bool,
+    /// Size of a region, bytes; the volume's last one may be shorter.
+    pub region_bytes: u64,
 }
 
 /// Body of an answer that refuses.

@@ -30,7 +30,9 @@ pub fn frame(bytes: &[u8]) {
         assert!(header.body_bytes <= limits::PAYLOAD_BYTES_MAX);
         assert!(header.extent().within(limits::ARRAY_SECTORS_MAX));
         let reply = header.reply(Ok(()));
-        assert!(header.op == Op::Read || header.is_reply() || Header::decode(&reply.encode()).is_ok());
+        assert!(
+            matches!(header.op, Op::Read | Op::Digest) || header.is_reply() || Header::decode(&reply.encode()).is_ok()
+        );
     }
 }
 
@@ -64,6 +66,9 @@ pub fn volume(bytes: &[u8]) {
     let _ = volume::decode_message::<volume::Named>(&header, bytes);
     let _ = volume::decode_message::<volume::Resize>(&header, bytes);
     let _ = volume::decode_message::<volume::Assign>(&header, bytes);
+    let _ = volume::decode_message::<volume::LabelPut>(&header, bytes);
+    let _ = volume::decode_message::<volume::Regions>(&header, bytes);
+    let _ = volume::decode_message::<volume::RegionPage>(&header, bytes);
     let _ = volume::decode_message::<volume::List>(&header, bytes);
     let _ = volume::decode_message::<volume::Explained>(&header, bytes);
     if let Ok(page) = volume::decode_message::<volume::Page>(&header, bytes)

@@ -86,6 +86,7 @@ impl World {
             features: if how & 2 == 0 { features::OURS } else { 0 },
             array,
             session: Id([1 + (how >> 2) % 2; 16]),
+            host: Id([7; 16]),
             channel: u16::from(which % 4),
             volume: "v".to_owned(),
         };

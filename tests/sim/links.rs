@@ -106,9 +106,10 @@ impl World {
         self.link_mut(conn).state = State::Greeting;
         let hello = Hello {
             versions: (1, 1),
-            features: features::OURS,
+            features: features::DATA_CRC,
             array: ARRAY,
             session: session(self.daemon.life),
+            host: Id([0x77; 16]),
             channel: u16::try_from(shard).unwrap_or(0),
             volume: format!("v{node}"),
         };

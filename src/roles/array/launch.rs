@@ -94,6 +94,8 @@ fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
         name: spec.name.clone(),
         array: spec.id,
         session: random_id()?,
+        // Nobody compares it yet, so each start may have its own.
+        host: random_id()?,
         epoch: spec.epoch,
         geometry,
         nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,

@@ -54,6 +54,8 @@ pub struct PathConfig {
     pub array: Id,
     /// A fresh random id.
     pub session: Id,
+    /// The id of this machine's state directory.
+    pub host: Id,
     /// The epoch, durable before this.
     pub epoch: Epoch,
     /// The layout.
@@ -128,9 +130,10 @@ fn connections(config: &PathConfig, index: usize, shard: &Shard, files: &[Option
 fn hello(config: &PathConfig, channel: u16, volume: &str) -> Hello {
     Hello {
         versions: (*VERSIONS.start(), *VERSIONS.end()),
-        features: features::OURS,
+        features: features::DATA_CRC,
         array: config.array,
         session: config.session,
+        host: config.host,
         channel,
         volume: volume.to_owned(),
     }

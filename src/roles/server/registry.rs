@@ -162,6 +162,8 @@ impl Registry {
             allocated: self.pool.allocated(&entry.name),
             array: record.array,
             connections: entry.connections(),
+            claim: None,
+            label: None,
             problem: None,
         }
     }

@@ -22,7 +22,7 @@ fn volume(sparse: bool) -> Volume {
 
 fn hello(session: u8, channel: u16) -> Hello {
     let (session, volume) = (Id([session; 16]), "v".to_owned());
-    Hello { versions: (1, 1), features: features::OURS, array: ARRAY, session, channel, volume }
+    Hello { versions: (1, 1), features: features::OURS, array: ARRAY, session, host: Id([3; 16]), channel, volume }
 }
 
 fn effects(volume: &mut Volume) -> Vec<Effect> {

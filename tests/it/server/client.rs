@@ -101,6 +101,7 @@ pub(crate) fn hello(volume: &str, (session, _, channel): Who) -> Hello {
         features: features::OURS,
         array: array().id,
         session: Id([session; 16]),
+        host: Id([0xb; 16]),
         channel,
         volume: volume.to_owned(),
     }
@@ -197,8 +198,8 @@ impl Client {
         let (reply, body) = self.receive();
         assert!(reply.is_reply());
         assert_eq!(
-            (reply.op, reply.tag, reply.sequence, reply.lba, reply.length),
-            (asked.op, asked.tag, asked.sequence, asked.lba, asked.length)
+            (reply.op, reply.tag, reply.sequence, reply.extent()),
+            (asked.op, asked.tag, asked.sequence, asked.extent())
         );
         if !body.is_empty() {
             assert_eq!(reply.body_crc, data_crc(&body, reply.lba));
