@@ -59,6 +59,7 @@ pub mod control {
     pub mod command;
     pub mod label;
     pub mod record;
+    pub mod replica;
     pub mod spec;
     pub mod status;
     pub mod target;

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Most nodes of one array: an index fits 16 bits and a view stays small.
 pub const NODES_MAX: usize = 1024;
+/// Most replicas of one node: three can outvote one that lies, more only cost.
+pub const REPLICAS_MAX: usize = 3;
+/// Earlier generations that a node's generation names: a replica that was away for longer has to be added anew.
+pub const ANCESTORS_MAX: usize = 64;
 /// Most I/O threads (queues) of one array: every flush reads a counter of each.
 pub const SHARDS_MAX: usize = 16;
 /// Most requests in flight in one shard (ublk allows 4096; memory is `depth` buffers per queue).
@@ -96,8 +100,8 @@ pub const PATH_BYTES_MAX: usize = 4095 - ".dst".len();
 /// Longest path of the control socket, bytes: `sun_path` without the final zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Largest record of an array, bytes: `NODES_MAX` nodes with the longest paths.
-pub const RECORD_BYTES_MAX: u64 = 8 << 20;
+/// Largest record of an array, bytes: `NODES_MAX` nodes of `REPLICAS_MAX` replicas with the longest paths.
+pub const RECORD_BYTES_MAX: u64 = 24 << 20;
 /// Largest body of a request on the control socket, bytes: `NODES_MAX` targets with long names.
 pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
 /// Largest head of a request on the control socket, bytes (hyper wants at least 8 KiB).

@@ -42,7 +42,8 @@ pub(crate) enum Verb {
     /// Makes an array out of volumes, files or block devices
     #[command(after_help = "Examples:\n  \
         dst create storage --alg striped --chunk 64K kano/data0 via/data0 tor/data0\n  \
-        dst create big --alg linear kano:20070/a /dev/sdb\n\n\
+        dst create big --alg linear kano:20070/a /dev/sdb\n  \
+        dst create safe --alg striped --replicas 2 kano/a,via/a tor/a,kano/b\n\n\
         What the targets hold is neither read nor erased.")]
     Create(CreateArguments),
     /// Makes an array usable and prints its device
@@ -76,6 +77,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Shows and changes the copies of a node's data
+    #[command(subcommand)]
+    Replica(ReplicaVerb),
     /// Lists arrays
     List,
     /// Shows arrays, their nodes and what they have done
@@ -153,6 +157,17 @@ pub(crate) enum VolumeVerb {
     },
 }
 
+/// What is to be done with replicas.
+#[derive(Subcommand)]
+pub(crate) enum ReplicaVerb {
+    /// Lists the replicas of an array, node by node
+    List {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+    },
+}
+
 /// A volume on a server.
 #[derive(Clone, Debug)]
 pub(crate) struct VolumeTarget {
@@ -175,6 +190,9 @@ pub(crate) struct CreateArguments {
     /// Logical block in bytes: 512 or 4096
     #[arg(long, value_name = "BYTES", default_value_t = 512)]
     pub(crate) block: u32,
+    /// Copies of each node's data, 1 to 3; the targets of a node are joined by commas
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) replicas: usize,
     /// HOST:PORT/VOLUME (port 20070 if left out), or the absolute path of a file or block device; in order
     #[arg(value_name = "TARGET", required = true)]
     pub(crate) targets: Vec<String>,
@@ -235,6 +253,8 @@ mod tests {
             "dst volume free /dev/sdb --force",
             "dst create a --alg striped --chunk 64K --block 4096 h:1/v /dev/sdb",
             "dst start a --frontend nbd:127.0.0.1:10809 --queues 2 --depth 64 --io-timeout 5s",
+            "dst create a --alg linear --replicas 2 h:1/v,i:1/v /dev/sdb,h:1/w",
+            "dst replica list a",
             "dst stop a --force",
             "dst remove a --force --json",
             "dst list --socket /x.sock",

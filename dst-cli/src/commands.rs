@@ -14,7 +14,7 @@ use dst::wire::frame::Op;
 use dst::wire::volume;
 use dst::wire::volume::{List, Named, Page, Resize, Volume};
 
-use crate::args::{Arguments, CreateArguments, StartArguments, Verb, VolumeTarget, VolumeVerb};
+use crate::args::{Arguments, CreateArguments, ReplicaVerb, StartArguments, Verb, VolumeTarget, VolumeVerb};
 use crate::client::{Daemon, ask_server};
 use crate::render;
 
@@ -36,10 +36,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
         Verb::Remove { array, force } => {
             let query = if force { "?force=true" } else { "" };
             let removed: Removed = daemon.ask("DELETE", &format!("/v1/arrays/{array}{query}"), &())?;
-            for warning in &removed.warnings {
-                eprintln!("dst: {warning}");
-            }
+            warn(&removed.warnings);
             render::one(&removed, json, |removed| format!("removed {}", removed.name))
+        }
+        Verb::Replica(ReplicaVerb::List { array }) => {
+            let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{array}"), &())?;
+            render::one(&array.nodes, json, |_| render::replicas(&array))
         }
         Verb::List => {
             let arrays: Arrays = daemon.ask("GET", "/v1/arrays", &())?;
@@ -49,10 +51,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
     }
 }
 
+/// What was done and may be regretted.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("dst: {warning}");
+    }
+}
+
 fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(), String> {
-    let CreateArguments { array: name, alg, chunk, block, targets } = typed;
+    let CreateArguments { array: name, alg, chunk, block, replicas, targets } = typed;
     // A path is the daemon's to open, and its folder is another one.
-    let made: ArrayStatus = daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, targets })?;
+    let made: ArrayStatus = daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, replicas, targets })?;
+    warn(&made.warnings);
     render::one(&made, json, render::created)
 }
 

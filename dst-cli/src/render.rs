@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-use dst::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, State};
+use dst::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
 use dst::units::{format_duration, format_size};
 use dst::wire::volume::Volume;
@@ -78,9 +78,11 @@ pub(crate) fn created(array: &ArrayStatus) -> String {
 }
 
 fn nodes(array: &ArrayStatus) -> String {
+    let most = array.nodes.iter().map(|node| node.replicas.len()).max().unwrap_or(0);
+    let copies = if most > 1 { format!(" of up to {most} replicas") } else { String::new() };
     match array.nodes.len() {
-        1 => "1 node".to_owned(),
-        count => format!("{count} nodes"),
+        1 => format!("1 node{copies}"),
+        count => format!("{count} nodes{copies}"),
     }
 }
 
@@ -162,42 +164,74 @@ fn array(array: &ArrayStatus) -> String {
 
 fn node_table(array: &ArrayStatus) -> String {
     let live = array.counters.is_some();
+    let copies = array.nodes.iter().any(|node| node.replicas.len() > 1);
     let mut rows = vec![cells(["  NODE", "SIZE", "TARGET", "STATE"])];
+    if copies {
+        rows[0].push("DATA".to_owned());
+    }
     if live {
         rows[0].extend(cells(["IN-FLIGHT", "READS", "READ", "WRITES", "WRITTEN", "ERRORS"]));
     }
+    let mut errors = String::new();
     for node in &array.nodes {
-        let mut row = vec![format!("  {}", node.name), format_size(node.size), node.target.to_string(), link(node)];
-        if live {
-            let counters = &node.counters;
-            row.extend([
-                counters.in_flight.to_string(),
-                counters.reads.to_string(),
-                format_size(counters.read_bytes),
-                counters.writes.to_string(),
-                format_size(counters.written_bytes),
-                counters.errors.to_string(),
-            ]);
+        for (at, replica) in node.replicas.iter().enumerate() {
+            let (name, size) = if at == 0 { (node.name.as_str(), format_size(node.size)) } else { ("", String::new()) };
+            let mut row = vec![format!("  {name}"), size, replica.target.to_string(), link(replica)];
+            if copies {
+                row.push(data(node, replica));
+            }
+            if live {
+                let counters = &replica.counters;
+                row.extend([
+                    counters.in_flight.to_string(),
+                    counters.reads.to_string(),
+                    format_size(counters.read_bytes),
+                    counters.writes.to_string(),
+                    format_size(counters.written_bytes),
+                    counters.errors.to_string(),
+                ]);
+            }
+            rows.push(row);
+            if let Some(error) = replica.last_error.as_deref().filter(|_| replica.link != LinkState::Connected) {
+                let which = if node.replicas.len() > 1 { format!(" ({})", replica.target) } else { String::new() };
+                let _ = writeln!(errors, "  {}{which}: {error}", node.name);
+            }
         }
-        rows.push(row);
     }
-    let mut text = columns(&rows);
-    for node in &array.nodes {
-        if let Some(error) = node.last_error.as_deref().filter(|_| node.state != LinkState::Connected) {
-            let _ = writeln!(text, "  {}: {error}", node.name);
-        }
-    }
-    text
+    columns(&rows) + &errors
 }
 
-fn link(node: &NodeStatus) -> String {
-    match node.state {
+fn link(replica: &ReplicaStatus) -> String {
+    match replica.link {
         LinkState::Reconnecting => {
-            let down = format_duration(Duration::from_secs(node.down_seconds));
-            format!("reconnecting (try {}, for {down})", node.tries)
+            let down = format_duration(Duration::from_secs(replica.down_seconds));
+            format!("reconnecting (try {}, for {down})", replica.tries)
         }
-        state => state.word().to_owned(),
+        link => link.word().to_owned(),
     }
+}
+
+/// How far a replica can be trusted.
+fn data(node: &NodeStatus, replica: &ReplicaStatus) -> String {
+    match (replica.state, replica.synced) {
+        (Trust::InSync, _) => "in sync".to_owned(),
+        (Trust::Stale, _) => "stale".to_owned(),
+        (Trust::Syncing, synced) => {
+            format!("syncing, {} of {}", format_size(synced.unwrap_or(0)), format_size(node.size))
+        }
+    }
+}
+
+/// The table of `replica list`.
+pub(crate) fn replicas(array: &ArrayStatus) -> String {
+    let mut rows = vec![cells(["NODE", "K", "TARGET", "DATA", "STATE"])];
+    for node in &array.nodes {
+        for (at, replica) in node.replicas.iter().enumerate() {
+            let target = replica.target.to_string();
+            rows.push(cells([&node.name, &at.to_string(), &target, &data(node, replica), &link(replica)]));
+        }
+    }
+    columns(&rows)
 }
 
 fn work(counters: &Counters) -> String {
@@ -256,12 +290,17 @@ mod tests {
             "counters": {"in_flight": 1, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1,
                 "errors": 0},
             "nodes": [
-                {"name": "n-0", "start": 0, "size": 1610612736, "target": "kano:20070/a", "state": "connected", "counters":
-                {"in_flight": 0, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1,
-                "errors": 0}},
-                {"name": "n-128", "start": 128, "size": 1610612736, "target": "via:20070/a", "state": "reconnecting", "tries": 7, "down_seconds": 12,
-                "last_error": "connection refused", "counters": {"in_flight": 1, "reads": 0, "read_bytes": 0,
-                "writes": 0, "written_bytes": 0, "flushes": 0, "errors": 0}}
+                {"name": "n-0", "start": 0, "size": 1610612736, "state": "connected", "replicas": [
+                    {"target": "kano:20070/a", "state": "in_sync", "link": "connected", "counters": {"in_flight": 0, "reads": 2,
+                    "read_bytes": 8192, "writes": 3, "written_bytes": 1048576, "flushes": 1, "errors": 0}}
+                ], "counters": {"in_flight": 0, "reads": 2, "read_bytes": 8192, "writes": 3, "written_bytes": 1048576,
+                "flushes": 1, "errors": 0}},
+                {"name": "n-128", "start": 128, "size": 1610612736, "state": "reconnecting", "replicas": [
+                    {"target": "via:20070/a", "state": "in_sync", "link": "reconnecting", "tries": 7, "down_seconds": 12,
+                    "last_error": "connection refused", "counters": {"in_flight": 1, "reads": 0, "read_bytes": 0,
+                    "writes": 0, "written_bytes": 0, "flushes": 0, "errors": 0}}
+                ], "counters": {"in_flight": 1, "reads": 0, "read_bytes": 0, "writes": 0, "written_bytes": 0, "flushes": 0,
+                "errors": 0}}
             ]
         }"#;
         serde_json::from_str(json).unwrap()
@@ -280,6 +319,27 @@ storage: started as /dev/ublkb0
   n-128: connection refused
 ";
         assert_eq!(status(&[example()]), expected);
+        let mut copies = example();
+        let stale = ReplicaStatus { state: Trust::Stale, ..copies.nodes[1].replicas[0].clone() };
+        let filling =
+            ReplicaStatus { state: Trust::Syncing, synced: Some(1 << 29), ..copies.nodes[0].replicas[0].clone() };
+        copies.nodes[0].replicas.extend([stale, filling]);
+        let expected = "\
+NODE   K  TARGET        DATA                   STATE
+n-0    0  kano:20070/a  in sync                connected
+n-0    1  via:20070/a   stale                  reconnecting (try 7, for 12s)
+n-0    2  kano:20070/a  syncing, 512M of 1.5G  connected
+n-128  0  via:20070/a   in sync                reconnecting (try 7, for 12s)
+";
+        assert_eq!(replicas(&copies), expected);
+        let text = status(&[copies]);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        assert_eq!(lines[1], "3G, striped 64K, 2 nodes of up to 3 replicas, block 512, epoch 4");
+        assert!(
+            lines[6].starts_with("via:20070/a   reconnecting (try 7, for 12s)  stale                  1"),
+            "{text}"
+        );
+        assert_eq!(lines[9], "n-0 (via:20070/a): connection refused");
         let again: ArrayStatus = serde_json::from_str(&serde_json::to_string(&example()).unwrap()).unwrap();
         assert_eq!(again, example());
     }

@@ -26,8 +26,16 @@ pub struct Create {
     /// Logical block, bytes: 512 or 4096.
     #[serde(default = "block_default")]
     pub block: u32,
-    /// Where its nodes live, in order: `HOST:PORT/VOLUME` or an absolute path.
+    /// Copies of each node's data.
+    #[serde(default = "replicas_default")]
+    pub replicas: usize,
+    /// Where its nodes live, in order: `HOST:PORT/VOLUME` or an absolute path; with several replicas joined by commas.
     pub targets: Vec<String>,
+}
+
+/// Replicas of a node unless said otherwise.
+pub const fn replicas_default() -> usize {
+    1
 }
 
 /// Logical block of an array unless said otherwise, bytes.
@@ -232,7 +240,7 @@ mod tests {
         assert_eq!(get("/v1/arrays/a"), Ok(Ask::Get("a".to_owned())));
         let create = br#"{"name":"a","alg":"linear","targets":["h/v"]}"#;
         let Ok(Ask::Do(Command::Create(create))) = route("POST", "/v1/arrays", "", create) else { panic!() };
-        assert_eq!((create.block, create.chunk), (512, None));
+        assert_eq!((create.block, create.chunk, create.replicas), (512, None, 1));
         assert_eq!(
             route("POST", "/v1/arrays/a/start", "", b""),
             Ok(Ask::Do(Command::Start { name: "a".to_owned(), run: RunOptions::default() }))

@@ -51,6 +51,14 @@ pub fn encode<T: Serialize>(kind: &str, version: u32, value: &T) -> Result<Vec<u
     Ok(bytes)
 }
 
+/// The version that a record says it has, and nothing more of it.
+pub fn version(kind: &str, bytes: &[u8]) -> Option<u32> {
+    let line = bytes.split(|byte| *byte == b'\n').next()?;
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    let ours = words.next() == Some("dst") && words.next() == Some(kind);
+    words.next().filter(|_| ours)?.parse().ok()
+}
+
 /// Checks and decodes a record of exactly `version`; the types of the content refuse fields they do not know.
 pub fn decode<T: DeserializeOwned>(kind: &str, version: u32, bytes: &[u8]) -> Result<T, BadRecord> {
     let line_end = bytes.iter().position(|byte| *byte == b'\n').ok_or(BadRecord::NotARecord)?;
@@ -94,6 +102,10 @@ mod tests {
     #[test]
     fn kind_and_version_are_checked() {
         let newer = encode("array", 2, &1).unwrap();
+        assert_eq!(
+            (version("array", &newer), version("label", &newer), version("array", b"dst")),
+            (Some(2), None, None)
+        );
         assert_eq!(decode::<u32>("array", 1, &newer), Err(BadRecord::Newer { found: 2, known: 1 }));
         assert_eq!(decode::<u32>("label", 2, &newer), Err(BadRecord::NotARecord));
         assert_eq!(decode::<u32>("array", 3, &newer), Err(BadRecord::NotARecord));

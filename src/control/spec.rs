@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::record;
 use crate::control::record::BadRecord;
+use crate::control::replica;
+use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::target::Target;
 use crate::limits;
 use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duration};
 use crate::wire::nbd::address::NbdAddress;
 
-/// The version of [`ArraySpec`] that is written. Version 1 is the first.
-pub const VERSION: u32 = 1;
+/// The version of [`ArraySpec`] that is written. Version 1 had one target a node; it is still read.
+pub const VERSION: u32 = 2;
 /// The kind of an array's record.
 const KIND: &str = "array";
 
@@ -183,18 +185,28 @@ pub enum Phase {
 pub struct NodeSpec {
     /// Its lowest array sector when it was added, which names it.
     pub start: NodeId,
-    /// Sectors of the volume that the array uses.
+    /// Sectors of each of its volumes that the array uses.
     pub sectors: u64,
-    /// Where its data lives.
-    pub target: Target,
-    /// The id of the volume there: another volume under the same name does not have this array's data.
-    pub volume: Id,
+    /// The copies of its data, 1 to `limits::REPLICAS_MAX`; at least one is in sync.
+    pub replicas: Vec<ReplicaSpec>,
+    /// The name of its set of in-sync replicas.
+    pub generation: Generation,
 }
 
-/// The record of an array.
+/// A node of a record of version 1.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeSpec1 {
+    start: NodeId,
+    sectors: u64,
+    target: Target,
+    volume: Id,
+}
+
+/// The record of an array; `N` is what a version has for a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ArraySpec {
+pub struct ArraySpec<N = NodeSpec> {
     /// Its name.
     pub name: String,
     /// Its id, for ever.
@@ -210,12 +222,40 @@ pub struct ArraySpec {
     /// The greatest epoch that was ever used.
     pub epoch: Epoch,
     /// Its nodes, in order.
-    pub nodes: Vec<NodeSpec>,
+    pub nodes: Vec<N>,
     /// How it runs, or ran last.
     pub run: RunOptions,
 }
 
+impl ArraySpec<NodeSpec1> {
+    /// One target is one replica, and it is in sync: there was no other.
+    fn upgrade(self) -> ArraySpec {
+        let node = |node: NodeSpec1| NodeSpec {
+            start: node.start,
+            sectors: node.sectors,
+            replicas: vec![ReplicaSpec { target: node.target, volume: node.volume, state: ReplicaState::InSync }],
+            generation: Generation::first(self.id),
+        };
+        ArraySpec {
+            nodes: self.nodes.into_iter().map(node).collect(),
+            name: self.name,
+            id: self.id,
+            phase: self.phase,
+            alg: self.alg,
+            chunk: self.chunk,
+            block: self.block,
+            epoch: self.epoch,
+            run: self.run,
+        }
+    }
+}
+
 impl ArraySpec {
+    /// All replicas with their nodes, node by node: the order in which everything is asked and answered.
+    pub fn replicas(&self) -> impl Iterator<Item = (&NodeSpec, &ReplicaSpec)> {
+        self.nodes.iter().flat_map(|node| node.replicas.iter().map(move |replica| (node, replica)))
+    }
+
     /// The bytes to store.
     pub fn encode(&self) -> Result<Vec<u8>, BadRecord> {
         record::encode(KIND, VERSION, self)
@@ -223,7 +263,10 @@ impl ArraySpec {
 
     /// Checks and decodes the record of the array called `name`.
     pub fn decode(name: &str, bytes: &[u8]) -> Result<ArraySpec, BadRecord> {
-        let spec: ArraySpec = record::decode(KIND, VERSION, bytes)?;
+        let spec: ArraySpec = match record::version(KIND, bytes) {
+            Some(1) => record::decode::<ArraySpec<NodeSpec1>>(KIND, 1, bytes)?.upgrade(),
+            _ => record::decode(KIND, VERSION, bytes)?,
+        };
         let wrong = |why: String| Err(BadRecord::Content(why));
         if spec.name != name {
             return wrong(format!("it is the record of array '{}'", spec.name.escape_default()));
@@ -237,6 +280,11 @@ impl ArraySpec {
         if spec.nodes.is_empty() || spec.nodes.len() > limits::NODES_MAX {
             return wrong(format!("{} nodes", spec.nodes.len()));
         }
+        for node in &spec.nodes {
+            if let Err(why) = replica::check(&node.replicas, &node.generation) {
+                return wrong(format!("{}: {why}", node.start));
+            }
+        }
         Ok(spec)
     }
 }
@@ -245,6 +293,10 @@ impl ArraySpec {
 mod tests {
     use super::*;
     use crate::units::Lba;
+
+    fn replica(target: &str, volume: u8, state: ReplicaState) -> ReplicaSpec {
+        ReplicaSpec { target: target.parse().unwrap(), volume: Id([volume; 16]), state }
+    }
 
     fn spec() -> ArraySpec {
         ArraySpec {
@@ -258,8 +310,11 @@ mod tests {
             nodes: vec![NodeSpec {
                 start: NodeId(Lba(0)),
                 sectors: 8,
-                target: "h:1/v".parse().unwrap(),
-                volume: Id([1; 16]),
+                replicas: vec![
+                    replica("h:1/v", 1, ReplicaState::InSync),
+                    replica("i:1/v", 2, ReplicaState::Syncing { from: Lba(4) }),
+                ],
+                generation: Generation::first(Id([7; 16])).next(Id([8; 16])),
             }],
             run: RunOptions { frontend: "nbd:/run/a.sock".parse().unwrap(), queues: 2, ..RunOptions::default() },
         }
@@ -268,8 +323,26 @@ mod tests {
     #[test]
     fn a_record_round_trips() {
         let bytes = spec().encode().unwrap();
-        assert!(bytes.starts_with(b"dst array 1 "));
+        assert!(bytes.starts_with(b"dst array 2 "));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(spec()));
+    }
+
+    #[test]
+    fn a_record_of_version_1_has_one_replica_a_node() {
+        let old = r#"{
+            "name": "a", "id": "07070707070707070707070707070707", "phase": "started", "alg": "striped", "chunk": 65536,
+            "block": 4096, "epoch": 3,
+            "nodes": [{"start": 0, "sectors": 8, "target": "h:1/v", "volume": "01010101010101010101010101010101"}],
+            "run": {"frontend": "nbd:/run/a.sock", "queues": 2, "depth": 128, "io_timeout": "1m"}
+        }"#;
+        let old: serde_json::Value = serde_json::from_str(old).unwrap();
+        let bytes = record::encode(KIND, 1, &old).unwrap();
+        let mut expected = spec();
+        expected.nodes[0].replicas.truncate(1);
+        expected.nodes[0].generation = Generation::first(Id([7; 16]));
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
+        let mixed = record::encode(KIND, 1, &spec()).unwrap();
+        assert!(ArraySpec::decode("a", &mixed).is_err(), "a version is what it says");
     }
 
     #[test]
@@ -283,6 +356,7 @@ mod tests {
         refused(&|spec| spec.name = "b".to_owned(), "record of array 'b'");
         refused(&|spec| spec.block = 1024, "block of 1024");
         refused(&|spec| spec.nodes.clear(), "0 nodes");
+        refused(&|spec| spec.nodes[0].replicas.remove(0).volume = Id::NIL, "n-0: a node without a replica");
         refused(&|spec| spec.run.depth = 0, "depth of 0");
         let mut value = serde_json::to_value(spec()).unwrap();
         value["colour"] = "red".into();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::target::Target;
 use crate::units::{Epoch, Id, NodeId};
@@ -46,21 +47,33 @@ impl State {
     }
 }
 
-/// How a node's volume is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How far a replica can be trusted, as a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// It has every write that was acknowledged.
+    InSync,
+    /// It has missed writes.
+    Stale,
+    /// It is being filled.
+    Syncing,
+}
+
+/// How a volume is attached. Ordered: the better, the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
     /// Nothing is attached: the array is not started.
     #[default]
     Detached,
+    /// Refused for ever: another owner has claimed the volume.
+    Fenced,
+    /// A connection was lost and is tried again.
+    Reconnecting,
     /// The first connection is being made.
     Connecting,
     /// All of its connections are up.
     Connected,
-    /// A connection was lost and is tried again.
-    Reconnecting,
-    /// Refused for ever: another owner has claimed the volume.
-    Fenced,
 }
 
 impl LinkState {
@@ -110,9 +123,9 @@ impl Counters {
     }
 }
 
-/// What the data path says of one node while the array is started.
+/// What the data path says of one replica while the array is started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeLive {
+pub struct ReplicaLive {
     /// How its volume is attached.
     pub link: LinkState,
     /// How often the lost connection was tried since it was lost.
@@ -130,25 +143,24 @@ pub struct NodeLive {
 pub struct Live {
     /// What was done on all nodes together.
     pub counters: Counters,
-    /// One entry per node, in order.
-    pub nodes: Vec<NodeLive>,
+    /// One entry per replica of each node, in order.
+    pub nodes: Vec<Vec<ReplicaLive>>,
     /// What the kernel says of the block device: attribute and value, such as `queue/chunk_sectors`.
     pub device: Vec<(String, String)>,
 }
 
-/// One node, as shown.
+/// One replica, as shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeStatus {
-    /// Its name, such as `n-800`.
-    pub name: String,
-    /// Its first array sector when it was added.
-    pub start: NodeId,
-    /// Bytes of its volume that the array uses.
-    pub size: u64,
-    /// Where its data lives.
+pub struct ReplicaStatus {
+    /// Where it lives.
     pub target: Target,
+    /// How far it can be trusted.
+    pub state: Trust,
+    /// While it is filled for the first time: how many bytes of the node it has been given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synced: Option<u64>,
     /// How its volume is attached.
-    pub state: LinkState,
+    pub link: LinkState,
     /// How often the lost connection was tried.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub tries: u64,
@@ -159,6 +171,36 @@ pub struct NodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// Its part of the work since the array was started.
+    pub counters: Counters,
+}
+
+impl ReplicaStatus {
+    /// A replica of an array that is not started.
+    pub fn detached(replica: &ReplicaSpec) -> ReplicaStatus {
+        let (state, synced) = match replica.state {
+            ReplicaState::InSync => (Trust::InSync, None),
+            ReplicaState::Stale => (Trust::Stale, None),
+            ReplicaState::Syncing { from } => (Trust::Syncing, Some(from.bytes())),
+        };
+        let (target, link, counters) = (replica.target.clone(), LinkState::Detached, Counters::default());
+        ReplicaStatus { target, state, synced, link, tries: 0, down_seconds: 0, last_error: None, counters }
+    }
+}
+
+/// One node, as shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name, such as `n-800`.
+    pub name: String,
+    /// Its first array sector when it was added.
+    pub start: NodeId,
+    /// Bytes of each of its volumes that the array uses.
+    pub size: u64,
+    /// How the best of its in-sync replicas is attached: one is enough to serve the node.
+    pub state: LinkState,
+    /// The copies of its data.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The work of all of them since the array was started.
     pub counters: Counters,
 }
 
@@ -192,6 +234,9 @@ pub struct ArrayStatus {
     /// What the kernel says of the block device.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub kernel: std::collections::BTreeMap<String, String>,
+    /// What was done as asked and may be regretted. Only in the answer to the command.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What an array's record says, as shown.
@@ -219,11 +264,16 @@ impl ArrayStatus {
         self.counters = Some(live.counters);
         self.kernel = live.device.into_iter().collect();
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
-            node.state = live.link;
-            node.tries = live.tries;
-            node.down_seconds = live.down.as_secs();
-            node.last_error = live.last_error;
-            node.counters = live.counters;
+            for (replica, live) in node.replicas.iter_mut().zip(live) {
+                replica.link = live.link;
+                replica.tries = live.tries;
+                replica.down_seconds = live.down.as_secs();
+                replica.last_error = live.last_error;
+                replica.counters = live.counters;
+            }
+            let in_sync = node.replicas.iter().filter(|replica| replica.state == Trust::InSync);
+            node.state = in_sync.map(|replica| replica.link).max().unwrap_or_default();
+            node.counters = node.replicas.iter().fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
         }
         self
     }

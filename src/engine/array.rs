@@ -10,7 +10,8 @@
 use std::collections::BTreeMap;
 
 use crate::control::command::{Answer, Command, Create, Refusal, Removed};
-use crate::control::spec::{ArraySpec, Phase, RunOptions};
+use crate::control::replica::ReplicaSpec;
+use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
 use crate::errno::Errno;
@@ -427,8 +428,9 @@ impl Owner {
             }
             (Life::Assigning(ticket), Outcome::Assigned(results)) => match plan::first_error(&array.spec, &results) {
                 None => {
-                    for (node, volume) in array.spec.nodes.iter_mut().zip(results) {
-                        node.volume = volume.unwrap_or(Id::NIL);
+                    let replicas = array.spec.nodes.iter_mut().flat_map(|node| &mut node.replicas);
+                    for (replica, volume) in replicas.zip(results) {
+                        replica.volume = volume.unwrap_or(Id::NIL);
                     }
                     self.save(&mut array, Phase::Stopped, Life::Settling(ticket), effects);
                 }
@@ -436,7 +438,8 @@ impl Owner {
             },
             (Life::Settling(ticket), Outcome::Saved(Ok(()))) => {
                 array.life = Life::Stopped;
-                effects.push(Effect::Reply(ticket, Ok(array.answer())));
+                let made = ArrayStatus { warnings: plan::shared_fate(&array.spec), ..view::status(&array) };
+                effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(made)))));
             }
             (Life::Settling(ticket), Outcome::Saved(Err(why))) => {
                 array.spec.phase = Phase::Creating;
@@ -515,12 +518,13 @@ impl Array {
     }
 
     fn targets(&self) -> Vec<Target> {
-        self.spec.nodes.iter().map(|node| node.target.clone()).collect()
+        self.spec.replicas().map(|(_, replica)| replica.target.clone()).collect()
     }
 
     fn members(&self) -> Vec<(Target, Member)> {
         let member = |node: String| Member { id: self.spec.id, name: self.spec.name.clone(), node };
-        self.spec.nodes.iter().map(|node| (node.target.clone(), member(node.start.to_string()))).collect()
+        let of = |(node, replica): (&NodeSpec, &ReplicaSpec)| (replica.target.clone(), member(node.start.to_string()));
+        self.spec.replicas().map(of).collect()
     }
 
     fn answer(&self) -> Answer {

@@ -172,6 +172,7 @@ fn read(name: &str, path: &Path) -> Result<ArraySpec, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
     use crate::control::spec::{Alg, NodeSpec, Phase, RunOptions};
     use crate::units::{Epoch, Id, Lba, NodeId};
 
@@ -194,6 +195,8 @@ mod tests {
 
     fn spec(name: &str) -> ArraySpec {
         let target = "h:1/v".parse().unwrap();
+        let replicas = vec![ReplicaSpec { target, volume: Id([1; 16]), state: ReplicaState::InSync }];
+        let generation = Generation::first(Id([7; 16]));
         ArraySpec {
             name: name.to_owned(),
             id: Id([7; 16]),
@@ -202,7 +205,7 @@ mod tests {
             chunk: 0,
             block: 512,
             epoch: Epoch(0),
-            nodes: vec![NodeSpec { start: NodeId(Lba(0)), sectors: 8, target, volume: Id([1; 16]) }],
+            nodes: vec![NodeSpec { start: NodeId(Lba(0)), sectors: 8, replicas, generation }],
             run: RunOptions::default(),
         }
     }

@@ -1,7 +1,10 @@
 //! The owner's judgements: whether an array can be made, started, removed out of what its targets are, and the words for it.
 
+use std::collections::BTreeSet;
+
 use super::Found;
 use crate::control::command::{Create, Refusal};
+use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::spec::{Alg, ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::target::Target;
 use crate::errno::Errno;
@@ -42,13 +45,21 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
     if create.targets.is_empty() || create.targets.len() > limits::NODES_MAX {
         return Err(invalid(BadGeometry::NodeCount(create.targets.len()).to_string()));
     }
+    if create.replicas == 0 || create.replicas > limits::REPLICAS_MAX {
+        return Err(invalid(format!("{} replicas: a node has 1 to {}", create.replicas, limits::REPLICAS_MAX)));
+    }
     let mut nodes: Vec<NodeSpec> = Vec::with_capacity(create.targets.len());
+    let mut seen: BTreeSet<Target> = BTreeSet::new();
     for text in &create.targets {
-        let target: Target = text.parse().map_err(invalid)?;
-        if nodes.iter().any(|node| node.target == target) {
-            return Err(invalid(format!("{target} is given twice: each node needs a target of its own")));
+        let targets = split(text, create.replicas).map_err(invalid)?;
+        if let Some(twice) = targets.iter().find(|target| !seen.insert((*target).clone())) {
+            return Err(invalid(format!(
+                "{twice} is given twice: each replica of each node needs a target of its own"
+            )));
         }
-        nodes.push(NodeSpec { start: NodeId(Lba(0)), sectors: 0, target, volume: Id::NIL });
+        let replica = |target| ReplicaSpec { target, volume: Id::NIL, state: ReplicaState::InSync };
+        let replicas = targets.into_iter().map(replica).collect();
+        nodes.push(NodeSpec { start: NodeId(Lba(0)), sectors: 0, replicas, generation: Generation::first(id) });
     }
     let run = RunOptions::default();
     let (name, alg, block) = (create.name.clone(), create.alg, create.block);
@@ -66,17 +77,34 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
     Ok(spec)
 }
 
+/// The targets of one node. A single one is taken as it is: a path may have a comma.
+fn split(text: &str, replicas: usize) -> Result<Vec<Target>, String> {
+    let texts: Vec<&str> = if replicas == 1 { vec![text] } else { text.split(',').collect() };
+    if texts.len() != replicas {
+        return Err(format!(
+            "'{}' names {} target(s), and each node has {replicas} replicas: join the targets of a node with commas, such as \
+             kano/a,via/a",
+            text.escape_default(),
+            texts.len()
+        ));
+    }
+    texts.into_iter().map(str::parse).collect()
+}
+
 fn odd_chunk(chunk: u64) -> String {
     format!("a chunk of {chunk} bytes is no power of two")
 }
 
 /// Names the nodes and their sizes from what the targets are, or says which of them cannot be used.
 pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
+    let targets: Vec<&Target> = spec.replicas().map(|(_, replica)| &replica.target).collect();
     let refuse = |at: usize, errno, why: String| {
-        let text = format!("target {} ({}): {why}; nothing was changed", at + 1, spec.nodes[at].target);
-        Err(Refusal::new(errno, text))
+        Err(Refusal::new(errno, format!("target {} ({}): {why}; nothing was changed", at + 1, targets[at])))
     };
-    let mut sectors: Vec<u64> = Vec::with_capacity(found.len());
+    // Each node is as large as the smallest of its replicas.
+    let mut sectors: Vec<u64> = Vec::with_capacity(spec.nodes.len());
+    let mut smallest: Vec<usize> = Vec::with_capacity(spec.nodes.len());
+    let mut node_of = spec.nodes.iter().enumerate().flat_map(|(at, node)| node.replicas.iter().map(move |_| at));
     for (at, found_here) in found.iter().enumerate() {
         let here = match found_here {
             Ok(here) => here,
@@ -88,20 +116,29 @@ pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) ->
                  free the volume with '{}'",
                 member.name,
                 member.node,
-                free_command(&spec.nodes[at].target)
+                free_command(targets[at])
             );
             return refuse(at, Errno::EBUSY, why);
         }
         let same = |other: &Result<Found, Refusal>| other.as_ref().is_ok_and(|other| other.identity == here.identity);
         if let Some(other) = found[..at].iter().position(same) {
-            let why = format!("it is the same volume as target {} ({})", other + 1, spec.nodes[other].target);
+            let why = format!("it is the same volume as target {} ({})", other + 1, targets[other]);
             return refuse(at, Errno::EINVAL, why);
         }
-        sectors.push(here.sectors - here.sectors % PAGE_SECTORS);
+        let usable = here.sectors - here.sectors % PAGE_SECTORS;
+        match node_of.next() {
+            Some(node) if node < sectors.len() && sectors[node] <= usable => {}
+            Some(node) if node < sectors.len() => (sectors[node], smallest[node]) = (usable, at),
+            _ => {
+                sectors.push(usable);
+                smallest.push(at);
+            }
+        }
     }
     let geometry = match lay(spec, &sectors) {
         Ok(geometry) => geometry,
-        Err(BadGeometry::TooSmall(at)) => {
+        Err(BadGeometry::TooSmall(node)) => {
+            let at = smallest.get(node).copied().unwrap_or(0);
             let size = format_size(found.get(at).and_then(|f| f.as_ref().ok()).map_or(0, |f| f.sectors * SECTOR_BYTES));
             let least = spec.chunk.max(PAGE_SECTORS * SECTOR_BYTES);
             let why = format!("too small with {size}: at least {} is needed", format_size(least));
@@ -116,9 +153,23 @@ pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) ->
     Ok(())
 }
 
+/// What to say about nodes that one machine can take away with all of their replicas' siblings.
+pub(super) fn shared_fate(spec: &ArraySpec) -> Vec<String> {
+    let machine = |replica: &ReplicaSpec| match &replica.target {
+        Target::Remote { server, .. } => format!("on {}", server.host),
+        Target::Local(_) => "on this machine".to_owned(),
+    };
+    let warn = |node: &NodeSpec| {
+        let mut seen = BTreeSet::new();
+        let twice = node.replicas.iter().map(machine).find(|machine| !seen.insert(machine.clone()))?;
+        Some(format!("node {} has two replicas {twice}: when that machine is away, so are both", node.start))
+    };
+    spec.nodes.iter().filter_map(warn).collect()
+}
+
 /// Whether every node has a volume that is there, ours, and large enough.
 pub(super) fn check_start(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
-    let mut troubles = spec.nodes.iter().zip(found).filter_map(|(node, found)| {
+    let mut troubles = spec.replicas().zip(found).filter_map(|((node, replica), found)| {
         let (errno, why) = match found {
             Err(why) => (why.errno, why.text.clone()),
             Ok(found) if found.member.as_ref().is_none_or(|member| member.id != spec.id) => {
@@ -135,7 +186,7 @@ pub(super) fn check_start(spec: &ArraySpec, found: &[Result<Found, Refusal>]) ->
             }
             Ok(_) => return None,
         };
-        Some((errno, format!("node {} ({}): {why}", node.start, node.target)))
+        Some((errno, format!("node {} ({}): {why}", node.start, replica.target)))
     });
     let Some((errno, first)) = troubles.next() else { return Ok(()) };
     let more = match troubles.count() {
@@ -148,7 +199,7 @@ pub(super) fn check_start(spec: &ArraySpec, found: &[Result<Found, Refusal>]) ->
 
 /// Whether every volume can be asked to let go. One that is gone needs not be asked.
 pub(super) fn check_removal(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
-    for (node, found) in spec.nodes.iter().zip(found) {
+    for ((node, replica), found) in spec.replicas().zip(found) {
         if let Err(why) = found
             && why.errno != Errno::ENOENT
         {
@@ -157,9 +208,9 @@ pub(super) fn check_removal(spec: &ArraySpec, found: &[Result<Found, Refusal>]) 
                 "array '{name}' is not removed: node {} ({}): {}. Bring it back, or 'dst remove {name} --force': the volume then \
                  stays assigned until '{}'",
                 node.start,
-                node.target,
+                replica.target,
                 why.text,
-                free_command(&node.target)
+                free_command(&replica.target)
             );
             return Err(Refusal::new(why.errno, text));
         }
@@ -169,18 +220,18 @@ pub(super) fn check_removal(spec: &ArraySpec, found: &[Result<Found, Refusal>]) 
 
 /// The first of the results that is not a success, with its node.
 pub(super) fn first_error<T>(spec: &ArraySpec, results: &[Result<T, Refusal>]) -> Option<Refusal> {
-    spec.nodes.iter().zip(results).find_map(|(node, result)| {
+    spec.replicas().zip(results).find_map(|((node, replica), result)| {
         let why = result.as_ref().err()?;
-        Some(Refusal::new(why.errno, format!("node {} ({}): {}", node.start, node.target, why.text)))
+        Some(Refusal::new(why.errno, format!("node {} ({}): {}", node.start, replica.target, why.text)))
     })
 }
 
 /// What to say about each volume that still names the array.
 pub(super) fn left_assigned(spec: &ArraySpec, results: &[Result<(), Refusal>]) -> Vec<String> {
-    let left = spec.nodes.iter().zip(results).filter_map(|(node, result)| {
+    let left = spec.replicas().zip(results).filter_map(|((_, replica), result)| {
         let why = result.as_ref().err()?;
-        let free = free_command(&node.target);
-        Some(format!("{} stays assigned to '{}' ({}): free it with '{free}'", node.target, spec.name, why.text))
+        let free = free_command(&replica.target);
+        Some(format!("{} stays assigned to '{}' ({}): free it with '{free}'", replica.target, spec.name, why.text))
     });
     left.collect()
 }

@@ -1,10 +1,12 @@
 //! The owner against a world in memory: every command in every state, every failure, a crash after every step.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::*;
 use crate::control::spec::Alg;
 use crate::control::status::State;
+
+mod create;
 
 /// A volume of the world.
 #[derive(Clone, Debug)]
@@ -27,8 +29,6 @@ struct World {
     /// Work of these kinds fails.
     broken: BTreeSet<&'static str>,
 }
-
-use std::collections::BTreeSet;
 
 fn refused(text: &str) -> Refusal {
     Refusal::new(Errno::ECONNREFUSED, text)
@@ -188,7 +188,7 @@ impl Daemon {
 
 fn create(targets: &[&str]) -> Command {
     let targets = targets.iter().map(|target| (*target).to_owned()).collect();
-    Command::Create(Create { name: "a".to_owned(), alg: Alg::Striped, chunk: None, block: 512, targets })
+    Command::Create(Create { name: "a".to_owned(), alg: Alg::Striped, chunk: None, block: 512, replicas: 1, targets })
 }
 
 fn start() -> Command {
@@ -239,97 +239,6 @@ fn the_whole_life() {
     assert!(removed.warnings.is_empty());
     assert!(world.records.is_empty() && world.volumes.values().all(|volume| volume.member.is_none()));
     assert!(daemon.error(&mut world, start()).contains("there is no array 'a'"));
-}
-
-#[test]
-fn a_create_that_cannot_be_is_refused_with_words() {
-    let mut world = World::new(&THREE);
-    world.volumes.get_mut(THREE[1]).unwrap().reachable = false;
-    world.volumes.insert("alias:1/v".to_owned(), world.volumes[THREE[0]].clone());
-    let small = Volume { sectors: 8, id: Id([9; 16]), ..world.volumes[THREE[0]].clone() };
-    world.volumes.insert("small:1/v".to_owned(), small);
-    let other = Member { id: Id([77; 16]), name: "other".to_owned(), node: "n-0".to_owned() };
-    let used = Volume { member: Some(other), id: Id([10; 16]), ..world.volumes[THREE[0]].clone() };
-    world.volumes.insert("used:1/v".to_owned(), used);
-    for (targets, why) in [
-        (vec![], "1 to 1024 nodes"),
-        (vec!["nowhere"], "HOST:PORT/VOLUME"),
-        (vec!["s1:1/v", "s1:1/v"], "given twice"),
-        (vec!["s1:1/v", "s2:1/v"], "target 2 (s2:1/v): connection refused"),
-        (vec!["s1:1/v", "s9:1/v"], "target 2 (s9:1/v): no such volume"),
-        (vec!["s1:1/v", "alias:1/v"], "same volume as target 1 (s1:1/v)"),
-        (vec!["s1:1/v", "small:1/v"], "too small with 4K: at least 64K"),
-        (vec!["used:1/v"], "in use by array 'other' (node n-0)"),
-        (vec!["used:1/v"], "dst volume free used:1/v --force"),
-    ] {
-        let mut daemon = Daemon::boot(&world);
-        let error = daemon.error(&mut world, create(&targets));
-        assert!(error.contains(why), "{targets:?}: {error}");
-        assert!(world.records.is_empty() && daemon.state("a").is_none());
-    }
-    let mut daemon = Daemon::boot(&world);
-    let with = |alg, chunk, block, name: &str| {
-        let targets = vec!["s1:1/v".to_owned()];
-        Command::Create(Create { name: name.to_owned(), alg, chunk, block, targets })
-    };
-    for (command, why) in [
-        (with(Alg::Linear, Some(65536), 512, "a"), "linear array has no chunk"),
-        (with(Alg::Striped, Some(65535), 512, "a"), "no power of two"),
-        (with(Alg::Striped, Some(2048), 512, "a"), "4 to 1024 KiB"),
-        (with(Alg::Striped, Some(2 << 20), 512, "a"), "4 to 1024 KiB"),
-        (with(Alg::Linear, None, 1024, "a"), "512 or 4096"),
-        (with(Alg::Linear, None, 512, "a/b"), "not a name"),
-    ] {
-        let error = daemon.error(&mut world, command);
-        assert!(error.contains(why), "{error}");
-    }
-    daemon.run(&mut world, with(Alg::Linear, None, 512, "a")).unwrap();
-    assert!(daemon.error(&mut world, with(Alg::Linear, None, 512, "a")).contains("'dst remove a' first"));
-}
-
-#[test]
-fn a_create_that_fails_leaves_nothing() {
-    for broken in ["save", "assign"] {
-        let mut world = World::new(&THREE);
-        world.broken.insert(broken);
-        let mut daemon = Daemon::boot(&world);
-        assert!(daemon.error(&mut world, create(&THREE)).contains("it broke"));
-        assert!(daemon.state("a").is_none() && world.records.is_empty(), "{broken}");
-        assert!(world.volumes.values().all(|volume| volume.member.is_none()), "{broken}");
-    }
-}
-
-#[test]
-fn a_create_that_cannot_be_undone_at_once_is_undone_later() {
-    for force in [false, true] {
-        let mut world = World::new(&THREE);
-        let mut daemon = Daemon::boot(&world);
-        let ticket = daemon.ask(create(&THREE));
-        while !matches!(daemon.todo.front(), Some((_, Work::Free(..)))) {
-            if matches!(daemon.todo.front(), Some((_, Work::Assign(_)))) {
-                world.broken.insert("assign");
-            }
-            assert!(daemon.step(&mut world));
-        }
-        world.volumes.get_mut(THREE[0]).unwrap().reachable = false;
-        daemon.settle(&mut world);
-        let error = daemon.replies[&ticket].as_ref().unwrap_err().text.clone();
-        assert!(error.contains("was not created: node n-128 (s2:1/v): it broke"), "{error}");
-        assert!(error.contains("dst remove a --force"), "{error}");
-        world.broken.clear();
-        assert!(daemon.error(&mut world, remove(false)).contains("in the background"));
-        if force {
-            let Ok(Answer::Removed(removed)) = daemon.run(&mut world, remove(true)) else { panic!() };
-            assert!(removed.warnings[0].contains("dst volume free s1:1/v --force"));
-        } else {
-            daemon.pass(&mut world);
-            assert_eq!(daemon.state("a"), Some(State::Removing));
-            world.volumes.get_mut(THREE[0]).unwrap().reachable = true;
-            daemon.pass(&mut world);
-            assert!(world.volumes[THREE[0]].member.is_none());
-        }
-        assert!(daemon.state("a").is_none() && world.records.is_empty());
-    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The owner's arrays as they are shown.
 
 use super::{Array, Life};
-use crate::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, SpecStatus, State};
+use crate::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, ReplicaStatus, SpecStatus, State};
 use crate::engine::array::plan;
 use crate::units::SECTOR_BYTES;
 
@@ -40,11 +40,8 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         name: node.start.to_string(),
         start: node.start,
         size: node.sectors * SECTOR_BYTES,
-        target: node.target.clone(),
         state: LinkState::Detached,
-        tries: 0,
-        down_seconds: 0,
-        last_error: None,
+        replicas: node.replicas.iter().map(ReplicaStatus::detached).collect(),
         counters: Counters::default(),
     };
     let known = SpecStatus {
@@ -65,5 +62,6 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         counters: None,
         nodes: spec.nodes.iter().map(node).collect(),
         kernel: std::collections::BTreeMap::new(),
+        warnings: Vec::new(),
     }
 }

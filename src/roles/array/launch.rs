@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
-use crate::control::spec::{ArraySpec, Frontend};
-use crate::control::status::{Counters, LinkState, Live, NodeLive};
+use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
+use crate::control::status::{Counters, LinkState, Live, ReplicaLive};
 use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
@@ -79,12 +79,24 @@ fn check_listen(spec: &ArraySpec, address: &NbdAddress) -> Result<(), Refusal> {
 
 fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
     let geometry = plan::geometry(spec).map_err(|bad| Refusal::new(Errno::EINVAL, bad.to_string()))?;
-    let node = |node: &crate::control::spec::NodeSpec| {
-        let place = match &node.target {
+    let node = |node: &NodeSpec| {
+        let replica = match node.replicas.as_slice() {
+            [replica] => replica,
+            replicas => {
+                let text = format!(
+                    "array '{}' cannot start: node {} has {} replicas, which this dstd can record but not serve yet: use a newer one",
+                    spec.name,
+                    node.start,
+                    replicas.len()
+                );
+                return Err(Refusal::new(Errno::EOPNOTSUPP, text));
+            }
+        };
+        let place = match &replica.target {
             Target::Remote { server, volume } => Place::Remote { address: resolve(server)?[0], volume: volume.clone() },
             Target::Local(path) => Place::Local(path.into()),
         };
-        Ok(NodeTarget { place, volume: node.volume })
+        Ok(NodeTarget { place, volume: replica.volume })
     };
     let queues = match spec.run.queues {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::QUEUES_DEFAULT_MAX),
@@ -110,7 +122,8 @@ fn not_started(spec: &ArraySpec, error: RunError) -> Refusal {
     match error {
         RunError::Node(error) => {
             let node = spec.nodes.get(error.node);
-            let node = node.map_or_else(String::new, |node| format!("node {} ({}): ", node.start, node.target));
+            let node = node.and_then(|node| Some((node, node.replicas.first()?)));
+            let node = node.map_or_else(String::new, |(node, at)| format!("node {} ({}): ", node.start, at.target));
             Refusal::new(error.refusal.errno, format!("array '{name}' cannot start: {node}{}", error.refusal.text))
         }
         RunError::Frontend(refusal) => {
@@ -134,8 +147,8 @@ impl Running for Started {
     }
 
     fn live(&self) -> Live {
-        let nodes: Vec<NodeLive> = self.shared.targets().iter().map(node_live).collect();
-        let counters = nodes.iter().fold(Counters::default(), |sum, node| sum.plus(node.counters));
+        let nodes: Vec<Vec<ReplicaLive>> = self.shared.targets().iter().map(|target| vec![live(target)]).collect();
+        let counters = nodes.iter().flatten().fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
         Live { counters, nodes, device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default() }
     }
 
@@ -147,7 +160,7 @@ impl Running for Started {
     }
 }
 
-fn node_live(target: &TargetShared) -> NodeLive {
+fn live(target: &TargetShared) -> ReplicaLive {
     let gauges = target.gauges();
     let counters = gauges.iter().map(counted).fold(Counters::default(), Counters::plus);
     let all = |phase| gauges.iter().all(|gauge| gauge.phase() == phase);
@@ -171,7 +184,7 @@ fn node_live(target: &TargetShared) -> NodeLive {
     } else {
         gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
     };
-    NodeLive { link, tries: tries.unwrap_or(0), down, last_error, counters }
+    ReplicaLive { link, tries: tries.unwrap_or(0), down, last_error, counters }
 }
 
 fn counted(gauge: &Gauge) -> Counters {
