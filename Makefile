@@ -1,6 +1,6 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it sim bugs vm-test demo clean
+.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -17,7 +17,11 @@ check: ## format, lints, the parts that must build on their own
 unit: ## unit and property tests
 	cargo test --release --workspace --lib --bins
 it: build ## integration tests
-	cargo test --release --test it
+	cargo test --release --test it -- --skip chaos::
+chaos: build ## real processes that die, and connections that are cut; ROUNDS=n for more
+	@tests/run.sh chaos
+soak: build ## hours of it: the chaos tests with 500 rounds (ROUNDS=n), a million seeds (SEEDS=n)
+	@ROUNDS=$${ROUNDS:-500} SEEDS=$${SEEDS:-1000000} tests/run.sh chaos sim
 sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
 	cargo test --release --test sim
 bugs: ## plants each mistake of the bank and shows that the simulator notices it; SEEDS=n tries so many seeds

@@ -12,7 +12,9 @@ phase_clippy() { cargo clippy --release --workspace --all-targets -- -D warnings
 # The command line links only the pure floors: they must build without the rest.
 phase_floors() { cargo check --release -p dst --lib --no-default-features && cargo check --release -p dst-cli; }
 phase_unit() { cargo test --release --workspace --lib --bins; }
-phase_it() { cargo test --release --test it; }
+phase_it() { cargo test --release --test it -- --skip chaos::; }
+# Real processes in a bad world; ROUNDS=n for more of it. What it says of itself is worth seeing.
+phase_chaos() { cargo test --release --test it chaos:: -- --nocapture; }
 # The engine and the store against seeded faults; SEEDS=n for more of them.
 phase_sim() { SEEDS=${SEEDS:-20000} cargo test --release --test sim; }
 # The block device alone, without an array behind it.
@@ -20,7 +22,7 @@ phase_ublk() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/ublk-test.sh;
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it sim ublk vm'
+all='setup fmt build clippy floors unit it chaos sim ublk vm'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

@@ -152,6 +152,20 @@ impl Farm {
         uri
     }
 
+    /// Waits for an array that comes back with its daemon.
+    pub(crate) fn wait_until_started(&self, array: &str) {
+        let until = Instant::now() + READY;
+        while !self.dst(&format!("status {array} --json")).contains("\"started\"") {
+            assert!(
+                Instant::now() < until,
+                "{array} did not come back:\n{}\n{}",
+                self.dst(&format!("status {array}")),
+                self.logs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What the processes have logged: the end of it.
     pub(crate) fn logs(&self) -> String {
         let mut all = String::new();

@@ -1,5 +1,5 @@
-//! Whole arrays at host speed, through the NBD frontend and real tools: what was written is what is read, whatever the layout,
-//! while servers and daemons are killed.
+//! Whole arrays at host speed, through the NBD frontend and real tools: what was written is what is read, whatever the layout.
+//! `chaos` has the same arrays while processes die.
 
 use std::process::Command;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn fio_verify(uri: &str, megabytes_per_job: u32, seconds_max: u32) {
     );
 }
 
-fn array(farm: &Farm, name: &str, alg: &str, sizes: &[&str], options: &str) -> String {
+pub(crate) fn array(farm: &Farm, name: &str, alg: &str, sizes: &[&str], options: &str) -> String {
     let servers = farm.servers.len();
     let volumes: Vec<String> = sizes
         .iter()
@@ -109,79 +109,6 @@ fn the_export_says_what_it_can() {
     assert!(info.contains("\"block_size_minimum\": 4096"), "{info}");
     assert!(run("nbdinfo", &["--map", &uri]).contains("data"));
     farm.dst("stop caps");
-}
-
-/// Writes and verifies `area` in the background.
-fn fio_in_background(uri: &str, area: [&str; 2], seconds: u32) -> std::process::Child {
-    Command::new("fio")
-        .args([
-            "--name=storm",
-            "--ioengine=nbd",
-            &format!("--uri={uri}"),
-            "--rw=randrw",
-            "--bsrange=4k-64k",
-            "--iodepth=32",
-            "--verify=crc32c",
-            "--verify_state_save=0",
-            "--verify_fatal=1",
-            "--verify_backlog=256",
-            "--time_based",
-            "--fsync=100",
-            &format!("--runtime={seconds}"),
-        ])
-        .args(area)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[test]
-fn servers_killed_under_load_lose_nothing() {
-    let mut farm = Farm::new(3);
-    let uri = array(&farm, "storm", "striped", &["24M", "24M", "24M"], "--chunk 16K");
-    let mut fio = fio_in_background(&uri, ["--offset=0", "--size=100%"], 20);
-    for round in 0..8 {
-        std::thread::sleep(Duration::from_millis(1300));
-        let server = &mut farm.servers[round % 3];
-        server.kill();
-        std::thread::sleep(Duration::from_millis(if round % 2 == 0 { 0 } else { 600 }));
-        server.start();
-    }
-    let status = fio.wait().unwrap();
-    assert!(status.success(), "fio: {status}\n{}", farm.logs());
-    let shown = farm.dst("status storm");
-    assert!(shown.contains("connected"), "{shown}");
-    farm.dst("stop storm");
-}
-
-#[test]
-fn a_daemon_killed_under_load_comes_back_with_everything_flushed() {
-    let mut farm = Farm::new(2);
-    let uri = array(&farm, "phoenix", "striped", &["32M", "32M"], "--chunk 8K");
-    for round in 0..3 {
-        // Written and flushed: it must be there after the kill, whatever else was in flight.
-        let pattern = format!("0x{:02x}", 0x31 + round);
-        run("qemu-io", &["-f", "raw", "-c", &format!("write -P {pattern} 1M 8M"), "-c", "flush", &uri]);
-        let mut fio = fio_in_background(&uri, ["--offset=16m", "--size=40m"], 30);
-        std::thread::sleep(Duration::from_millis(700));
-        farm.kill_array();
-        assert!(!fio.wait().unwrap().success(), "its device is gone");
-        farm.start_array();
-        wait_until_started(&farm, "phoenix");
-        run("qemu-io", &["-f", "raw", "-c", &format!("read -P {pattern} 1M 8M"), &uri]);
-    }
-    farm.dst("stop phoenix");
-}
-
-fn wait_until_started(farm: &Farm, array: &str) {
-    for _ in 0..300 {
-        let shown = farm.dst(&format!("status {array} --json"));
-        if shown.contains("\"started\"") {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("{array} did not come back:\n{}\n{}", farm.dst(&format!("status {array}")), farm.logs());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 // In a test a panic is the verdict, in helper functions too.
 #![allow(clippy::unwrap_used)]
 
+mod chaos;
 mod cli;
 mod corpus;
 mod farm;
