@@ -72,6 +72,10 @@ bugs! {
     ServerSyncCoversAll "a sync covers also what was written while it ran"
     WelcomeEarly "HELLO is answered while work of the former connection is on the disk"
     PredecessorServed "a HELLO leaves its channel's former connection in service"
+    ClaimNotAwaited "HELLO is answered before its claim is durable"
+    ClaimForgotten "a new server does not know who has its volumes"
+    EqualEpochTaken "a claim of the same epoch by another owner is accepted"
+    FlushFailureForgotten "a new server does not know that a flush has failed"
     ForgetStatus "a change whose answer was lost is carried out a second time"
 }
 

@@ -37,6 +37,7 @@ pub mod store {
     pub mod pool;
     pub mod record;
     pub mod session;
+    pub mod state;
     pub mod volume;
 }
 

@@ -1,8 +1,8 @@
-//! A pool in a directory: for volume `v` the data file `v`, bare bytes, and its metadata `v.dst` ([`Record`]).
+//! A pool in a directory: for volume `v` the data file `v`, bare bytes, its metadata `v.dst` ([`Record`]), and its state `.v.state`.
 //!
 //! Contract: whatever instant the process dies at, the next [`DirPool::open`] finds each volume whole or not at all. Names that
 //! start with a dot are the pool's own: `.lock`, `.v.new` (data of a volume being made), `.v.dst.new` (a record being written),
-//! `.v.gone` (data of a volume being removed). The record's rename is what makes a volume; the data's rename to `.gone` is what
+//! `.v.gone` (data of a volume being removed), `.v.state` and `.v.dst.state` (one being made). The record's rename is what makes a volume; the data's rename to `.gone` is what
 //! removes one. Nothing is ever deleted that is not known to be such a remainder. All calls block; none is on the data path.
 
 use std::collections::BTreeMap;
@@ -73,6 +73,42 @@ impl DirPool {
         self.path.join(name)
     }
 
+    /// The state file of a volume.
+    pub fn state_path(&self, name: &str) -> PathBuf {
+        self.own_path(name, "state")
+    }
+
+    /// What is in the state file; empty where there is none.
+    pub fn read_state(&self, name: &str) -> io::Result<Vec<u8>> {
+        match fs::read(self.state_path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// Makes the state file of a volume that has none.
+    pub fn ensure_state(&self, name: &str, content: impl FnOnce() -> Vec<u8>) -> Result<(), Failure> {
+        if self.state_path(name).exists() {
+            return Ok(());
+        }
+        let content = content();
+        let failed = |error| {
+            self.explain(&format!("the state file of volume '{name}' cannot be made"), content.len() as u64, &error)
+        };
+        self.store_state(name, &content).map_err(failed)
+    }
+
+    /// Its space is taken by writing it, so no later write of it needs any.
+    fn store_state(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let temporary = self.own_path(name, "dst.state");
+        let written = write_synced(&temporary, content).and_then(|()| fs::rename(&temporary, self.state_path(name)));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written?;
+        self.sync_directory()
+    }
+
     fn record_path(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.dst"))
     }
@@ -82,7 +118,7 @@ impl DirPool {
     }
 
     /// Makes a volume, or leaves nothing behind.
-    pub fn create(&self, name: &str, record: &Record) -> Result<(), Failure> {
+    pub fn create(&self, name: &str, record: &Record, state: &[u8]) -> Result<(), Failure> {
         for path in [self.data_path(name), self.record_path(name)] {
             if path.symlink_metadata().is_ok() {
                 let text = format!(
@@ -93,9 +129,10 @@ impl DirPool {
             }
         }
         let data = self.own_path(name, "new");
-        let made = self.make_data(&data, record).and_then(|()| self.store_record(name, record));
-        if let Err(error) = made {
+        let made = self.make_data(&data, record).and_then(|()| self.store_state(name, state));
+        if let Err(error) = made.and_then(|()| self.store_record(name, record)) {
             let _ = fs::remove_file(&data);
+            let _ = fs::remove_file(self.state_path(name));
             return Err(self.explain(&format!("volume '{name}' cannot be created"), record.size, &error));
         }
         // The record is there, so the volume is; a crash here is finished by `tidy_up`.
@@ -113,12 +150,7 @@ impl DirPool {
     pub fn store_record(&self, name: &str, record: &Record) -> io::Result<()> {
         let bytes = record.encode().map_err(io::Error::other)?;
         let temporary = self.own_path(name, "dst.new");
-        let written = (|| {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, self.record_path(name))
-        })();
+        let written = write_synced(&temporary, &bytes).and_then(|()| fs::rename(&temporary, self.record_path(name)));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
         }
@@ -165,6 +197,7 @@ impl DirPool {
             }
             remove_if_there(&self.record_path(name))?;
             self.sync_directory()?;
+            remove_if_there(&self.state_path(name))?;
             remove_if_there(&gone)
         };
         removed().map_err(|error| self.explain(&format!("volume '{name}' cannot be removed"), 0, &error))
@@ -180,7 +213,14 @@ impl DirPool {
         for entry in fs::read_dir(&self.path)? {
             let file = entry?.file_name();
             let Some(own) = file.to_str().and_then(|file| file.strip_prefix('.')) else { continue };
-            if let Some(name) = own.strip_suffix(".dst.new") {
+            if let Some(name) = own.strip_suffix(".dst.state") {
+                remove_if_there(&self.own_path(name, "dst.state"))?;
+            } else if let Some(name) = own.strip_suffix(".state") {
+                // Where the data is left without its record, somebody may bring the record back.
+                if !self.record_path(name).exists() && !self.data_path(name).exists() {
+                    remove_if_there(&self.state_path(name))?;
+                }
+            } else if let Some(name) = own.strip_suffix(".dst.new") {
                 remove_if_there(&self.own_path(name, "dst.new"))?;
             } else if let Some(name) = own.strip_suffix(".new") {
                 let new = self.own_path(name, "new");
@@ -192,6 +232,7 @@ impl DirPool {
             } else if let Some(name) = own.strip_suffix(".gone") {
                 if !self.data_path(name).exists() {
                     remove_if_there(&self.record_path(name))?;
+                    remove_if_there(&self.state_path(name))?;
                 }
                 remove_if_there(&self.own_path(name, "gone"))?;
             }
@@ -281,6 +322,12 @@ fn grow(file: &File, from: u64, record: &Record) -> io::Result<()> {
         return Ok(());
     }
     fallocate(file, FallocateFlags::empty(), offset(from)?, offset(record.size - from)?).map_err(io::Error::from)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -33,13 +33,13 @@ pub struct Flushes {
     failed: bool,
 }
 
-impl Default for Flushes {
-    fn default() -> Flushes {
-        Flushes { written: u64::from(!planted(Bug::ServerStartsClean)), clean: 0, running: None, failed: false }
-    }
-}
-
 impl Flushes {
+    /// The account of a server that begins to serve; whether a sync has failed in a former life.
+    pub fn new(failed: bool) -> Flushes {
+        let failed = failed && !planted(Bug::FlushFailureForgotten);
+        Flushes { written: u64::from(!planted(Bug::ServerStartsClean)), clean: 0, running: None, failed }
+    }
+
     /// Counts a write, discard or zero. To be called before it is acknowledged.
     pub fn wrote(&mut self) {
         self.written += 1;
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_first_flush_of_a_server_syncs() {
-        let mut flushes = Flushes::default();
+        let mut flushes = Flushes::new(false);
         let needs = point(flushes.ask());
         assert!(flushes.start(needs));
         flushes.ended(Ok(()));
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_sync_covers_what_was_acknowledged_before_its_start() {
-        let mut flushes = Flushes::default();
+        let mut flushes = Flushes::new(false);
         let first = point(flushes.ask());
         assert!(flushes.start(first));
         let sharing = point(flushes.ask());
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_failed_sync_stays_failed() {
-        let mut flushes = Flushes::default();
+        let mut flushes = Flushes::new(false);
         let needs = point(flushes.ask());
         assert!(flushes.start(needs));
         flushes.ended(Err(Errno::EIO));
@@ -131,5 +131,6 @@ mod tests {
         flushes.wrote();
         assert_eq!(flushes.ask(), Ask::Failed);
         assert!(!flushes.start(needs));
+        assert_eq!(Flushes::new(true).ask(), Ask::Failed, "in the server's next life too");
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Contract (CONTRACT 3.1 and 4.1): a connection is welcomed only when nothing is in flight on the disk for its channel's former
 //! connection nor for any former session. A connection that was superseded never gets a job or a reply again. An epoch
-//! only grows, except for an array that was newly assigned. The claim lives in memory for now.
+//! only grows, except for an array that was newly assigned. A claim is taken here only after it was made durable.
 
 use crate::bugs::{Bug, planted};
-use crate::limits;
 use crate::units::{Epoch, Id};
 
 /// A connection, as the world numbers it. Never used twice.
@@ -21,6 +20,15 @@ pub struct Claim {
     pub epoch: Epoch,
     /// The life of its daemon.
     pub session: Id,
+    /// That daemon's machine; tells nothing to the rules.
+    pub host: Id,
+}
+
+impl Claim {
+    /// Whether the two are one claim.
+    pub fn is_same(&self, other: &Claim) -> bool {
+        (self.array, self.epoch, self.session) == (other.array, other.epoch, other.session)
+    }
 }
 
 /// Where a connection stands.
@@ -66,13 +74,15 @@ pub enum Ousted {
     Refused,
 }
 
-/// Why a HELLO is not taken.
+/// How the claim of a HELLO stands to the one that has the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
-    /// Another claim holds the volume.
+pub enum Standing {
+    /// It is the same.
+    Holds,
+    /// It may have the volume, once that is durable.
+    Takes,
+    /// The other one keeps it.
     Fenced(Claim),
-    /// The table is full of connections that are still closing.
-    Full,
 }
 
 /// The table.
@@ -85,51 +95,73 @@ pub struct Sessions {
 }
 
 impl Sessions {
+    /// Nobody is attached; the volume is whose it was in the server's former life.
+    pub fn new(claim: Option<Claim>) -> Sessions {
+        Sessions { claim: claim.filter(|_| !planted(Bug::ClaimForgotten)), ..Sessions::default() }
+    }
+
     /// The present claim.
     pub fn claim(&self) -> Option<Claim> {
         self.claim
     }
 
-    /// Takes a HELLO, or says why not. Every former connection that must go is given to `oust`.
+    /// What the claim of a HELLO means.
+    pub fn stand(&self, claim: &Claim) -> Standing {
+        let Some(held) = self.claim else { return Standing::Takes };
+        let newer = claim.epoch > held.epoch || (claim.epoch == held.epoch && planted(Bug::EqualEpochTaken));
+        if held.is_same(claim) {
+            Standing::Holds
+        } else if held.array != claim.array || newer {
+            Standing::Takes
+        } else {
+            Standing::Fenced(held)
+        }
+    }
+
+    /// A claim has the volume from now on: nothing more is taken from those before it, which are given to `oust`.
+    pub fn take(&mut self, claim: Option<Claim>, oust: impl FnMut(Conn, Ousted)) {
+        self.claim = claim;
+        self.term += 1;
+        self.oust(None, oust);
+    }
+
+    /// A connection of the present claim. The former connection of its channel is given to `oust`.
     pub fn attach(
         &mut self,
         conn: Conn,
-        claim: Claim,
         (channel, version, features): (u16, u16, u64),
-        mut oust: impl FnMut(Conn, Ousted),
-    ) -> Result<(), Denied> {
-        if self.conns.len() >= limits::VOLUME_CONNECTIONS_MAX {
-            return Err(Denied::Full);
-        }
-        let same = match self.claim {
-            Some(held) if held.array != claim.array || claim.epoch > held.epoch => false,
-            Some(held) if held == claim => true,
-            Some(held) => return Err(Denied::Fenced(held)),
-            None => false,
-        };
-        if !same {
-            self.claim = Some(claim);
-            self.term += 1;
-        }
-        for former in &mut self.conns {
-            let stays = same && (former.channel != channel || planted(Bug::PredecessorServed));
-            if stays || former.stage == Stage::Closing {
-                continue;
-            }
-            let why = match (same, former.stage) {
-                (true, _) => Ousted::Replaced,
-                (false, Stage::Waiting) => Ousted::Refused,
-                (false, _) => Ousted::Superseded,
-            };
-            self.waiting -= usize::from(former.stage == Stage::Waiting);
-            former.stage = Stage::Closing;
-            oust(former.conn, why);
+        oust: impl FnMut(Conn, Ousted),
+    ) {
+        if !planted(Bug::PredecessorServed) {
+            self.oust(Some(channel), oust);
         }
         let stage = Stage::Waiting;
         let attached = Attached { conn, channel, features, version, stage, term: self.term, in_flight: 0, gone: false };
         self.conns.push(attached);
         self.waiting += 1;
-        Ok(())
+    }
+
+    /// Connections in the table, those included that are still closing.
+    pub fn count(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Closes the connections of one channel, or all.
+    fn oust(&mut self, channel: Option<u16>, mut oust: impl FnMut(Conn, Ousted)) {
+        for former in &mut self.conns {
+            let stays = channel.is_some_and(|channel| channel != former.channel);
+            if stays || former.stage == Stage::Closing {
+                continue;
+            }
+            let why = match (channel, former.stage) {
+                (Some(_), _) => Ousted::Replaced,
+                (None, Stage::Waiting) => Ousted::Refused,
+                (None, _) => Ousted::Superseded,
+            };
+            self.waiting -= usize::from(former.stage == Stage::Waiting);
+            former.stage = Stage::Closing;
+            oust(former.conn, why);
+        }
     }
 
     /// The next connection whose predecessors are done. It is live from now on.
@@ -197,12 +229,17 @@ mod tests {
     use super::*;
 
     fn claim(session: u8, epoch: u64) -> Claim {
-        Claim { array: Id([1; 16]), epoch: Epoch(epoch), session: Id([session; 16]) }
+        Claim { array: Id([1; 16]), epoch: Epoch(epoch), session: Id([session; 16]), host: Id([5; 16]) }
     }
 
-    fn attach(sessions: &mut Sessions, conn: u64, claim: Claim, channel: u16) -> Result<Vec<(u64, Ousted)>, Denied> {
+    fn attach(sessions: &mut Sessions, conn: u64, claim: Claim, channel: u16) -> Result<Vec<(u64, Ousted)>, Claim> {
         let mut ousted = Vec::new();
-        sessions.attach(Conn(conn), claim, (channel, 1, 0), |conn, why| ousted.push((conn.0, why)))?;
+        match sessions.stand(&claim) {
+            Standing::Fenced(held) => return Err(held),
+            Standing::Takes => sessions.take(Some(claim), |conn, why| ousted.push((conn.0, why))),
+            Standing::Holds => {}
+        }
+        sessions.attach(Conn(conn), (channel, 1, 0), |conn, why| ousted.push((conn.0, why)));
         Ok(ousted)
     }
 
@@ -237,8 +274,8 @@ mod tests {
         sessions.started(Conn(0));
         attach(&mut sessions, 1, claim(1, 5), 0).unwrap();
         assert_eq!(attach(&mut sessions, 2, claim(2, 6), 3), Ok(vec![(1, Ousted::Refused)]));
-        assert_eq!(attach(&mut sessions, 3, claim(1, 5), 1), Err(Denied::Fenced(claim(2, 6))));
-        assert_eq!(attach(&mut sessions, 4, claim(3, 6), 1), Err(Denied::Fenced(claim(2, 6))));
+        assert_eq!(attach(&mut sessions, 3, claim(1, 5), 1), Err(claim(2, 6)));
+        assert_eq!(attach(&mut sessions, 4, claim(3, 6), 1), Err(claim(2, 6)));
         assert_eq!(attach(&mut sessions, 5, claim(2, 6), 4), Ok(vec![]));
         assert!(welcomed(&mut sessions).is_empty());
         sessions.ended(Conn(0));
@@ -248,19 +285,29 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded() {
+    fn the_claim_of_a_former_life_holds() {
+        let mut sessions = Sessions::new(Some(claim(2, 6)));
+        for (session, epoch) in [(1, 5), (2, 5), (1, 6), (9, 0)] {
+            assert_eq!(attach(&mut sessions, 0, claim(session, epoch), 0), Err(claim(2, 6)));
+        }
+        let moved = Claim { host: Id([6; 16]), ..claim(2, 6) };
+        assert_eq!(sessions.stand(&moved), Standing::Holds, "the host decides nothing");
+        assert_eq!(attach(&mut sessions, 0, claim(2, 6), 0), Ok(vec![]));
+        assert_eq!(
+            attach(&mut sessions, 1, claim(2, 7), 0),
+            Ok(vec![(0, Ousted::Refused)]),
+            "an epoch may grow within a life"
+        );
+        sessions.take(None, |_, _| {});
+        assert_eq!(sessions.stand(&claim(1, 1)), Standing::Takes, "a freed volume has no owner");
+    }
+
+    #[test]
+    fn those_who_have_gone_leave_nothing() {
         let mut sessions = Sessions::default();
-        let max = u64::try_from(limits::VOLUME_CONNECTIONS_MAX).unwrap();
-        for conn in 0..max {
-            attach(&mut sessions, conn, claim(1, 1), 0).unwrap();
-        }
-        assert_eq!(attach(&mut sessions, max, claim(1, 1), 0), Err(Denied::Full));
-        sessions.gone(Conn(0));
-        assert!(attach(&mut sessions, max, claim(1, 1), 0).is_ok());
-        for conn in 0..=max {
-            sessions.gone(Conn(conn));
-        }
-        assert!(sessions.conns.is_empty());
-        assert_eq!(sessions.waiting, 0);
+        (0..9).for_each(|conn| drop(attach(&mut sessions, conn, claim(1, 1), 0)));
+        assert_eq!(sessions.count(), 9);
+        (0..9).for_each(|conn| sessions.gone(Conn(conn)));
+        assert_eq!((sessions.count(), sessions.waiting), (0, 0));
     }
 }

@@ -5,17 +5,25 @@
 //! reports the request, and makes the one of what it sends. Nothing is allocated per request once the tables have grown.
 //!
 //! The world promises: a connection's number is new; every [`Work`] is answered by one `DiskDone`, whatever becomes of the
-//! connection; `Gone` comes once, last, for each attached or refused connection.
+//! connection; `Gone` comes once, last, for each attached or refused connection; every [`Write`] is answered by one `Saved`.
+
+mod admission;
+mod keep;
 
 use std::collections::VecDeque;
 
 use crate::bugs::{Bug, planted};
 use crate::errno::Errno;
 use crate::limits;
-use crate::store::flush::{Ask, Flushes, Point};
+use crate::store::flush::{Ask as Asked, Flushes, Point};
 use crate::store::kept::Kept;
+use crate::store::pool::Refusal;
 pub use crate::store::session::Conn;
-use crate::store::session::{Attached, Claim, Denied, Ousted, Sessions};
+use crate::store::session::{Attached, Sessions};
+use crate::store::state::{Book, State, Write};
+use crate::store::volume::admission::Knock;
+pub use crate::store::volume::keep::Ask;
+use crate::store::volume::keep::{Failing, Then};
 use crate::units::{Epoch, Extent, Id};
 use crate::wire::frame::{Header, Op, flags};
 use crate::wire::session::{Hello, Welcome, features};
@@ -79,6 +87,18 @@ pub enum Event<'a> {
         /// Which.
         conn: Conn,
     },
+    /// The write of the state file has ended.
+    Saved {
+        /// How; after a success it is durable.
+        result: Result<(), Errno>,
+    },
+    /// Somebody asks about the volume as a whole.
+    Ask {
+        /// The world's number for it.
+        number: u64,
+        /// What.
+        ask: Ask<'a>,
+    },
     /// The volume has another size.
     Resized {
         /// The new one.
@@ -122,6 +142,15 @@ pub struct Work {
 pub enum Effect {
     /// Work for the disk.
     Disk(Work),
+    /// Bytes for the state file; one write at a time.
+    Save(Write),
+    /// The answer to an `Ask`.
+    Answer {
+        /// The world's number for it.
+        number: u64,
+        /// What was done, or why not.
+        result: Result<(), Refusal>,
+    },
     /// An answer. After it is sent the slot is free again. The answer to a read carries the slot's buffer when it succeeded.
     Reply {
         /// To whom.
@@ -183,21 +212,33 @@ pub struct Volume {
     jobs: Vec<Option<Running>>,
     free: Vec<u32>,
     waiters: Vec<Waiter>,
+    /// HELLOs that are not decided, and whether the first one's claim is being made durable.
+    knocks: VecDeque<Knock>,
+    claiming: bool,
+    book: Book,
+    /// Who waits for a write of the state, and for which change.
+    saves: Vec<(u64, Then)>,
+    failing: Vec<Failing>,
     effects: VecDeque<Effect>,
 }
 
 impl Volume {
-    /// A volume of `sectors` sectors that nobody is attached to.
-    pub fn new(config: Config, sectors: u64) -> Volume {
+    /// A volume of `sectors` sectors that nobody is attached to, with what its former server has left in its state file.
+    pub fn new(config: Config, sectors: u64, book: Book) -> Volume {
         Volume {
             config,
             sectors,
-            sessions: Sessions::default(),
-            flushes: Flushes::default(),
+            sessions: Sessions::new(book.durable().claim),
+            flushes: Flushes::new(book.durable().flush_failed),
             kept: Kept::default(),
             jobs: Vec::new(),
             free: Vec::new(),
             waiters: Vec::new(),
+            knocks: VecDeque::new(),
+            claiming: false,
+            book,
+            saves: Vec::new(),
+            failing: Vec::new(),
             effects: VecDeque::new(),
         }
     }
@@ -205,10 +246,12 @@ impl Volume {
     /// Takes what happened. Whatever follows from it is in [`Volume::poll_effect`] afterwards.
     pub fn handle(&mut self, event: Event<'_>) {
         match event {
-            Event::Attach { conn, hello, epoch, assigned } => self.attach(conn, hello, epoch, assigned),
+            Event::Attach { conn, hello, epoch, assigned } => self.knock(conn, hello, epoch, assigned),
             Event::Request { conn, slot, header, intact } => self.request(conn, slot, header, intact),
             Event::DiskDone { job, result } => self.disk_done(job, result),
             Event::Gone { conn } => self.gone(conn),
+            Event::Saved { result } => self.saved(result),
+            Event::Ask { number, ask } => self.ask(number, ask),
             Event::Resized { sectors } => self.sectors = sectors,
         }
     }
@@ -218,90 +261,9 @@ impl Volume {
         self.effects.pop_front()
     }
 
-    /// Who has the volume.
-    pub fn claim(&self) -> Option<Claim> {
-        self.sessions.claim()
-    }
-
-    fn attach(&mut self, conn: Conn, hello: &Hello, epoch: Epoch, assigned: Option<&Member>) {
-        let (version, member) = match self.admit(hello, assigned) {
-            Ok(admitted) => admitted,
-            Err((errno, text)) => return self.effects.push_back(Effect::Refuse { conn, errno, text }),
-        };
-        let claim = Claim { array: hello.array, epoch, session: hello.session };
-        let held = self.sessions.claim();
-        let (effects, waiters) = (&mut self.effects, &mut self.waiters);
-        let name = &self.config.name;
-        let oust = |former: Conn, why: Ousted| {
-            waiters.retain(|waiter| waiter.conn != former);
-            effects.push_back(match why {
-                Ousted::Replaced => Effect::Close { conn: former, why: "its channel was opened again" },
-                Ousted::Superseded => Effect::Close { conn: former, why: "a newer claim took the volume" },
-                Ousted::Refused => {
-                    Effect::Refuse { conn: former, errno: Errno::EBADE, text: fenced(name, member, claim.epoch) }
-                }
-            });
-        };
-        let common = hello.features & features::DATA_CRC;
-        match self.sessions.attach(conn, claim, (hello.channel, version, common), oust) {
-            Ok(()) => {
-                if held != self.sessions.claim() {
-                    self.kept.clear();
-                }
-                self.welcome_ready();
-            }
-            Err(Denied::Fenced(held)) => {
-                let text = fenced(name, member, held.epoch);
-                self.effects.push_back(Effect::Refuse { conn, errno: Errno::EBADE, text });
-            }
-            Err(Denied::Full) => {
-                let text = format!(
-                    "volume '{name}' has {} connections and takes no more until some have closed; try again later",
-                    limits::VOLUME_CONNECTIONS_MAX
-                );
-                self.effects.push_back(Effect::Refuse { conn, errno: Errno::EBUSY, text });
-            }
-        }
-    }
-
-    /// What can be said about a HELLO without looking at who is attached.
-    fn admit<'a>(&self, hello: &Hello, assigned: Option<&'a Member>) -> Result<(u16, &'a Member), (Errno, String)> {
-        let name = &self.config.name;
-        let Some(version) = hello.common_version() else {
-            let (oldest, newest) = hello.versions;
-            let text = format!("this server speaks version 1 of the dst protocol, the asker {oldest} to {newest}");
-            return Err((Errno::EPROTONOSUPPORT, text));
-        };
-        match assigned {
-            Some(member) if member.id == hello.array => Ok((version, member)),
-            Some(member) => Err((
-                Errno::EBUSY,
-                format!(
-                    "volume '{name}' belongs to node {} of array '{}' ({}), not to array {}; choose another volume, or free this one first",
-                    member.node, member.name, member.id, hello.array
-                ),
-            )),
-            None => Err((
-                Errno::EPERM,
-                format!("volume '{name}' belongs to no array; it must be assigned to one before it is attached"),
-            )),
-        }
-    }
-
-    fn welcome_ready(&mut self) {
-        while let Some(attached) = self.sessions.next_welcome() {
-            let welcome = Welcome {
-                version: attached.version,
-                features: attached.features,
-                instance: self.config.instance,
-                volume: self.config.id,
-                sectors: self.sectors,
-                requests_max: REQUESTS_MAX,
-                bytes_max: BYTES_MAX,
-                losses: 0,
-            };
-            self.effects.push_back(Effect::Welcome { conn: attached.conn, welcome });
-        }
+    /// What the volume would remember if its server died now.
+    pub fn state(&self) -> &State {
+        self.book.durable()
     }
 
     fn request(&mut self, conn: Conn, slot: Slot, header: &Header, intact: bool) {
@@ -390,9 +352,9 @@ impl Volume {
 
     fn flush(&mut self, conn: Conn, slot: Slot, header: &Header) {
         match self.flushes.ask() {
-            Ask::Clean => self.reply(conn, slot, header, Ok(())),
-            Ask::Failed => self.reply(conn, slot, header, Err(Errno::EIO)),
-            Ask::Wait(needs) => {
+            Asked::Clean => self.reply(conn, slot, header, Ok(())),
+            Asked::Failed => self.fail_flush(conn, slot, *header, Errno::EIO),
+            Asked::Wait(needs) => {
                 self.waiters.push(Waiter { conn, slot, header: *header, needs });
                 self.sync_if_needed();
             }
@@ -415,30 +377,35 @@ impl Volume {
 
     fn synced(&mut self, result: Result<(), Errno>) {
         self.flushes.ended(result);
-        let (flushes, effects) = (&self.flushes, &mut self.effects);
-        self.waiters.retain(|waiter| {
-            let answer = match result {
-                Ok(()) if !flushes.covers(waiter.needs) => return true,
-                other => other,
-            };
-            let header = waiter.header.reply(answer);
-            effects.push_back(Effect::Reply { conn: waiter.conn, slot: waiter.slot, header });
-            false
-        });
+        for waiter in std::mem::take(&mut self.waiters) {
+            let Waiter { conn, slot, header, needs } = waiter;
+            match result {
+                Ok(()) if !self.flushes.covers(needs) => self.waiters.push(waiter),
+                Err(errno) if self.flushes.is_failed() => self.fail_flush(conn, slot, header, errno),
+                other => self.reply(conn, slot, &header, other),
+            }
+        }
         self.sync_if_needed();
     }
 
     fn gone(&mut self, conn: Conn) {
-        self.waiters.retain(|waiter| waiter.conn != conn);
+        self.forget(conn);
         self.sessions.gone(conn);
         self.welcome_ready();
     }
 
     fn close(&mut self, conn: Conn, why: &'static str) {
         if self.sessions.close(conn) {
-            self.waiters.retain(|waiter| waiter.conn != conn);
+            self.forget(conn);
             self.effects.push_back(Effect::Close { conn, why });
         }
+    }
+
+    /// Nothing more is said to a connection.
+    fn forget(&mut self, conn: Conn) {
+        self.waiters.retain(|waiter| waiter.conn != conn);
+        self.failing.retain(|failing| failing.conn != conn);
+        self.knocks.retain(|knock| knock.conn != conn);
     }
 
     fn reply(&mut self, conn: Conn, slot: Slot, header: &Header, result: Result<(), Errno>) {
@@ -462,13 +429,6 @@ pub const REQUESTS_MAX: u32 = limits::LINK_REQUESTS_MAX as u32;
 /// Bytes that may be outstanding on one channel.
 #[allow(clippy::cast_possible_truncation)] // asserted in limits
 pub const BYTES_MAX: u32 = limits::LINK_BYTES_MAX as u32;
-
-fn fenced(name: &str, member: &Member, epoch: Epoch) -> String {
-    format!(
-        "volume '{name}' is held by epoch {} of array '{}', from another life of its daemon; is the array started on another host?",
-        epoch.0, member.name
-    )
-}
 
 #[cfg(test)]
 mod tests;

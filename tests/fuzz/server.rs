@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use dst::errno::Errno;
 use dst::store::budget::Budget;
+use dst::store::state::{Book, State};
 use dst::store::volume::{Config, Conn, Effect, Event, Job, Slot, Volume};
 use dst::units::{Epoch, Id};
 use dst::wire::frame::{HEADER_BYTES, Header};
@@ -34,6 +35,7 @@ struct World {
     sectors: u64,
     peers: BTreeMap<Conn, Peer>,
     jobs: Vec<Job>,
+    saving: bool,
     next: u64,
 }
 
@@ -41,12 +43,13 @@ struct World {
 pub fn run(script: &[u8]) {
     let id = |byte| Id([byte; 16]);
     let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), sparse: script.len().is_multiple_of(2) };
-    let volume = Volume::new(config, SECTORS);
-    let mut world = World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), next: 0 };
+    let volume = Volume::new(config, SECTORS, Book::new(id(9), (0, State::default())));
+    let mut world =
+        World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), saving: false, next: 0 };
     let mut script = script;
     while let Some((&[what, which, how], rest)) = script.split_first_chunk::<3>() {
         script = rest;
-        match what % 6 {
+        match what % 7 {
             0 => world.connect(which, how),
             1 | 2 => {
                 let Some((frame, rest)) = script.split_first_chunk::<HEADER_BYTES>() else { break };
@@ -55,6 +58,7 @@ pub fn run(script: &[u8]) {
             }
             3 => world.disk(which, how),
             4 => world.go(which),
+            6 => world.save(how),
             _ => {
                 world.sectors = SECTORS + u64::from(which) * 8;
                 let sectors = world.sectors;
@@ -62,7 +66,8 @@ pub fn run(script: &[u8]) {
             }
         }
     }
-    while !world.jobs.is_empty() {
+    while !world.jobs.is_empty() || world.saving {
+        world.save(0);
         world.disk(0, 0);
     }
     for peer in world.peers.values() {
@@ -121,6 +126,13 @@ impl World {
         self.tell(Event::DiskDone { job, result });
     }
 
+    fn save(&mut self, how: u8) {
+        if std::mem::take(&mut self.saving) {
+            let result = if how == 1 { Err(Errno::EIO) } else { Ok(()) };
+            self.tell(Event::Saved { result });
+        }
+    }
+
     fn go(&mut self, which: u8) {
         let count = self.peers.len().max(1);
         let Some(conn) = self.peers.keys().nth(usize::from(which) % count).copied() else { return };
@@ -145,6 +157,12 @@ impl World {
                 }
                 self.jobs.push(work.job);
             }
+            Effect::Save(write) => {
+                assert!(!self.saving, "two writes of the state");
+                assert!(write.bytes.len().is_multiple_of(512));
+                self.saving = true;
+            }
+            Effect::Answer { .. } => panic!("nobody has asked"),
             Effect::Reply { conn, slot, header } => {
                 let peer = self.peers.get_mut(&conn).expect("an answer to someone who has gone");
                 assert!(peer.stage == Stage::Live, "an answer to a connection that is not live");

@@ -2,6 +2,7 @@
 
 mod client;
 mod hostile;
+mod kept;
 mod requests;
 mod sessions;
 mod survival;

@@ -118,6 +118,7 @@ impl World {
         }
         if life > 0 {
             (0..nodes).for_each(|node| self.node_trouble(node, false));
+            (0..nodes).for_each(|node| self.haunt(node));
         }
         self.calm();
     }

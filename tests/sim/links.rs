@@ -120,7 +120,7 @@ impl World {
         self.send_up(conn, &header, Body::Message(body.to_vec()));
     }
 
-    fn send_up(&mut self, conn: usize, header: &Header, body: Body) {
+    pub(crate) fn send_up(&mut self, conn: usize, header: &Header, body: Body) {
         let node = self.conns[conn].node;
         let speed = self.speed(node);
         self.trace.say(self.now, || format!("  array c{conn} -> v{node} {}", show(header)));

@@ -13,6 +13,7 @@ mod excuse;
 mod faults;
 mod history;
 mod judge;
+mod kept;
 mod links;
 mod net;
 mod plan;

@@ -93,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) disk: (u64, u64),
     pub(crate) faults: Vec<Fault>,
     pub(crate) rates: Rates,
+    /// Servers die while they write down whose a volume is, and former owners come back.
+    pub(crate) zombies: bool,
     /// The disks may lose power.
     pub(crate) mortal: bool,
     pub(crate) requests: u64,
@@ -136,6 +138,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         disk: (10 * MICRO, rng.pick(&[20, 100, 500, 5000]) * MICRO),
         faults: Vec::new(),
         rates: Rates::default(),
+        zombies: false,
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),
@@ -202,10 +205,7 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
         sync_eio: rate(rng, 10, 2000),
         damage: rate(rng, 25, 2000),
     };
-    // A server that is started again knows nothing of a sync that failed before; nobody does until it is kept on the disk.
-    if plan.rates.sync_eio > 0 {
-        kinds.retain(|kind| !matches!(kind, Kind::KillServer | Kind::StopServer));
-    }
+    plan.zombies = rng.percent(35);
     if kinds.is_empty() {
         return;
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use dst::geometry::map::Geometry;
 use dst::store::flush::{Ask, Flushes, Point};
-use dst::store::session::{Claim, Conn, Denied, Sessions};
+use dst::store::session::{Claim, Conn, Sessions, Standing};
 use dst::units::{Epoch, Extent, Id, Lba};
 
 /// A file of tables, and the function that makes its verdicts.
@@ -75,7 +75,7 @@ fn geometry(text: &str) -> String {
 
 /// `write` counts a write, `ask NAME` is a flush, `start NAME` a sync for it, `done`, `fail` end the sync, `covered NAME` asks.
 fn flush(text: &str) -> String {
-    let mut flushes = Flushes::default();
+    let mut flushes = Flushes::new(false);
     let mut points: std::collections::BTreeMap<String, Point> = std::collections::BTreeMap::new();
     lines(text, |words| {
         let point = || words.get(1).and_then(|name| points.get(*name).copied());
@@ -117,15 +117,18 @@ fn sessions(text: &str) -> String {
             "hello" => {
                 let (session, epoch) = words.get(2)?.split_once('.')?;
                 let session = Id([session.parse().ok()?; 16]);
-                let claim = Claim { array: Id([1; 16]), epoch: Epoch(epoch.parse().ok()?), session };
+                let (array, host) = (Id([1; 16]), Id([2; 16]));
+                let claim = Claim { array, epoch: Epoch(epoch.parse().ok()?), session, host };
                 let channel = words.get(3)?.parse().ok()?;
-                let denied = sessions.attach(conn, claim, (channel, 1, 0), |conn, why| {
-                    said.push(format!("{why:?} {}", conn.0).to_lowercase());
-                });
-                match denied {
-                    Ok(()) => {}
-                    Err(Denied::Fenced(claim)) => said.push(format!("fenced by epoch {}", claim.epoch.0)),
-                    Err(Denied::Full) => said.push("full".to_owned()),
+                let mut oust = |conn: Conn, why| said.push(format!("{why:?} {}", conn.0).to_lowercase());
+                match sessions.stand(&claim) {
+                    Standing::Fenced(claim) => said.push(format!("fenced by epoch {}", claim.epoch.0)),
+                    standing => {
+                        if standing == Standing::Takes {
+                            sessions.take(Some(claim), &mut oust);
+                        }
+                        sessions.attach(conn, (channel, 1, 0), &mut oust);
+                    }
                 }
             }
             "job" if sessions.live(conn).is_some() => sessions.started(conn),

@@ -6,13 +6,14 @@
 use dst::errno::Errno;
 use dst::store::budget::Budget;
 use dst::store::volume::{Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Volume, Work};
-use dst::units::{Extent, Id};
+use dst::units::{Epoch, Extent, Id};
 use dst::wire::frame::{Header, Op, message_crc};
 use dst::wire::session::Hello;
 use dst::wire::volume::{Explained, Member};
 
 use crate::array::ARRAY;
 use crate::disk::{Disk, Io};
+use crate::kept::Kept;
 use crate::net::{self, Body, Damage};
 use crate::world::{Event, MICRO, MILLI, Phase, World};
 
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     sectors: u64,
     rules: Option<Volume>,
     disk: Disk,
+    pub(crate) kept: Kept,
     pub(crate) slow: u32,
     pub(crate) stalled: u32,
     /// Work that has ended while the disk was stalled, or the server stood still.
@@ -47,9 +49,10 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(server: usize, sectors: u64) -> Node {
+    pub(crate) fn new(node: usize, server: usize, sectors: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
-        Node { server, sectors, rules: None, disk, slow: 0, stalled: 0, held: Vec::new(), finished: Vec::new() }
+        let kept = Kept::new(node);
+        Node { server, sectors, rules: None, disk, kept, slow: 0, stalled: 0, held: Vec::new(), finished: Vec::new() }
     }
 }
 
@@ -59,6 +62,8 @@ pub(crate) struct Accepted {
     /// The rules know of it.
     attached: bool,
     greeting: Option<Header>,
+    /// Its epoch and its session.
+    pub(crate) claim: Option<(Epoch, Id)>,
     budget: Budget,
     /// The data of each slot.
     slots: Vec<Vec<u64>>,
@@ -69,7 +74,7 @@ pub(crate) struct Accepted {
 impl Accepted {
     pub(crate) fn new() -> Accepted {
         let budget = Budget::default();
-        Accepted { open: true, attached: false, greeting: None, budget, slots: Vec::new(), waiting: None }
+        Accepted { open: true, attached: false, greeting: None, claim: None, budget, slots: Vec::new(), waiting: None }
     }
 
     fn slot(&mut self, slot: Slot) -> &mut Vec<u64> {
@@ -114,7 +119,9 @@ impl World {
                 instance: Id(instance),
                 sparse: self.plan.sparse,
             };
-            self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors));
+            let book = self.found_state(node);
+            self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors, book));
+            self.haunt(node);
             if life > 0 {
                 self.node_trouble(node, false);
             }
@@ -140,6 +147,7 @@ impl World {
             }
             self.nodes[node].rules = None;
             self.nodes[node].finished.clear();
+            self.state_cut(node, power);
             if power {
                 self.nodes[node].held.clear();
                 self.nodes[node].disk.power_cut(&mut self.rng);
@@ -308,6 +316,7 @@ impl World {
         let Some(hello) = hello else { return self.hang_up_and_leave(conn) };
         if let Some(accepted) = &mut self.conns[conn].accepted {
             accepted.greeting = Some(header);
+            accepted.claim = Some((header.epoch, hello.session));
             accepted.attached = true;
         }
         let member = Member { id: ARRAY, name: "a".to_owned(), node: format!("n-{node}") };
@@ -325,8 +334,12 @@ impl World {
             match effect {
                 Effect::Disk(work) => self.start_io(node, work),
                 Effect::Reply { conn, slot, header } => self.reply(usize::try_from(conn.0).unwrap_or(0), slot, &header),
+                Effect::Save(write) => self.save(node, write),
+                Effect::Answer { .. } => self.fail("server", "an answer that nobody has asked for".to_owned()),
                 Effect::Welcome { conn, welcome } => {
-                    self.answer(usize::try_from(conn.0).unwrap_or(0), Ok(()), welcome.encode().to_vec());
+                    let conn = usize::try_from(conn.0).unwrap_or(0);
+                    self.check_welcome(node, conn);
+                    self.answer(conn, Ok(()), welcome.encode().to_vec());
                 }
                 Effect::Refuse { conn, errno, text } => {
                     let conn = usize::try_from(conn.0).unwrap_or(0);
@@ -368,6 +381,9 @@ impl World {
     fn reply(&mut self, conn: usize, slot: Slot, header: &Header) {
         if !self.is_open(conn) {
             return;
+        }
+        if header.op == Op::Flush {
+            self.check_flush(self.conns[conn].node, header.result());
         }
         let mut buffer = self.buffer();
         let Some(accepted) = &mut self.conns[conn].accepted else { return };
@@ -443,11 +459,10 @@ impl World {
         if !matches!(work.op, DiskOp::Read | DiskOp::Sync) {
             self.check_place(node, &work, &values);
         }
-        let result = self.disk_luck(work.op);
+        let doomed = work.op == DiskOp::Sync && self.nodes[node].kept.doomed;
+        let result = if doomed { Err(Errno::EIO) } else { self.disk_luck(work.op) };
         let life = self.servers[self.nodes[node].server].life;
-        let (low, high) = self.plan.disk;
-        let takes = self.rng.range(low, high);
-        let takes = if self.nodes[node].slow > 0 { (takes * 1000).min(SLOWEST) } else { takes };
+        let takes = self.disk_time(node);
         let (io, serial) = self.nodes[node].disk.start(work, life, values, result);
         if result.is_ok() && !matches!(work.op, DiskOp::Read | DiskOp::Sync) && self.rng.one_in(4) {
             let sectors = self.rng.range(1, work.extent.sectors);
@@ -455,6 +470,21 @@ impl World {
             self.queue.push(at, Event::DiskPart { node, io, serial, sectors });
         }
         self.queue.push(self.now + takes, Event::DiskEnd { node, io, serial });
+    }
+
+    /// How long the disk of a node takes for something.
+    pub(crate) fn disk_time(&mut self, node: usize) -> u64 {
+        let (low, high) = self.plan.disk;
+        let takes = self.rng.range(low, high);
+        if self.nodes[node].slow > 0 { (takes * 1000).min(SLOWEST) } else { takes }
+    }
+
+    /// The rules of a volume hear of something.
+    pub(crate) fn tell_rules(&mut self, node: usize, told: Told<'_>) {
+        if let Some(rules) = &mut self.nodes[node].rules {
+            rules.handle(told);
+        }
+        self.perform(node);
     }
 
     /// What the disk will answer.
@@ -517,6 +547,9 @@ impl World {
         let Work { op, extent, .. } = io.work;
         self.trace
             .say(self.now, || format!("  disk v{node} {op:?} {}+{} {:?}", extent.start, extent.sectors, io.result));
+        if op == DiskOp::Sync {
+            self.nodes[node].kept.synced(io.result);
+        }
         if let Err(error) = io.result {
             self.stats.disk_errors += 1;
             if op == DiskOp::Sync {
@@ -544,10 +577,7 @@ impl World {
             std::mem::swap(accepted.slot(slot), &mut io.values);
         }
         self.recycle(io.values);
-        if let Some(rules) = &mut self.nodes[node].rules {
-            rules.handle(Told::DiskDone { job: io.work.job, result: io.result });
-        }
-        self.perform(node);
+        self.tell_rules(node, Told::DiskDone { job: io.work.job, result: io.result });
     }
 
     /// A stalled disk goes on.

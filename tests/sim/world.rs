@@ -73,6 +73,15 @@ pub(crate) enum Event {
         serial: u64,
         sectors: u64,
     },
+    /// The state file of a volume is written.
+    Saved {
+        node: usize,
+        serial: u64,
+    },
+    /// Somebody knocks whose claim has passed.
+    Zombie {
+        node: usize,
+    },
     /// Disk work ends.
     DiskEnd {
         node: usize,
@@ -216,7 +225,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         trace: Trace::new(loud),
         judge: Judge::new(rules),
         daemon: Daemon::off(),
-        nodes: plan.server_of.iter().zip(&plan.volumes).map(|(server, sectors)| Node::new(*server, *sectors)).collect(),
+        nodes: (0..plan.volumes.len()).map(|node| Node::new(node, plan.server_of[node], plan.volumes[node])).collect(),
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
         phase: Phase::Work,
@@ -266,6 +275,8 @@ impl World {
             Event::Reaped { conn, error } => self.reaped(conn, error),
             Event::Gone { conn } => self.gone(conn),
             Event::DiskPart { node, io, serial, sectors } => self.disk_part(node, io, serial, sectors),
+            Event::Saved { node, serial } => self.saved(node, serial),
+            Event::Zombie { node } => self.zombie(node),
             Event::DiskEnd { node, io, serial } => self.disk_end(node, io, serial),
             Event::ServerEnd { server, life, lasts } if life == self.servers[server].life => {
                 self.kill_server(server, lasts, false);

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
 use tracing::{info, warn};
@@ -17,17 +18,38 @@ use crate::io::disk::Disk;
 use crate::limits;
 use crate::roles::server::connection::Connection;
 use crate::roles::server::fail_stop::FailStop;
-use crate::store::volume::{Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
+use crate::store::pool::Refusal;
+use crate::store::state::{State, Write};
+use crate::store::volume::{Ask, Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
 use crate::units::SECTOR_BYTES;
+
+/// What the volume has made durable, for those on other threads who only look.
+pub(crate) type Shown = Arc<Mutex<Option<State>>>;
+
+/// Who waits for the answer to an [`Ask`].
+pub(crate) type Asker = tokio::sync::oneshot::Sender<Result<(), Refusal>>;
 
 /// A volume and everyone attached to it.
 pub(crate) struct Host<D> {
     name: String,
     rules: RefCell<Volume>,
     disk: D,
+    /// Its state file.
+    state: D,
+    /// Writes of the state file that have not ended.
+    saving: Cell<usize>,
+    shown: Shown,
+    askers: RefCell<Askers>,
     pool: Rc<BufferPool>,
     connections: RefCell<Vec<Rc<Connection>>>,
     lanes: Lanes,
+}
+
+/// Those who wait, by the number of what they asked.
+#[derive(Default)]
+struct Askers {
+    next: u64,
+    waiting: Vec<(u64, Asker)>,
 }
 
 /// Work for the disk, with what it needs to be done.
@@ -47,9 +69,34 @@ struct Lanes {
 }
 
 impl<D: Disk> Host<D> {
-    pub(crate) fn new(name: String, rules: Volume, disk: D, pool: Rc<BufferPool>) -> Rc<Host<D>> {
-        let (connections, lanes) = (RefCell::default(), Lanes::default());
-        Rc::new(Host { name, rules: RefCell::new(rules), disk, pool, connections, lanes })
+    /// A host of these rules, with the volume's data and its state file.
+    pub(crate) fn new(
+        name: String,
+        rules: Volume,
+        (disk, state): (D, D),
+        shown: Shown,
+        pool: Rc<BufferPool>,
+    ) -> Rc<Host<D>> {
+        let host = Host {
+            name,
+            rules: RefCell::new(rules),
+            disk,
+            state,
+            saving: Cell::new(0),
+            shown,
+            askers: RefCell::default(),
+            pool,
+            connections: RefCell::default(),
+            lanes: Lanes::default(),
+        };
+        host.show();
+        Rc::new(host)
+    }
+
+    /// Tells those on other threads what is durable now.
+    fn show(&self) {
+        // Replaced whole, so a panic elsewhere cannot have left it half done.
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.rules.borrow().state().clone());
     }
 
     /// The volume's name, for the log.
@@ -81,7 +128,10 @@ impl<D: Disk> Host<D> {
     /// Whether no connection and no work is left.
     pub(crate) fn is_idle(&self) -> bool {
         let working = self.lanes.count.get() > self.lanes.idle.borrow().len();
-        self.connections.borrow().is_empty() && self.lanes.queue.borrow().is_empty() && !working
+        self.connections.borrow().is_empty()
+            && self.lanes.queue.borrow().is_empty()
+            && !working
+            && self.saving.get() == 0
     }
 
     /// Lets the lanes end when nothing is left to do. The host is not used after this.
@@ -93,6 +143,10 @@ impl<D: Disk> Host<D> {
     /// Tells the rules, and does what they say.
     pub(crate) fn handle(self: &Rc<Host<D>>, event: Event<'_>) {
         self.rules.borrow_mut().handle(event);
+        self.obey();
+    }
+
+    fn obey(self: &Rc<Host<D>>) {
         loop {
             let effect = self.rules.borrow_mut().poll_effect();
             match effect {
@@ -102,6 +156,17 @@ impl<D: Disk> Host<D> {
         }
     }
 
+    /// Asks the rules about the volume as a whole.
+    pub(crate) fn ask(self: &Rc<Host<D>>, ask: Ask<'_>, asker: Asker) {
+        let number = {
+            let askers = &mut *self.askers.borrow_mut();
+            askers.next += 1;
+            askers.waiting.push((askers.next, asker));
+            askers.next
+        };
+        self.handle(Event::Ask { number, ask });
+    }
+
     fn connection(&self, conn: Conn) -> Option<Rc<Connection>> {
         self.connections.borrow().iter().find(|connection| connection.conn() == conn).cloned()
     }
@@ -109,6 +174,17 @@ impl<D: Disk> Host<D> {
     fn perform(self: &Rc<Host<D>>, effect: Effect) {
         match effect {
             Effect::Disk(work) => self.start(work),
+            Effect::Save(write) => {
+                self.saving.set(self.saving.get() + 1);
+                tokio_uring::spawn(Rc::clone(self).save(write));
+            }
+            Effect::Answer { number, result } => {
+                let askers = &mut self.askers.borrow_mut().waiting;
+                if let Some(at) = askers.iter().position(|(asked, _)| *asked == number) {
+                    // Who asked may have gone.
+                    let _ = askers.swap_remove(at).1.send(result);
+                }
+            }
             Effect::Reply { conn, slot, header } => {
                 if let Some(connection) = self.connection(conn) {
                     connection.reply(slot, header, &self.pool);
@@ -136,6 +212,21 @@ impl<D: Disk> Host<D> {
                 }
             }
         }
+    }
+
+    /// Writes a part of the state file durably.
+    async fn save(self: Rc<Host<D>>, write: Write) {
+        let _fail_stop = FailStop;
+        let mut buffer = Buffer::new(write.bytes.len());
+        buffer[..write.bytes.len()].copy_from_slice(&write.bytes);
+        let (result, _) = self.state.write_at(buffer, write.bytes.len(), write.offset, true).await;
+        if let Err(errno) = result {
+            warn!(volume = self.name, ?errno, "the state file cannot be written");
+        }
+        self.saving.set(self.saving.get() - 1);
+        self.rules.borrow_mut().handle(Event::Saved { result });
+        self.show();
+        self.obey();
     }
 
     fn start(self: &Rc<Host<D>>, work: Work) {

@@ -17,13 +17,15 @@ use crate::io::serve::Socket;
 use crate::limits;
 use crate::roles::server::connection::{Connection, Counted};
 use crate::roles::server::fail_stop::FailStop;
-use crate::roles::server::host::Host;
+use crate::roles::server::host::{Asker, Host, Shown};
 use crate::roles::server::rude::Rude;
 use crate::store::record::Record;
-use crate::store::volume::{Config, Conn, Event, Volume};
+use crate::store::state::Book;
+use crate::store::volume::{Ask, Config, Conn, Event, Volume};
 use crate::units::Id;
 use crate::wire::frame::Header;
 use crate::wire::session::Hello;
+use crate::wire::volume::LabelPut;
 
 /// A HELLO that found its volume.
 pub(crate) struct Arrival {
@@ -34,15 +36,33 @@ pub(crate) struct Arrival {
     pub(crate) header: Header,
     /// The volume as it is now.
     pub(crate) record: Record,
-    /// Its data file, with the first arrival.
-    pub(crate) file: Option<DataFile>,
+    /// Its files, with the first arrival.
+    pub(crate) files: Option<Opened>,
     pub(crate) counted: Counted,
+}
+
+/// What an owner thread needs to serve a volume.
+pub(crate) struct Opened {
+    pub(crate) name: String,
+    pub(crate) record: Record,
+    pub(crate) data: DataFile,
+    pub(crate) state: DataFile,
+    /// What the state file says.
+    pub(crate) book: Book,
+    pub(crate) shown: Shown,
+}
+
+/// What is asked about a volume as a whole.
+pub(crate) enum Question {
+    Free,
+    Label(LabelPut),
 }
 
 /// What an owner thread is told.
 pub(crate) enum Mail {
     Arrival(Box<Arrival>),
-    Opened { name: String, record: Box<Record>, file: DataFile },
+    Opened(Box<Opened>),
+    Ask { volume: Id, question: Question, asker: Asker },
     Resized { volume: Id, bytes: u64 },
     Forget { volume: Id },
     Stop,
@@ -65,7 +85,17 @@ pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
         loop {
             match mailbox.recv().await {
                 Some(Mail::Arrival(arrival)) => owner.arrive(*arrival),
-                Some(Mail::Opened { name, record, file }) => drop(owner.host(&name, &record, Some(file))),
+                Some(Mail::Opened(files)) => owner.open(*files),
+                Some(Mail::Ask { volume, question, asker }) => {
+                    // Without a host the asker is told so by what is dropped.
+                    if let Some(host) = owner.hosts.get(&volume) {
+                        let ask = match &question {
+                            Question::Free => Ask::Free,
+                            Question::Label(put) => Ask::Label(put),
+                        };
+                        host.ask(ask, asker);
+                    }
+                }
                 Some(Mail::Resized { volume, bytes }) => {
                     if let Some(host) = owner.hosts.get(&volume) {
                         host.resized(bytes);
@@ -85,9 +115,12 @@ pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
 
 impl Owner {
     fn arrive(&mut self, arrival: Arrival) {
-        let Arrival { stream, peer, hello, header, record, file, counted } = arrival;
-        let host = match self.host(&hello.volume, &record, file) {
-            Some(host) => host,
+        let Arrival { stream, peer, hello, header, record, files, counted } = arrival;
+        if let Some(files) = files {
+            self.open(files);
+        }
+        let host = match self.hosts.get(&record.id) {
+            Some(host) => Rc::clone(host),
             // The mail is in order, so the file came before; if not, the asker connects again.
             None => return warn!(volume = hello.volume, "a connection came before its volume's file"),
         };
@@ -104,17 +137,19 @@ impl Owner {
         host.handle(Event::Attach { conn, hello: connection.hello(), epoch, assigned: record.array.as_ref() });
     }
 
-    fn host(&mut self, name: &str, record: &Record, file: Option<DataFile>) -> Option<Rc<Host<UringDisk>>> {
-        if let Some(host) = self.hosts.get(&record.id) {
-            return Some(Rc::clone(host));
+    fn open(&mut self, files: Opened) {
+        let Opened { name, record, data, state, book, shown } = files;
+        info!(volume = name, direct = data.is_direct(), "opened");
+        if book.durable().flush_failed {
+            warn!(
+                volume = name,
+                "a flush of it has failed before, so every flush fails: make another volume, and copy what can be read"
+            );
         }
-        let file = file?;
-        info!(volume = name, direct = file.is_direct(), "opened");
-        let config = Config { name: name.to_owned(), id: record.id, instance: self.instance, sparse: record.sparse };
-        let rules = Volume::new(config, record.sectors());
-        let host = Host::new(name.to_owned(), rules, UringDisk::new(file), Rc::clone(&self.pool));
-        self.hosts.insert(record.id, Rc::clone(&host));
-        Some(host)
+        let config = Config { name: name.clone(), id: record.id, instance: self.instance, sparse: record.sparse };
+        let rules = Volume::new(config, record.sectors(), book);
+        let disks = (UringDisk::new(data), UringDisk::new(state));
+        self.hosts.insert(record.id, Host::new(name, rules, disks, shown, Rc::clone(&self.pool)));
     }
 
     /// Closes everything and waits for what is on the disk.

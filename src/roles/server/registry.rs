@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::errno::Errno;
@@ -19,15 +19,20 @@ use crate::io::disk::DataFile;
 use crate::io::pool::{DirPool, Found};
 use crate::limits;
 use crate::roles::server::connection::Counted;
-use crate::roles::server::owner::{Arrival, Mail};
+use crate::roles::server::host::Shown;
+use crate::roles::server::owner::{Arrival, Mail, Opened, Question};
 use crate::roles::server::rude::Rude;
 use crate::store::pool as rules;
 use crate::store::pool::Refusal;
 use crate::store::record::Record;
+use crate::store::session::Claim;
+use crate::store::state;
+use crate::store::state::{Book, State};
 use crate::units::{Id, check_name};
 use crate::wire::frame::Header;
 use crate::wire::session::Hello;
-use crate::wire::volume::{Assign, Create, List, Named, Page, Resize, Volume};
+use crate::wire::volume as wire;
+use crate::wire::volume::{Assign, Create, LabelPut, List, Named, Page, Resize, Volume};
 
 /// How often a volume's file is asked whether its dead predecessor's I/O has ended.
 const PREDECESSOR_POLL: Duration = Duration::from_millis(10);
@@ -45,7 +50,9 @@ struct Entry {
     name: String,
     known: Mutex<Known>,
     connections: Arc<AtomicU32>,
-    /// Held while the volume is changed or attached; says whether its owner thread has its file.
+    /// What the volume's owner thread has made durable, once it has its files.
+    shown: Shown,
+    /// Held while the volume is changed or attached; says whether its owner thread has its files.
     gate: tokio::sync::Mutex<bool>,
 }
 
@@ -69,6 +76,7 @@ impl Entry {
             name: name.to_owned(),
             known: Mutex::new(known),
             connections,
+            shown: Arc::default(),
             gate: tokio::sync::Mutex::new(false),
         })
     }
@@ -93,6 +101,10 @@ impl Entry {
             Known::Damaged(why) => Err((Errno::EIO, format!("volume '{}' is damaged: {why}", self.name))),
         }
     }
+}
+
+fn stopping() -> Refusal {
+    (Errno::ESHUTDOWN, "the server is stopping; try again when it is back".to_owned())
 }
 
 fn missing(name: &str) -> Refusal {
@@ -139,7 +151,6 @@ impl Registry {
     }
 
     async fn tell(&self, volume: Id, mail: Mail) -> Result<(), Refusal> {
-        let stopping = || (Errno::ESHUTDOWN, "the server is stopping; try again when it is back".to_owned());
         self.owner(volume).ok_or_else(stopping)?.send(mail).await.map_err(|_| stopping())
     }
 
@@ -153,7 +164,19 @@ impl Registry {
         tokio::task::spawn_blocking(move || work(&registry.pool)).await.map_err(failed)?
     }
 
+    /// What is kept of a volume: as its owner thread has it, or from its file.
+    fn state(&self, entry: &Entry, record: &Record) -> State {
+        let shown = locked(&entry.shown).clone();
+        let found = || state::load(&self.pool.read_state(&entry.name).ok()?, record.id);
+        // Without a claim of its array there is nothing that is the array's.
+        let state = shown.or_else(|| found().map(|(_, state)| state)).unwrap_or_default();
+        let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
+        if state.claim.as_ref().is_some_and(is_ours) { state } else { State::default() }
+    }
+
     fn describe(&self, entry: &Entry, record: Record) -> Volume {
+        let state = self.state(entry, &record);
+        let told = |claim: Claim| wire::Claim { epoch: claim.epoch, owner: claim.session, host: claim.host };
         Volume {
             name: entry.name.clone(),
             id: record.id,
@@ -162,8 +185,8 @@ impl Registry {
             allocated: self.pool.allocated(&entry.name),
             array: record.array,
             connections: entry.connections(),
-            claim: None,
-            label: None,
+            claim: state.claim.map(told),
+            label: state.label,
             problem: None,
         }
     }
@@ -183,7 +206,7 @@ impl Registry {
             entries.insert(ask.name.clone(), Arc::clone(&entry));
         }
         let (name, new) = (ask.name.clone(), record.clone());
-        if let Err(refusal) = self.blocking(move |pool| pool.create(&name, &new)).await {
+        if let Err(refusal) = self.blocking(move |pool| pool.create(&name, &new, &state::fresh(new.id))).await {
             locked(&self.entries).remove(&ask.name);
             return Err(refusal);
         }
@@ -206,7 +229,9 @@ impl Registry {
         part.truncate(limits::LIST_PAGE_MAX);
         let registry = Arc::clone(self);
         self.blocking(move |_| {
-            let volumes = part.iter().map(|entry| registry.describe_any(entry)).collect();
+            // Labels have no room in a page.
+            let brief = |entry: &Arc<Entry>| Volume { label: None, ..registry.describe_any(entry) };
+            let volumes = part.iter().map(brief).collect();
             Ok(Page { volumes, more })
         })
         .await
@@ -242,12 +267,9 @@ impl Registry {
         let mut gate = entry.gate.lock().await;
         let from = entry.record()?;
         let to = rules::resize(&ask, &from, entry.connections())?;
-        if to.size < from.size && !*gate {
+        if to.size < from.size {
             // A dead predecessor's write behind the new end would make the file long again.
-            let file = self.open_file(&entry.name).await?;
-            let mail = Mail::Opened { name: entry.name.clone(), record: Box::new(from.clone()), file };
-            self.tell(from.id, mail).await?;
-            *gate = true;
+            self.open_entry(&entry, &mut gate, &from).await?;
         }
         let (name, old, new) = (entry.name.clone(), from, to.clone());
         self.blocking(move |pool| pool.resize(&name, &old, &new)).await?;
@@ -297,10 +319,34 @@ impl Registry {
     /// Takes a volume from its array.
     pub(crate) async fn free(self: &Arc<Registry>, ask: Named) -> Result<Volume, Refusal> {
         let entry = self.entry(&ask.name)?;
-        let _gate = entry.gate.lock().await;
-        let to = rules::free(&ask, &entry.record()?, entry.connections())?;
+        let mut gate = entry.gate.lock().await;
+        let from = entry.record()?;
+        let to = rules::free(&ask, &from, entry.connections())?;
+        self.open_entry(&entry, &mut gate, &from).await?;
+        let freed = self.change(&entry, to).await?;
+        // The claim means nothing without its array, so a crash in between does no harm.
+        self.ask(freed.id, Question::Free).await?;
         info!(volume = ask.name, "freed");
-        self.change(&entry, to).await
+        Ok(freed)
+    }
+
+    /// Stores a label.
+    pub(crate) async fn put_label(self: &Arc<Registry>, ask: LabelPut) -> Result<Volume, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let mut gate = entry.gate.lock().await;
+        let record = entry.record()?;
+        self.open_entry(&entry, &mut gate, &record).await?;
+        self.ask(record.id, Question::Label(ask)).await?;
+        let registry = Arc::clone(self);
+        let described = Arc::clone(&entry);
+        self.blocking(move |_| Ok(registry.describe(&described, record))).await
+    }
+
+    /// Asks a volume's owner thread, which has its files.
+    async fn ask(&self, volume: Id, question: Question) -> Result<(), Refusal> {
+        let (asker, answer) = oneshot::channel();
+        self.tell(volume, Mail::Ask { volume, question, asker }).await?;
+        answer.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     async fn change(self: &Arc<Registry>, entry: &Entry, to: Record) -> Result<Volume, Refusal> {
@@ -326,30 +372,67 @@ impl Registry {
             let text = format!("this server has {connections} connections and takes no more; try again later");
             return Err((Errno::EBUSY, text));
         }
-        let file = if *gate { None } else { Some(self.open_file(&entry.name).await?) };
+        let files = if *gate { None } else { Some(self.open_files(&entry, &record).await?) };
         let counted = Counted::new(Arc::clone(&entry.connections));
         let broken = |error: io::Error| (Errno::from(&error), "the connection failed".to_owned());
         let stream = stream().map_err(broken)?;
-        let arrival = Arrival { stream, peer, hello, header, record: record.clone(), file, counted };
+        let arrival = Arrival { stream, peer, hello, header, record: record.clone(), files, counted };
         self.tell(record.id, Mail::Arrival(Box::new(arrival))).await?;
         *gate = true;
         Ok(())
     }
 
-    /// Opens a data file; waits until a dead predecessor's I/O on it has ended.
-    async fn open_file(self: &Arc<Registry>, name: &str) -> Result<DataFile, Refusal> {
+    /// Sees to it that a volume's owner thread has its files.
+    async fn open_entry(
+        self: &Arc<Registry>,
+        entry: &Arc<Entry>,
+        opened: &mut bool,
+        record: &Record,
+    ) -> Result<(), Refusal> {
+        if !*opened {
+            let files = self.open_files(entry, record).await?;
+            self.tell(record.id, Mail::Opened(Box::new(files))).await?;
+            *opened = true;
+        }
+        Ok(())
+    }
+
+    /// Opens a volume's files; waits until a dead predecessor's I/O on them has ended.
+    async fn open_files(self: &Arc<Registry>, entry: &Arc<Entry>, record: &Record) -> Result<Opened, Refusal> {
+        let name = &entry.name;
+        let (volume, id) = (name.clone(), record.id);
+        self.blocking(move |pool| pool.ensure_state(&volume, || state::fresh(id))).await?;
+        let data = self.open_file(name, DirPool::data_path).await?;
+        let state = self.open_file(name, DirPool::state_path).await?;
+        let (volume, registry) = (name.clone(), Arc::clone(self));
+        let found = self.blocking(move |_| registry.load_state(&volume, id)).await?;
+        let (name, record, shown) = (name.clone(), record.clone(), Arc::clone(&entry.shown));
+        Ok(Opened { name, record, data, state, book: Book::new(id, found), shown })
+    }
+
+    fn load_state(&self, name: &str, id: Id) -> Result<(u64, State), Refusal> {
+        let path = self.pool.state_path(name);
+        let bytes = self.pool.read_state(name).map_err(|error| unreadable(name, &error))?;
+        state::load(&bytes, id).ok_or_else(|| {
+            let text = format!(
+                "the state of volume '{name}' is damaged: neither half of '{}' can be used. It says who has the volume and whether a flush \
+                 has failed. If the array is stopped and the data is known to be good, move the file away: the volume then starts without",
+                path.display()
+            );
+            (Errno::EIO, text)
+        })
+    }
+
+    async fn open_file(
+        self: &Arc<Registry>,
+        name: &str,
+        path: fn(&DirPool, &str) -> PathBuf,
+    ) -> Result<DataFile, Refusal> {
         let mut told = false;
         loop {
             let volume = name.to_owned();
-            let open = move |pool: &DirPool| {
-                DataFile::open(&pool.data_path(&volume)).map_err(|error| {
-                    let errno = Errno::from(&error);
-                    (
-                        errno,
-                        format!("the data of volume '{volume}' cannot be opened: {errno}; look at the server's pool"),
-                    )
-                })
-            };
+            let open =
+                move |pool: &DirPool| DataFile::open(&path(pool, &volume)).map_err(|error| unreadable(&volume, &error));
             if let Some(file) = self.blocking(open).await? {
                 return Ok(file);
             }
@@ -360,6 +443,11 @@ impl Registry {
             tokio::time::sleep(PREDECESSOR_POLL).await;
         }
     }
+}
+
+fn unreadable(name: &str, error: &io::Error) -> Refusal {
+    let errno = Errno::from(error);
+    (errno, format!("the data of volume '{name}' cannot be opened: {errno}; look at the server's pool"))
 }
 
 /// 128 bits of the system's randomness.

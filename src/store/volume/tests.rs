@@ -7,6 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use proptest::prelude::*;
 
 use super::*;
+use crate::store::session::Claim;
+use crate::store::state;
+use crate::wire::volume::LabelPut;
 
 const SECTORS: u64 = 1 << 20;
 const ARRAY: Id = Id([0xa; 16]);
@@ -15,9 +18,17 @@ fn member() -> Member {
     Member { id: ARRAY, name: "storage".to_owned(), node: "n-0".to_owned() }
 }
 
+const VOLUME: Id = Id([1; 16]);
+
+/// A volume whose server begins to serve with this state file.
+fn volume_from(file: &[u8]) -> Volume {
+    let config = Config { name: "v".to_owned(), id: VOLUME, instance: Id([2; 16]), sparse: true };
+    Volume::new(config, SECTORS, Book::new(VOLUME, state::load(file, VOLUME).unwrap()))
+}
+
 fn volume(sparse: bool) -> Volume {
     let config = Config { name: "v".to_owned(), id: Id([1; 16]), instance: Id([2; 16]), sparse };
-    Volume::new(config, SECTORS)
+    Volume::new(config, SECTORS, Book::new(Id([1; 16]), (0, State::default())))
 }
 
 fn hello(session: u8, channel: u16) -> Hello {
@@ -32,7 +43,18 @@ fn effects(volume: &mut Volume) -> Vec<Effect> {
 fn attach(volume: &mut Volume, conn: u64, session: u8, epoch: u64, channel: u16) -> Vec<Effect> {
     let (hello, member) = (hello(session, channel), member());
     volume.handle(Event::Attach { conn: Conn(conn), hello: &hello, epoch: Epoch(epoch), assigned: Some(&member) });
-    effects(volume)
+    settled(volume)
+}
+
+/// What is left to do when everything that is to be saved has been.
+fn settled(volume: &mut Volume) -> Vec<Effect> {
+    let mut all = effects(volume);
+    while let Some(at) = all.iter().position(|effect| matches!(effect, Effect::Save(_))) {
+        all.remove(at);
+        volume.handle(Event::Saved { result: Ok(()) });
+        all.extend(effects(volume));
+    }
+    all
 }
 
 /// A request that was never asked before.
@@ -139,8 +161,14 @@ fn a_failed_flush_says_why_once_and_is_never_undone() {
     let mut volume = attached(false);
     let sync = work(&ask(&mut volume, 0, &header(Op::Flush, 1, false)));
     assert_eq!(ask(&mut volume, 1, &header(Op::Flush, 1, false)), [], "it shares the sync in flight");
-    let answers = done(&mut volume, sync, Err(Errno::ENOSPC));
-    assert_eq!(answers.len(), 2);
+    let save = done(&mut volume, sync, Err(Errno::ENOSPC));
+    assert!(matches!(save[..], [Effect::Save(_)]), "it is durable before anybody is told: {save:?}");
+    assert_eq!(ask(&mut volume, 2, &header(Op::Flush, 1, false)), []);
+    volume.handle(Event::Saved { result: Ok(()) });
+    assert!(volume.state().flush_failed);
+    let mut answers = effects(&mut volume);
+    assert_eq!(answer(&answers[2..]), Err(Errno::EIO));
+    answers.truncate(2);
     answers.iter().for_each(|one| assert_eq!(answer(std::slice::from_ref(one)), Err(Errno::ENOSPC)));
     let write = work(&ask(&mut volume, 0, &header(Op::Write, 1, false)));
     assert_eq!(answer(&done(&mut volume, write, Ok(()))), Ok(()));
@@ -166,6 +194,86 @@ fn a_clean_volume_answers_a_flush_at_once() {
     assert_eq!(work(&ask(&mut volume, 0, &header(Op::Flush, 1, false))).op, DiskOp::Sync);
 }
 
+/// A flush whose failure cannot be saved is answered all the same, and never with success.
+#[test]
+fn a_failure_that_cannot_be_saved_is_told() {
+    let mut volume = attached(false);
+    let sync = work(&ask(&mut volume, 0, &header(Op::Flush, 1, false)));
+    for round in 0..3 {
+        let save = match round {
+            0 => done(&mut volume, sync, Err(Errno::EIO)),
+            _ => ask(&mut volume, 0, &header(Op::Flush, 1, false)),
+        };
+        assert!(matches!(save[..], [Effect::Save(_)]), "it is tried again with the next flush");
+        volume.handle(Event::Saved { result: Err(Errno::EIO) });
+        assert_eq!(answer(&effects(&mut volume)), Err(Errno::EIO));
+    }
+}
+
+#[test]
+fn a_claim_is_durable_before_its_welcome() {
+    let mut volume = attached(false);
+    let (hello, member) = (hello(2, 0), member());
+    let knock = |volume: &mut Volume, conn, epoch| {
+        let (hello, assigned) = (&hello, Some(&member));
+        volume.handle(Event::Attach { conn: Conn(conn), hello, epoch: Epoch(epoch), assigned });
+        effects(volume)
+    };
+    assert!(matches!(knock(&mut volume, 1, 5)[..], [Effect::Save(_)]));
+    assert_eq!(knock(&mut volume, 2, 4), [], "who comes later waits");
+    assert_eq!(work(&ask(&mut volume, 0, &header(Op::Read, 1, false))).op, DiskOp::Read, "the owner is still served");
+    volume.handle(Event::Saved { result: Err(Errno::EIO) });
+    let all = effects(&mut volume);
+    assert!(
+        matches!(&all[..], [Effect::Refuse { conn: Conn(1), errno: Errno::EIO, text }, Effect::Save(_)] if text.contains("cannot be written")),
+        "{all:?}"
+    );
+    volume.handle(Event::Gone { conn: Conn(2) });
+    volume.handle(Event::Saved { result: Ok(()) });
+    let all = effects(&mut volume);
+    assert!(
+        matches!(all[..], [Effect::Close { conn: Conn(0), .. }]),
+        "a claim holds though its HELLO has gone: {all:?}"
+    );
+    assert_eq!(volume.state().claim.map(|claim| claim.epoch), Some(Epoch(4)));
+    let all = knock(&mut volume, 3, 3);
+    assert!(matches!(all[..], [Effect::Refuse { errno: Errno::EBADE, .. }]), "{all:?}");
+}
+
+#[test]
+fn a_label_is_its_owners() {
+    let mut volume = attached(false);
+    let label = |epoch, owner, text: &str| {
+        let (name, label) = ("v".to_owned(), text.to_owned());
+        LabelPut { name, array: ARRAY, epoch: Epoch(epoch), owner: Id([owner; 16]), label }
+    };
+    let put = |volume: &mut Volume, put: &LabelPut| {
+        volume.handle(Event::Ask { number: 7, ask: Ask::Label(put) });
+        effects(volume)
+    };
+    let refused = |all: &[Effect]| match all {
+        [Effect::Answer { number: 7, result: Err((errno, _)) }] => *errno,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&put(&mut volume, &label(2, 1, "x"))), Errno::EBADE);
+    assert_eq!(refused(&put(&mut volume, &label(1, 2, "x"))), Errno::EBADE);
+    assert_eq!(refused(&put(&mut volume, &label(1, 1, "\u{7}"))), Errno::EINVAL);
+    assert_eq!(refused(&put(&mut volume, &label(1, 1, &"x".repeat(limits::LABEL_BYTES_MAX + 1)))), Errno::EINVAL);
+    assert!(matches!(put(&mut volume, &label(1, 1, "first"))[..], [Effect::Save(_)]));
+    volume.handle(Event::Saved { result: Ok(()) });
+    assert_eq!(effects(&mut volume), [Effect::Answer { number: 7, result: Ok(()) }]);
+    assert!(matches!(put(&mut volume, &label(1, 1, "second"))[..], [Effect::Save(_)]));
+    volume.handle(Event::Saved { result: Err(Errno::EIO) });
+    assert_eq!(refused(&effects(&mut volume)), Errno::EIO);
+    attach(&mut volume, 1, 2, 2, 0);
+    assert_eq!(volume.state().label.as_deref(), Some("first"), "what was not saved does not come back later");
+    volume.handle(Event::Ask { number: 8, ask: Ask::Free });
+    assert_eq!(settled(&mut volume)[1..], [Effect::Answer { number: 8, result: Ok(()) }]);
+    assert_eq!((volume.state().claim, volume.state().label.clone()), (None, None));
+    let welcome = attach(&mut volume, 2, 1, 1, 0);
+    assert!(matches!(welcome[..], [Effect::Welcome { .. }]), "a freed volume begins anew: {welcome:?}");
+}
+
 /// What the world knows of a connection.
 #[derive(Debug)]
 struct Peer {
@@ -179,10 +287,30 @@ struct Peer {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Attach { session: u8, epoch: u64, channel: u16 },
-    Request { peer: prop::sample::Index, op: Op, fua: bool },
-    Done { work: prop::sample::Index, fails: bool },
-    Gone { peer: prop::sample::Index },
+    Attach {
+        session: u8,
+        epoch: u64,
+        channel: u16,
+    },
+    Request {
+        peer: prop::sample::Index,
+        op: Op,
+        fua: bool,
+    },
+    Done {
+        work: prop::sample::Index,
+        fails: bool,
+    },
+    Gone {
+        peer: prop::sample::Index,
+    },
+    Saved {
+        fails: bool,
+    },
+    /// The server dies while it saves or not, and comes back.
+    Restart {
+        landed: bool,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -192,6 +320,8 @@ fn action() -> impl Strategy<Value = Action> {
         10 => (any::<prop::sample::Index>(), op, prop::bool::weighted(0.2)).prop_map(|(peer, op, fua)| Action::Request { peer, op, fua }),
         9 => (any::<prop::sample::Index>(), prop::bool::weighted(0.02)).prop_map(|(work, fails)| Action::Done { work, fails }),
         1 => any::<prop::sample::Index>().prop_map(|peer| Action::Gone { peer }),
+        6 => prop::bool::weighted(0.05).prop_map(|fails| Action::Saved { fails }),
+        1 => any::<bool>().prop_map(|landed| Action::Restart { landed }),
     ]
 }
 
@@ -204,9 +334,15 @@ struct World {
     /// Writes done, the unknown past being the first; and how many of them are durable.
     written: usize,
     durable: usize,
+    /// Somebody was told that a sync has failed.
     sync_failed: bool,
-    /// Whose the volume is: session and epoch.
-    held: Option<(u8, u64)>,
+    /// The state file, and the write to it that is on its way.
+    file: Vec<u8>,
+    saving: Option<Write>,
+    /// A write of it has failed.
+    unsaved: bool,
+    /// The latest claim that was ever welcomed.
+    held: Option<Claim>,
     next: u64,
 }
 
@@ -219,6 +355,9 @@ impl World {
             written: 1,
             durable: 0,
             sync_failed: false,
+            file: state::fresh(VOLUME),
+            saving: None,
+            unsaved: false,
             held: None,
             next: 0,
         }
@@ -232,14 +371,10 @@ impl World {
                 let claim = (*session, *epoch);
                 let peer = Peer { claim, channel: *channel, live: false, closed: false, asked: BTreeMap::new() };
                 self.peers.insert(conn, peer);
-                let all = attach(&mut self.rules, conn, *session, *epoch, *channel);
-                let refused =
-                    all.iter().any(|effect| matches!(effect, Effect::Refuse { conn: Conn(to), .. } if *to == conn));
-                let fenced = self.held.is_some_and(|held| claim != held && claim.1 <= held.1);
-                assert_eq!(refused, fenced, "{claim:?} where {:?} holds", self.held);
-                if !fenced {
-                    self.held = Some(claim);
-                }
+                let (hello, member) = (hello(*session, *channel), member());
+                let (conn, epoch) = (Conn(conn), Epoch(*epoch));
+                self.rules.handle(Event::Attach { conn, hello: &hello, epoch, assigned: Some(&member) });
+                let all = effects(&mut self.rules);
                 self.check(all);
             }
             Action::Request { peer, op, fua } => {
@@ -268,14 +403,48 @@ impl World {
                 let all = effects(&mut self.rules);
                 self.check(all);
             }
+            Action::Saved { fails } => self.saved(!fails),
+            Action::Restart { landed } => {
+                if *landed && let Some(write) = self.saving.take() {
+                    self.put(&write);
+                }
+                self.saving = None;
+                self.peers.clear();
+                self.disk.clear();
+                self.rules = volume_from(&self.file);
+                // Its first flush has to sync whatever was written.
+                self.written += 1;
+            }
         }
+    }
+
+    fn put(&mut self, write: &Write) {
+        let at = usize::try_from(write.offset).unwrap();
+        self.file[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+    }
+
+    /// What a crash would leave.
+    fn kept(&self) -> State {
+        state::load(&self.file, VOLUME).unwrap().1
+    }
+
+    fn saved(&mut self, lands: bool) {
+        let Some(write) = self.saving.take() else { return };
+        self.unsaved |= !lands;
+        if lands {
+            self.put(&write);
+        }
+        self.rules.handle(Event::Saved { result: if lands { Ok(()) } else { Err(Errno::EIO) } });
+        assert_eq!(*self.rules.state(), self.kept());
+        let all = effects(&mut self.rules);
+        self.check(all);
     }
 
     fn done(&mut self, at: usize, fails: bool) {
         let (work, covers) = self.disk.swap_remove(at);
         match work.op {
             DiskOp::Read => {}
-            DiskOp::Sync if fails => self.sync_failed = true,
+            DiskOp::Sync if fails => {}
             DiskOp::Sync => self.durable = self.durable.max(covers),
             DiskOp::Write { durable: true } if !fails => {}
             _ => self.written += 1,
@@ -297,10 +466,21 @@ impl World {
                     }
                     self.disk.push((work, self.written));
                 }
+                Effect::Save(write) => {
+                    assert!(self.saving.is_none(), "two writes of the state");
+                    self.saving = Some(write);
+                }
+                Effect::Answer { .. } => panic!("nobody has asked"),
                 Effect::Reply { conn, slot, header } => self.replied(conn, slot, &header),
                 Effect::Welcome { conn, welcome } => self.welcomed(conn, &welcome),
                 Effect::Refuse { conn, errno, .. } => {
-                    assert_eq!(errno, Errno::EBADE);
+                    let (session, epoch) = self.peers[&conn.0].claim;
+                    let held = self.kept().claim.map(|held| (held.epoch.0, held.session));
+                    let fenced = held.is_some_and(|held| epoch <= held.0 && held != (epoch, Id([session; 16])));
+                    assert!(
+                        errno == Errno::EIO || (errno == Errno::EBADE && fenced),
+                        "{errno}: {session}.{epoch} of {held:?}"
+                    );
                     self.close(conn);
                 }
                 Effect::Close { conn, .. } => self.close(conn),
@@ -320,6 +500,10 @@ impl World {
         assert!(peer.live && !peer.closed, "an answer on a connection that is not live");
         let (op, fua, written) = peer.asked.remove(&slot.0).expect("a request is answered once");
         assert_eq!(header.op, op);
+        if op == Op::Flush && header.status != 0 {
+            assert!(self.kept().flush_failed || self.unsaved, "a failure that a crash forgets was told");
+            self.sync_failed |= self.kept().flush_failed;
+        }
         let zeroes = fua && op != Op::Write;
         if (op == Op::Flush || zeroes) && header.status == 0 {
             assert!(!self.sync_failed, "a flush succeeds after one has failed");
@@ -334,6 +518,13 @@ impl World {
     fn welcomed(&mut self, conn: Conn, welcome: &Welcome) {
         assert_eq!((welcome.sectors, welcome.instance), (SECTORS, Id([2; 16])));
         let (claim, channel) = (self.peers[&conn.0].claim, self.peers[&conn.0].channel);
+        let kept = self.kept().claim.expect("a claim is durable before its welcome");
+        assert_eq!((kept.session, kept.epoch), (Id([claim.0; 16]), Epoch(claim.1)));
+        let older = self
+            .held
+            .is_some_and(|held| kept.epoch < held.epoch || (kept.epoch == held.epoch && kept.session != held.session));
+        assert!(!older, "{claim:?} is welcome after {:?}", self.held);
+        self.held = Some(kept);
         for (number, other) in
             self.peers.iter().filter(|(number, other)| **number != conn.0 && other.live && !other.closed)
         {
@@ -382,8 +573,11 @@ proptest! {
             }
         }
         // When the disk has answered everything, everyone has been.
-        while !world.disk.is_empty() {
-            world.done(0, false);
+        while !world.disk.is_empty() || world.saving.is_some() {
+            world.saved(true);
+            if !world.disk.is_empty() {
+                world.done(0, false);
+            }
         }
         for (conn, peer) in &world.peers {
             prop_assert!(peer.closed || peer.live, "{} still waits", conn);

@@ -13,9 +13,9 @@ use dst::wire::frame::Op;
 use super::client::{Dir, assign, attach, config, create, named, pattern, start, stat};
 
 /// A server in a process of its own: this test program again, as [`a_server_process`].
-struct Process {
+pub(super) struct Process {
     child: Child,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 const POOL: &str = "DST_TEST_SERVER_POOL";
@@ -28,7 +28,7 @@ fn a_server_process() {
 }
 
 impl Process {
-    fn start(pool: &Path) -> Process {
+    pub(super) fn start(pool: &Path) -> Process {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["server::survival::a_server_process", "--exact", "--nocapture", "--test-threads=1"])
             .env(POOL, pool)

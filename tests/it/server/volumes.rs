@@ -35,7 +35,7 @@ fn a_volume_lives_and_goes() {
     assert_eq!(refusal(ask::<_, Volume>(address, Op::VolumeStat, &named("v", false))).0, Errno::ENOENT);
     let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, [".lock", "s", "s.dst"]);
+    assert_eq!(left, [".lock", ".s.state", "s", "s.dst"]);
 }
 
 #[test]

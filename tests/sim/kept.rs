@@ -1,0 +1,185 @@
+//! What a server keeps beside the data, and those who would use a volume that is no longer theirs.
+//!
+//! Contract: a write of the state file takes time; a process that dies meanwhile leaves all of it or nothing, a power cut any part.
+//! What the rules promise of it is checked here from outside: nobody is welcome whose claim is older than one that was
+//! welcome before, or as old and another's; once a flush was answered with an error, none of that volume succeeds.
+
+use dst::errno::Errno;
+use dst::store::state::{self, Book, State, Write};
+use dst::store::volume::Event as Told;
+use dst::units::{Epoch, Extent, Id};
+use dst::wire::frame::{Header, Op, message_crc};
+use dst::wire::session::{HELLO_BYTES, Hello, features};
+
+use crate::array::ARRAY;
+use crate::net::{Body, Pipe};
+use crate::server::{Accepted, id_of};
+use crate::world::{Conn, Event, MILLI, Phase, World};
+
+/// A volume's state file, and what the world knows of the promises made with it.
+pub(crate) struct Kept {
+    volume: Id,
+    bytes: Vec<u8>,
+    /// The write on its way, and its number: events of those before it mean nothing.
+    writing: Option<Write>,
+    serial: u64,
+    /// The latest claim that was welcome.
+    welcome: Option<(Epoch, Id)>,
+    /// Somebody was told that a flush has failed.
+    told_failed: bool,
+    /// A sync has failed since the power came.
+    sync_failed: bool,
+    /// The next sync fails: the error of the last one was seen by a process that died before it could write that down. (The
+    /// kernel would forget it; a few microseconds that `docs/CONTRACT.md` owns up to.)
+    pub(crate) doomed: bool,
+}
+
+impl Kept {
+    pub(crate) fn new(node: usize) -> Kept {
+        let volume = id_of(node);
+        let bytes = state::fresh(volume);
+        let (writing, welcome) = (None, None);
+        Kept { volume, bytes, writing, serial: 0, welcome, told_failed: false, sync_failed: false, doomed: false }
+    }
+
+    fn found(&self) -> Option<(u64, State)> {
+        state::load(&self.bytes, self.volume)
+    }
+
+    /// The first `sectors` sectors of the write on its way land, and nothing more.
+    fn land(&mut self, sectors: usize) {
+        let Some(write) = self.writing.take() else { return };
+        let at = usize::try_from(write.offset).unwrap_or(usize::MAX);
+        let bytes = write.bytes.len().min(sectors * 512);
+        self.bytes[at..at + bytes].copy_from_slice(&write.bytes[..bytes]);
+    }
+
+    /// A sync of the disk has ended.
+    pub(crate) fn synced(&mut self, result: Result<(), Errno>) {
+        self.sync_failed |= result.is_err();
+    }
+}
+
+impl World {
+    /// What a server that begins to serve finds.
+    pub(crate) fn found_state(&mut self, node: usize) -> Book {
+        let kept = &mut self.nodes[node].kept;
+        let volume = kept.volume;
+        let found = kept.found();
+        kept.doomed = kept.sync_failed && found.as_ref().is_none_or(|(_, state)| !state.flush_failed);
+        if found.is_none() {
+            self.fail("4.1", format!("neither slot of the state of v{node} can be used"));
+        }
+        Book::new(volume, found.unwrap_or_default())
+    }
+
+    /// The rules want their state saved.
+    pub(crate) fn save(&mut self, node: usize, write: Write) {
+        let takes = self.disk_time(node);
+        let kept = &mut self.nodes[node].kept;
+        if kept.writing.replace(write).is_some() {
+            self.fail("4.1", format!("two writes of the state of v{node} at a time"));
+        }
+        let kept = &mut self.nodes[node].kept;
+        kept.serial += 1;
+        let serial = kept.serial;
+        self.queue.push(self.now + takes, Event::Saved { node, serial });
+        if self.plan.zombies && self.phase == Phase::Work && self.rng.one_in(8) {
+            let server = self.nodes[node].server;
+            let (life, lasts) = (self.servers[server].life, self.rng.below(5 * MILLI));
+            let soon = self.rng.below(takes);
+            self.queue.push(self.now + soon, Event::ServerEnd { server, life, lasts });
+        }
+    }
+
+    pub(crate) fn saved(&mut self, node: usize, serial: u64) {
+        let (kept, server) = (&self.nodes[node].kept, self.nodes[node].server);
+        if kept.serial != serial || kept.writing.is_none() {
+            return;
+        }
+        if self.nodes[node].stalled > 0 || self.servers[server].paused > 0 {
+            self.queue.push(self.now + MILLI, Event::Saved { node, serial });
+            return;
+        }
+        self.nodes[node].kept.land(usize::MAX / 512);
+        self.trace.note(self.now, 150, node as u64);
+        self.trace.say(self.now, || format!("  state v{node} is saved"));
+        self.tell_rules(node, Told::Saved { result: Ok(()) });
+    }
+
+    /// The server dies; with `power` its machine.
+    pub(crate) fn state_cut(&mut self, node: usize, power: bool) {
+        let whole = self.nodes[node].kept.writing.as_ref().map_or(0, |write| write.bytes.len() / 512);
+        let landed = match power {
+            true => usize::try_from(self.rng.below(whole as u64 + 1)).unwrap_or(0),
+            false => whole * usize::from(self.rng.percent(50)),
+        };
+        let kept = &mut self.nodes[node].kept;
+        kept.land(landed);
+        kept.sync_failed &= !power;
+    }
+
+    /// A HELLO is answered: it must not be one that was left behind.
+    pub(crate) fn check_welcome(&mut self, node: usize, conn: usize) {
+        let claim = self.conns[conn].accepted.as_ref().and_then(|accepted| accepted.claim);
+        let Some((epoch, session)) = claim else { return };
+        let kept = &mut self.nodes[node].kept;
+        let former = kept.welcome.replace((epoch, session));
+        if let Some((latest, owner)) = former
+            && (epoch < latest || (epoch == latest && session != owner))
+        {
+            let text = format!("v{node} welcomes epoch {} of {session} after epoch {} of {owner}", epoch.0, latest.0);
+            self.fail("4.1", text);
+        }
+    }
+
+    /// A flush is answered.
+    pub(crate) fn check_flush(&mut self, node: usize, result: Result<(), Errno>) {
+        let kept = &mut self.nodes[node].kept;
+        match result {
+            Ok(()) if kept.told_failed => self.fail("2.2", format!("a flush of v{node} succeeds after one has failed")),
+            Err(Errno::EIO) => kept.told_failed = true,
+            _ => {}
+        }
+    }
+
+    /// Those whose claim has passed knock at a volume for a while.
+    pub(crate) fn haunt(&mut self, node: usize) {
+        if self.plan.zombies && self.phase == Phase::Work {
+            for _ in 0..self.rng.below(4) {
+                let later = self.rng.pick(&[1, 5, 50]) * MILLI;
+                let at = self.now + self.rng.below(later);
+                self.queue.push(at, Event::Zombie { node });
+            }
+        }
+    }
+
+    /// One of them says HELLO: with an epoch that was welcome, or an older one, and never as its owner.
+    pub(crate) fn zombie(&mut self, node: usize) {
+        let server = &self.servers[self.nodes[node].server];
+        let Some((latest, _)) = self.nodes[node].kept.welcome else { return };
+        if !server.up || server.deaf > 0 {
+            return;
+        }
+        let back = self.rng.below(3);
+        let epoch = Epoch(latest.0.saturating_sub(back));
+        let hello = Hello {
+            versions: (1, 1),
+            features: features::DATA_CRC,
+            array: ARRAY,
+            session: Id([0xdd; 16]),
+            host: Id([0x66; 16]),
+            channel: 0,
+            volume: format!("v{node}"),
+        };
+        let conn = self.conns.len();
+        self.trace.say(self.now, || format!("!! a zombie knocks at v{node} as c{conn}, epoch {}", epoch.0));
+        let (up, down) = (Pipe::default(), Pipe::default());
+        let (accepted, shard, life) = (Some(Accepted::new()), usize::MAX, u32::MAX);
+        self.conns.push(Conn { node, shard, life, up, down, accepted, silent: false });
+        let body = hello.encode();
+        let header = Header::request(Op::Hello, 0, 0, epoch, Extent::default());
+        let header = header.with_body(u32::try_from(HELLO_BYTES).unwrap_or(0), message_crc(&body));
+        self.send_up(conn, &header, Body::Message(body.to_vec()));
+    }
+}
