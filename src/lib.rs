@@ -59,6 +59,7 @@ pub mod wire {
 pub mod control {
     pub mod command;
     pub mod label;
+    pub mod member;
     pub mod record;
     pub mod replica;
     pub mod spec;

@@ -78,6 +78,9 @@ pub const IO_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const TICK: Duration = Duration::from_millis(50);
 /// First wait before a lost connection is tried again.
 pub const RECONNECT_MIN: Duration = Duration::from_millis(100);
+/// Tries of a start in the background that wait for a replica that is away, before the node goes on without it: about 10 s, in
+/// which the machines of a site come back from a power cut at about the same time.
+pub const PATIENT_TRIES: u32 = 7;
 /// Longest wait between two tries.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(5);
 /// Connecting and HELLO must be done within this.

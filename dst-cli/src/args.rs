@@ -219,6 +219,12 @@ pub(crate) struct StartArguments {
     /// Let NBD listen beyond loopback although nothing is encrypted or authenticated: on a network that you trust
     #[arg(long)]
     pub(crate) danger_cleartext: bool,
+    /// Take the array from another host that has claimed its volumes; what that host still sends is refused from then on
+    #[arg(long)]
+    pub(crate) take_over: bool,
+    /// With --take-over, when that host is dead for good: replicas that cannot be reached need not accept
+    #[arg(long, requires = "take_over")]
+    pub(crate) force: bool,
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -255,6 +261,7 @@ mod tests {
             "dst start a --frontend nbd:127.0.0.1:10809 --queues 2 --depth 64 --io-timeout 5s",
             "dst create a --alg linear --replicas 2 h:1/v,i:1/v /dev/sdb,h:1/w",
             "dst replica list a",
+            "dst start a --take-over --force",
             "dst stop a --force",
             "dst remove a --force --json",
             "dst list --socket /x.sock",
@@ -270,6 +277,7 @@ mod tests {
             "dst volume stat /dev/sdb",
             "dst start a --frontend fuse",
             "dst start a/b",
+            "dst start a --force",
             "dst volume create h/v --size ten",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).err().unwrap().exit_code(), 2, "{line}");

@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
-use dst::control::command::{Arrays, Create, Force, Removed};
+use dst::control::command::{Arrays, Create, Force, Removed, Start, Terms};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
 use dst::control::spec::RunOptions;
 use dst::control::status::ArrayStatus;
@@ -67,9 +67,10 @@ fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(),
 }
 
 fn run_start(daemon: &Daemon, typed: StartArguments, json: bool) -> Result<(), String> {
-    let StartArguments { array, frontend, queues, depth, io_timeout, danger_cleartext } = typed;
+    let StartArguments { array, frontend, queues, depth, io_timeout, danger_cleartext, take_over, force } = typed;
     let run = RunOptions { frontend, queues, depth, io_timeout, danger_cleartext };
-    let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/start"), &run)?;
+    let start = Start { run, terms: Terms { take_over, force } };
+    let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/start"), &start)?;
     render::one(&started, json, |array| array.device.clone().unwrap_or_default())
 }
 
@@ -165,7 +166,7 @@ fn free_local(path: &str, force: bool) -> Result<Option<Label>, String> {
     let bytes = device.seek(SeekFrom::End(0)).map_err(failed)?;
     let mut found = None;
     for slot in slots(bytes).into_iter().flatten() {
-        let mut bytes = [0; SLOT_BYTES];
+        let mut bytes = vec![0; SLOT_BYTES];
         device.read_exact_at(&mut bytes, slot).map_err(failed)?;
         let Ok(label) = Label::decode(&bytes) else { continue };
         wanted(Some(&label))?;

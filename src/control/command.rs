@@ -43,6 +43,28 @@ pub const fn block_default() -> u32 {
     512
 }
 
+/// What the operator of a start knows and dst cannot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// No other host uses the array any more, or none shall from now on: its claims are taken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
+    /// The other host is dead, so replicas that cannot be reached need not accept the take-over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// Body of `POST /v1/arrays/NAME/start`, as it is sent.
+#[derive(Clone, Debug, Serialize)]
+pub struct Start {
+    /// How it runs.
+    #[serde(flatten)]
+    pub run: RunOptions,
+    /// What the operator knows.
+    #[serde(flatten)]
+    pub terms: Terms,
+}
+
 /// Something that changes arrays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -54,6 +76,8 @@ pub enum Command {
         name: String,
         /// How it runs.
         run: RunOptions,
+        /// What the operator knows.
+        terms: Terms,
     },
     /// Takes it out of use.
     Stop {
@@ -197,7 +221,8 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         ("GET", ["v1", "arrays", name]) => Ok(Ask::Get(named(name)?)),
         ("POST", ["v1", "arrays"]) => Ok(Ask::Do(Command::Create(parse(body)?))),
         ("POST", ["v1", "arrays", name, "start"]) => {
-            Ok(Ask::Do(Command::Start { name: named(name)?, run: parse_or_default(body)? }))
+            let (run, terms) = start(body)?;
+            Ok(Ask::Do(Command::Start { name: named(name)?, run, terms }))
         }
         ("POST", ["v1", "arrays", name, "stop"]) => {
             let Force { force } = parse_or_default(body)?;
@@ -216,6 +241,20 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         }
         _ => Err(Refusal::new(Errno::ENOENT, format!("there is nothing at {}", path.escape_default()))),
     }
+}
+
+/// The body of a start: two values in one object, each of which knows its own fields only.
+fn start(body: &[u8]) -> Result<(RunOptions, Terms), Refusal> {
+    let mut run: serde_json::Map<String, serde_json::Value> = parse_or_default(body)?;
+    let known = ["take_over", "force"];
+    let terms = known.iter().filter_map(|key| Some(((*key).to_owned(), run.remove(*key)?))).collect();
+    let of = |fields| serde_json::to_vec(&serde_json::Value::Object(fields)).unwrap_or_default();
+    let (run, terms): (RunOptions, Terms) = (parse(&of(run))?, parse(&of(terms))?);
+    if terms.force && !terms.take_over {
+        let why = "force is for a take-over alone: without one nothing needs it";
+        return Err(Refusal::new(Errno::EINVAL, why));
+    }
+    Ok((run, terms))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
@@ -243,8 +282,15 @@ mod tests {
         assert_eq!((create.block, create.chunk, create.replicas), (512, None, 1));
         assert_eq!(
             route("POST", "/v1/arrays/a/start", "", b""),
-            Ok(Ask::Do(Command::Start { name: "a".to_owned(), run: RunOptions::default() }))
+            Ok(Ask::Do(Command::Start { name: "a".to_owned(), run: RunOptions::default(), terms: Terms::default() }))
         );
+        for terms in [Terms { take_over: true, force: false }, Terms { take_over: true, force: true }, Terms::default()]
+        {
+            let run = RunOptions { queues: 3, ..RunOptions::default() };
+            let body = serde_json::to_vec(&Start { run: run.clone(), terms }).unwrap();
+            let command = Command::Start { name: "a".to_owned(), run, terms };
+            assert_eq!(route("POST", "/v1/arrays/a/start", "", &body), Ok(Ask::Do(command)));
+        }
         let body = br#"{"frontend":"nbd:/a.sock","io_timeout":"2s"}"#;
         let Ok(Ask::Do(Command::Start { run, .. })) = route("POST", "/v1/arrays/a/start", "", body) else { panic!() };
         assert_eq!(run.io_timeout.as_secs(), 2);
@@ -268,6 +314,9 @@ mod tests {
         assert_eq!(status("GET", "/v1/arrays/..", "", b""), 400);
         assert_eq!(status("DELETE", "/v1/arrays/a", "sure=yes", b""), 400);
         assert_eq!(status("POST", "/v1/arrays", "", b"{"), 400);
+        for body in [r#"{"colour":1}"#, r#"{"take_over":1}"#, r#"{"force":true}"#, "[]"] {
+            assert_eq!(status("POST", "/v1/arrays/a/start", "", body.as_bytes()), 400, "{body}");
+        }
         assert_eq!(status("POST", "/v1/arrays/a/stop", "", br#"{"foce":true}"#), 400);
     }
 

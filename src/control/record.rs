@@ -44,7 +44,16 @@ impl std::error::Error for BadRecord {}
 
 /// The bytes to store. `kind` is one word.
 pub fn encode<T: Serialize>(kind: &str, version: u32, value: &T) -> Result<Vec<u8>, BadRecord> {
-    let mut body = serde_json::to_vec_pretty(value).map_err(|error| BadRecord::Content(error.to_string()))?;
+    frame(kind, version, serde_json::to_vec_pretty(value))
+}
+
+/// The same with the value in one line, where room is scarce.
+pub fn encode_line<T: Serialize>(kind: &str, version: u32, value: &T) -> Result<Vec<u8>, BadRecord> {
+    frame(kind, version, serde_json::to_vec(value))
+}
+
+fn frame(kind: &str, version: u32, body: serde_json::Result<Vec<u8>>) -> Result<Vec<u8>, BadRecord> {
+    let mut body = body.map_err(|error| BadRecord::Content(error.to_string()))?;
     body.push(b'\n');
     let mut bytes = format!("dst {kind} {version} {:08x}\n", crc32c::crc32c(&body)).into_bytes();
     bytes.append(&mut body);

@@ -4,12 +4,12 @@
 //! [`Event::Done`]. An array has at most one piece of work under way, and a state ([`Life`]) that says which.
 //!
 //! The order of durable things: *create* writes the record as `creating`, assigns the volumes, writes `stopped`; a daemon that
-//! finds `creating` frees the volumes and forgets the record. *Start* writes epoch + 1 before anything speaks to a volume with
-//! it. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
+//! finds `creating` frees the volumes and forgets the record. *Start* writes a greater epoch, and which replicas are gone on
+//! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
 
 use std::collections::BTreeMap;
 
-use crate::control::command::{Answer, Command, Create, Refusal, Removed};
+use crate::control::command::{Answer, Command, Create, Refusal, Removed, Terms};
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
@@ -17,8 +17,9 @@ use crate::control::target::Target;
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, Time};
-use crate::wire::volume::Member;
+use crate::wire::volume::{Claim, Member};
 
+mod muster;
 pub mod plan;
 mod run;
 #[cfg(test)]
@@ -36,8 +37,13 @@ pub struct JobId(pub u64);
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The daemon starts; these records were found, or could not be read, and why.
-    Boot(Vec<(String, Result<ArraySpec, String>)>),
+    /// The daemon starts.
+    Boot {
+        /// The id of the state directory.
+        host: Id,
+        /// The records that were found, or could not be read, and why.
+        records: Vec<(String, Result<ArraySpec, String>)>,
+    },
     /// Someone asks for something. `fresh` is a random id, the new array's where one is made.
     Command {
         /// Who asked.
@@ -53,6 +59,8 @@ pub enum Event {
         job: JobId,
         /// How.
         outcome: Outcome,
+        /// Random.
+        fresh: Id,
     },
     /// A data path ended by itself.
     Died {
@@ -91,10 +99,16 @@ pub enum Work {
     Forget(String),
     /// Writes the array's name into each volume. Answered by [`Outcome::Assigned`].
     Assign(Vec<(Target, Member)>),
-    /// Takes the array's name out of each volume that has it; one that is gone or another's is fine. Answered by [`Outcome::Each`].
+    /// Takes the array's name out of each volume that has it; one that is gone or another's is fine, one that another host has
+    /// claimed is refused. Answered by [`Outcome::Each`].
     Free(Id, Vec<Target>),
-    /// Starts the data path and its frontend. Answered by [`Outcome::Launched`].
-    Launch(Box<ArraySpec>),
+    /// Claims volumes for an array with this epoch and an owner of its own: HELLO on each, with these features. Answered by
+    /// [`Outcome::Claimed`].
+    Claim(Id, Epoch, Vec<(Target, u64)>),
+    /// Stores a text with each volume, under the claim on it. Answered by [`Outcome::Each`].
+    Label(Id, Claim, Vec<(Target, String)>),
+    /// Starts the data path and its frontend under a claim. Answered by [`Outcome::Launched`].
+    Launch(Box<ArraySpec>, Claim),
     /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Saved`].
     Halt {
         /// The array.
@@ -115,6 +129,8 @@ pub enum Outcome {
     Assigned(Vec<Result<Id, Refusal>>),
     /// One result per target.
     Each(Vec<Result<(), Refusal>>),
+    /// The claim that was made, and on which volumes.
+    Claimed(Claim, Vec<Result<(), Refusal>>),
     /// The device's path or URI.
     Launched(Result<String, Refusal>),
 }
@@ -126,8 +142,14 @@ pub struct Found {
     pub sectors: u64,
     /// Tells volumes apart, however they are reached.
     pub identity: String,
+    /// The id of the volume.
+    pub volume: Id,
     /// The array it belongs to.
     pub member: Option<Member>,
+    /// Who holds it.
+    pub claim: Option<Claim>,
+    /// What its array has stored with it.
+    pub label: Option<String>,
 }
 
 /// What an array is doing. Every state but the last six has one piece of work under way.
@@ -146,9 +168,13 @@ enum Life {
     /// The record is removed; then this is answered.
     Forgetting(Option<Ticket>, Result<Answer, Refusal>),
     /// Start: the targets are asked whether they are there and ours.
-    Checking(Option<Ticket>, RunOptions),
+    Checking(Option<Ticket>, RunOptions, Terms),
     /// Start: the new epoch is written.
-    Claiming(Option<Ticket>),
+    Minting(Option<Ticket>, Vec<bool>),
+    /// Start: the replicas that are there are claimed.
+    Claiming(Option<Ticket>, Vec<bool>),
+    /// Start: their labels are written.
+    Labelling(Option<Ticket>, Claim, Vec<bool>),
     /// Start: the data path comes up.
     Launching(Option<Ticket>),
     /// Stop: the data path ends.
@@ -193,6 +219,7 @@ struct Array {
 /// The owner of all arrays of one state directory.
 #[derive(Default)]
 pub struct Owner {
+    host: Id,
     arrays: BTreeMap<String, Array>,
     jobs: BTreeMap<JobId, String>,
     next_job: u64,
@@ -204,19 +231,22 @@ impl Owner {
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Boot(records) => self.boot(records, &mut effects),
+            Event::Boot { host, records } => {
+                self.host = host;
+                self.boot(records, &mut effects);
+            }
             Event::Command { ticket, command, fresh } => {
                 if let Err(refusal) = self.command(ticket, command, fresh, &mut effects) {
                     effects.push(Effect::Reply(ticket, Err(refusal)));
                 }
             }
-            Event::Done { job, outcome } => {
+            Event::Done { job, outcome, fresh } => {
                 // Work of a start that was given up reports to nobody.
                 if let Some(name) = self.jobs.remove(&job)
                     && let Some(mut array) = self.arrays.remove(&name)
                 {
                     array.job = None;
-                    if let Some(array) = self.advance(array, outcome, now, &mut effects) {
+                    if let Some(array) = self.advance(array, outcome, fresh, now, &mut effects) {
                         self.arrays.insert(name, array);
                     }
                 }
@@ -265,7 +295,7 @@ impl Owner {
         match array.spec.phase {
             Phase::Stopped => array.life = Life::Stopped,
             Phase::Started => {
-                let life = Life::Checking(None, array.spec.run.clone());
+                let life = Life::Checking(None, array.spec.run.clone(), Terms::default());
                 self.work(array, life, Work::Survey(targets), effects);
             }
             Phase::Creating => {
@@ -347,7 +377,7 @@ impl Owner {
             return Err(Refusal::no_such_array(&name));
         };
         let result = match command {
-            Command::Start { run, .. } => self.start(ticket, &mut array, run, effects),
+            Command::Start { run, terms, .. } => self.start(ticket, &mut array, run, terms, effects),
             Command::Stop { force, .. } => self.stop(ticket, &mut array, force, effects),
             Command::Remove { force, .. } => self.remove(ticket, &mut array, force, effects),
             Command::Create(_) => Ok(()),
@@ -394,7 +424,7 @@ impl Owner {
                 self.work(array, Life::Freeing(Some(ticket), true), free, effects);
                 Ok(())
             }
-            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, _) => {
+            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, ..) => {
                 let name = &array.spec.name;
                 Err(Refusal::new(Errno::EBUSY, format!("array '{name}' is started: 'dst stop {name}' first")))
             }
@@ -410,7 +440,14 @@ impl Owner {
     }
 
     /// Takes the report of an array's work. `None`: the array is no more.
-    fn advance(&mut self, mut array: Array, outcome: Outcome, now: Time, effects: &mut Vec<Effect>) -> Option<Array> {
+    fn advance(
+        &mut self,
+        mut array: Array,
+        outcome: Outcome,
+        fresh: Id,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Array> {
         match (array.life.clone(), outcome) {
             (Life::Surveying(ticket), Outcome::Surveyed(found)) => {
                 if let Err(refusal) = plan::lay_out(&mut array.spec, &found) {
@@ -460,13 +497,15 @@ impl Owner {
                 let left = format!("its record could not be removed yet: {trouble}");
                 array.stuck(asker, plan::half_gone(&array.spec, &left), left, now, effects);
             }
-            (Life::Visiting(ticket), Outcome::Surveyed(found)) => match plan::check_removal(&array.spec, &found) {
-                Ok(()) => self.save(&mut array, Phase::Removing, Life::Dooming(ticket, false), effects),
-                Err(refusal) => {
-                    array.life = Life::Stopped;
-                    effects.push(Effect::Reply(ticket, Err(refusal)));
+            (Life::Visiting(ticket), Outcome::Surveyed(found)) => {
+                match plan::check_removal(&array.spec, self.host, &found) {
+                    Ok(()) => self.save(&mut array, Phase::Removing, Life::Dooming(ticket, false), effects),
+                    Err(refusal) => {
+                        array.life = Life::Stopped;
+                        effects.push(Effect::Reply(ticket, Err(refusal)));
+                    }
                 }
-            },
+            }
             (Life::Dooming(ticket, force), Outcome::Saved(Ok(()))) => {
                 let free = Work::Free(array.spec.id, array.targets());
                 self.work(&mut array, Life::Freeing(Some(ticket), force), free, effects);
@@ -490,7 +529,7 @@ impl Owner {
                     }
                 }
             }
-            (_, outcome) => self.advance_run(&mut array, outcome, now, effects),
+            (_, outcome) => self.advance_run(&mut array, outcome, fresh, now, effects),
         }
         Some(array)
     }

@@ -13,7 +13,7 @@ use crate::control::command::Refusal;
 use crate::control::label::{Label, SLOT_BYTES, beside, slots, usable};
 use crate::errno::Errno;
 use crate::units::{Id, SECTOR_BYTES};
-use crate::wire::volume::Member;
+use crate::wire::volume::{Claim, Member};
 
 /// What a local target is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,15 +42,16 @@ pub fn look(path: &str) -> Result<LocalTarget, Refusal> {
 /// belongs to another array.
 pub fn assign(path: &str, member: &Member, fresh: Id) -> Result<Id, Refusal> {
     let (target, home) = open(path)?;
-    let id = target.label.as_ref().map_or(fresh, |label| label.id);
-    if let Some(other) = target.label.and_then(|label| label.array)
+    let mut label = target.label.unwrap_or_else(|| Label::free(fresh));
+    if let Some(other) = &label.array
         && (other.id != member.id || other.node != member.node)
     {
         let text = format!("it belongs to node {} of array '{}'", other.node, other.name);
         return Err(Refusal::new(Errno::EBUSY, text));
     }
-    store(path, &home, &Label { id, array: Some(member.clone()) })?;
-    Ok(id)
+    label.array = Some(member.clone());
+    store(path, &home, &label)?;
+    Ok(label.id)
 }
 
 /// Takes the array's name out of the label of `path`. A target that is gone, or another's, is fine.
@@ -58,10 +59,46 @@ pub fn free(path: &str, array: Id) -> Result<(), Refusal> {
     match open(path) {
         Err(why) if why.errno == Errno::ENOENT => Ok(()),
         Err(why) => Err(why),
-        Ok((LocalTarget { label: Some(Label { id, array: Some(member) }), .. }, home)) if member.id == array => {
-            store(path, &home, &Label { id, array: None })
+        Ok((LocalTarget { label: Some(label), .. }, home)) if is_of(&label, array) => {
+            store(path, &home, &Label::free(label.id))
         }
         Ok(_) => Ok(()),
+    }
+}
+
+/// Claims `path` for an array that it belongs to, by the rules of a server: a greater epoch, or the very same claim.
+pub fn claim(path: &str, array: Id, claim: &Claim) -> Result<(), Refusal> {
+    let (label, home) = ours(path, array)?;
+    match &label.claim {
+        Some(held) if (held.epoch, held.owner) == (claim.epoch, claim.owner) => Ok(()),
+        Some(held) if held.epoch >= claim.epoch => Err(Refusal::new(
+            Errno::EBADE,
+            format!(
+                "it is claimed with epoch {} by host {}, and {} is not greater",
+                held.epoch.0, held.host, claim.epoch.0
+            ),
+        )),
+        _ => store(path, &home, &Label { claim: Some(*claim), ..label }),
+    }
+}
+
+/// Stores a text with the label of `path`, for whoever holds its claim.
+pub fn put(path: &str, array: Id, claim: &Claim, text: &str) -> Result<(), Refusal> {
+    let (label, home) = ours(path, array)?;
+    if label.claim.is_none_or(|held| (held.epoch, held.owner) != (claim.epoch, claim.owner)) {
+        return Err(Refusal::new(Errno::EBADE, "another owner has claimed it meanwhile"));
+    }
+    store(path, &home, &Label { text: Some(text.to_owned()), ..label })
+}
+
+fn is_of(label: &Label, array: Id) -> bool {
+    label.array.as_ref().is_some_and(|member| member.id == array)
+}
+
+fn ours(path: &str, array: Id) -> Result<(Label, Home), Refusal> {
+    match open(path)? {
+        (LocalTarget { label: Some(label), .. }, home) if is_of(&label, array) => Ok((label, home)),
+        _ => Err(Refusal::new(Errno::EBUSY, "it is not assigned to this array any more")),
     }
 }
 
@@ -117,7 +154,7 @@ fn read(path: &str, home: &Home) -> Result<Option<Label>, Refusal> {
         Home::Slots(file, slots) => {
             let mut found = None;
             for slot in slots {
-                let mut bytes = [0; SLOT_BYTES];
+                let mut bytes = vec![0; SLOT_BYTES];
                 file.read_exact_at(&mut bytes, *slot).map_err(|error| refuse(&error))?;
                 // What else lies there is no label: the device may never have had one.
                 found = found.or_else(|| Label::decode(&bytes).ok());
@@ -164,6 +201,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Epoch;
 
     #[test]
     fn a_file_is_assigned_and_freed() {
@@ -180,10 +218,27 @@ mod tests {
         assert_eq!(assign(path, &member(1, "n-0"), Id([8; 16])), Ok(Id([9; 16])), "it keeps its id");
         assert!(assign(path, &member(2, "n-0"), Id([8; 16])).unwrap_err().text.contains("node n-0 of array 'a'"));
         assert!(assign(path, &member(1, "n-8"), Id([8; 16])).is_err());
+        let by = |epoch, owner| Claim { epoch: Epoch(epoch), owner: Id([owner; 16]), host: Id([7; 16]) };
+        assert!(put(path, Id([1; 16]), &by(3, 1), "text").unwrap_err().errno == Errno::EBADE, "nobody holds it");
+        assert!(claim(path, Id([2; 16]), &by(3, 1)).unwrap_err().text.contains("not assigned"));
+        for (epoch, owner, taken) in
+            [(3, 1, true), (3, 1, true), (3, 2, false), (2, 1, false), (4, 2, true), (3, 1, false)]
+        {
+            assert_eq!(claim(path, Id([1; 16]), &by(epoch, owner)).is_ok(), taken, "{epoch} {owner}");
+        }
+        assert_eq!(put(path, Id([1; 16]), &by(3, 1), "late").unwrap_err().errno, Errno::EBADE);
+        put(path, Id([1; 16]), &by(4, 2), "text").unwrap();
+        assert_eq!(assign(path, &member(1, "n-0"), Id([8; 16])), Ok(Id([9; 16])));
+        let label = look(path).unwrap().label.unwrap();
+        assert_eq!(
+            (label.claim, label.text.as_deref()),
+            (Some(by(4, 2)), Some("text")),
+            "assigned again it keeps both"
+        );
         free(path, Id([2; 16])).unwrap();
         assert!(look(path).unwrap().label.unwrap().array.is_some());
         free(path, Id([1; 16])).unwrap();
-        assert_eq!(look(path).unwrap().label, Some(Label { id: Id([9; 16]), array: None }));
+        assert_eq!(look(path).unwrap().label, Some(Label::free(Id([9; 16]))));
         fs::write(beside(path), "rubbish").unwrap();
         assert!(look(path).unwrap_err().text.contains("damaged"));
         assert!(look(folder.to_str().unwrap()).unwrap_err().text.contains("neither"));

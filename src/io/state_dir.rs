@@ -1,5 +1,8 @@
 //! The directory where the records of arrays live, one file each: `arrays/NAME.json`. One daemon at a time.
 //!
+//! Beside them lies `host`, the random id of this directory, made once: volumes remember it with each claim, so that another
+//! machine, or a copy of the disks under a new directory, is told apart from this daemon's next life.
+//!
 //! A record is replaced whole: written beside the old one, synced, renamed over it, and the directory synced. So a crash leaves
 //! the old or the new record, and when `save` returns the new one is durable. What cannot be read is reported by its name and
 //! never touched. The lock of the directory ends with the process.
@@ -11,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::control::record;
 use crate::control::spec::ArraySpec;
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::check_name;
+use crate::units::{Id, check_name};
 
 /// A failure, with the path and what to do in its words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +51,7 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> StateError {
 /// The records of one daemon.
 pub struct StateDir {
     arrays: PathBuf,
+    host: Id,
     _lock: Flock<File>,
 }
 
@@ -80,7 +85,13 @@ impl StateDir {
             },
             other => failed("lock", &path, &io::Error::from(other)),
         })?;
-        Ok(StateDir { arrays, _lock: lock })
+        let host = host(root)?;
+        Ok(StateDir { arrays, host, _lock: lock })
+    }
+
+    /// What tells this directory apart from every other.
+    pub fn host(&self) -> Id {
+        self.host
     }
 
     /// Reads every record, and clears away what an interrupted `save` left. At most `limits::ARRAYS_MAX` are read.
@@ -148,6 +159,39 @@ impl StateDir {
     }
 }
 
+/// Reads the id of the directory, or makes it, durably.
+fn host(root: &Path) -> Result<Id, StateError> {
+    let path = root.join("host");
+    let unusable = |errno, why: &str| StateError {
+        errno,
+        text: format!(
+            "{} is {why}: put a good copy in its place; if there is none, remove it, and the next start of each array needs \
+             --take-over",
+            path.display()
+        ),
+    };
+    match fs::read(&path) {
+        Ok(bytes) => match record::decode::<Id>("host", 1, &bytes) {
+            Ok(id) if !id.is_nil() => Ok(id),
+            Ok(_) => Err(unusable(Errno::EIO, "empty")),
+            Err(bad) => Err(unusable(Errno::EIO, &bad.to_string())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut id = Id::NIL;
+            getrandom::fill(&mut id.0)
+                .map_err(|error| unusable(Errno::EIO, &format!("not there, and has no random numbers: {error}")))?;
+            let bytes = record::encode("host", 1, &id).map_err(|bad| unusable(Errno::EIO, &bad.to_string()))?;
+            let temporary = root.join(".host.tmp");
+            write_synced(&temporary, &bytes)
+                .and_then(|()| fs::rename(&temporary, &path))
+                .and_then(|()| File::open(root)?.sync_all())
+                .map_err(|error| failed("write", &path, &error))?;
+            Ok(id)
+        }
+        Err(error) => Err(failed("read", &path, &error)),
+    }
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
@@ -174,7 +218,7 @@ mod tests {
     use super::*;
     use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
     use crate::control::spec::{Alg, NodeSpec, Phase, RunOptions};
-    use crate::units::{Epoch, Id, Lba, NodeId};
+    use crate::units::{Epoch, Lba, NodeId};
 
     /// A directory that goes away with the test.
     struct Scratch(PathBuf);
@@ -240,6 +284,21 @@ mod tests {
         let why = record.unwrap_err();
         assert!(name == "a" && why.contains("a.json is damaged: its checksum does not match"), "{why}");
         assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_directory_keeps_its_name() {
+        let (scratch, other) = (Scratch::new("host"), Scratch::new("other-host"));
+        let id = StateDir::open(&scratch.0).unwrap().host();
+        assert!(!id.is_nil() && StateDir::open(&scratch.0).unwrap().host() == id);
+        assert_ne!(StateDir::open(&other.0).unwrap().host(), id);
+        let path = scratch.0.join("host");
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let error = StateDir::open(&scratch.0).err().unwrap().text;
+        assert!(error.contains("host is damaged") && error.contains("--take-over"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), bytes, "it is never made anew behind one's back");
     }
 
     #[test]

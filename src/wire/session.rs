@@ -23,6 +23,11 @@ pub mod features {
     pub const REGION_LOG: u64 = 1 << 1;
     /// Everything this program knows.
     pub const OURS: u64 = DATA_CRC | REGION_LOG;
+
+    /// What an array asks of the volumes of a node with so many replicas.
+    pub const fn of_node(replicas: usize) -> u64 {
+        if replicas > 1 { OURS } else { DATA_CRC }
+    }
 }
 
 /// Opens or re-opens a channel.

@@ -167,39 +167,21 @@ pub(super) fn shared_fate(spec: &ArraySpec) -> Vec<String> {
     spec.nodes.iter().filter_map(warn).collect()
 }
 
-/// Whether every node has a volume that is there, ours, and large enough.
-pub(super) fn check_start(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
-    let mut troubles = spec.replicas().zip(found).filter_map(|((node, replica), found)| {
-        let (errno, why) = match found {
-            Err(why) => (why.errno, why.text.clone()),
-            Ok(found) if found.member.as_ref().is_none_or(|member| member.id != spec.id) => {
-                let owner = match &found.member {
-                    Some(member) => format!("belongs to array '{}' now", member.name),
-                    None => "is not assigned to this array any more".to_owned(),
-                };
-                (Errno::EBUSY, format!("the volume {owner}: it may not have this array's data"))
-            }
-            Ok(found) if found.sectors < node.sectors => {
-                let has = format_size(found.sectors * SECTOR_BYTES);
-                let uses = format_size(node.sectors * SECTOR_BYTES);
-                (Errno::EINVAL, format!("the volume is too small: it has {has}, and the array uses {uses} of it"))
-            }
-            Ok(_) => return None,
-        };
-        Some((errno, format!("node {} ({}): {why}", node.start, replica.target)))
-    });
-    let Some((errno, first)) = troubles.next() else { return Ok(()) };
-    let more = match troubles.count() {
-        0 => String::new(),
-        1 => " (and 1 more node)".to_owned(),
-        count => format!(" (and {count} more nodes)"),
-    };
-    Err(Refusal::new(errno, format!("array '{}' cannot start: {first}{more}", spec.name)))
-}
-
 /// Whether every volume can be asked to let go. One that is gone needs not be asked.
-pub(super) fn check_removal(spec: &ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
+pub(super) fn check_removal(spec: &ArraySpec, host: Id, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
     for ((node, replica), found) in spec.replicas().zip(found) {
+        if let Ok(Found { member: Some(member), claim: Some(claim), .. }) = found
+            && member.id == spec.id
+            && claim.host != host
+        {
+            let name = &spec.name;
+            let text = format!(
+                "array '{name}' is not removed: node {} ({}): another host has claimed the volume ({}, epoch {}) and may use the \
+                 array: remove it there. 'dst remove {name} --force' forgets the array here and leaves it such volumes",
+                node.start, replica.target, claim.host, claim.epoch.0
+            );
+            return Err(Refusal::new(Errno::EBUSY, text));
+        }
         if let Err(why) = found
             && why.errno != Errno::ENOENT
         {

@@ -1,11 +1,16 @@
 //! The owner's part that starts and stops arrays.
 
-use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work};
-use crate::control::command::Refusal;
-use crate::control::spec::{Phase, RunOptions};
-use crate::engine::array::plan;
+use super::muster::{Intent, Muster};
+use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work, muster, plan};
+use crate::control::command::{Refusal, Terms};
+use crate::control::member::MemberLabel;
+use crate::control::replica::ReplicaSpec;
+use crate::control::spec::{NodeSpec, Phase, RunOptions};
+use crate::control::target::Target;
 use crate::errno::Errno;
-use crate::units::{Epoch, Time};
+use crate::limits;
+use crate::units::{Epoch, Id, Time};
+use crate::wire::session::features;
 
 impl Owner {
     pub(super) fn start(
@@ -13,6 +18,7 @@ impl Owner {
         ticket: Ticket,
         array: &mut Array,
         run: RunOptions,
+        terms: Terms,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         run.check().map_err(|why| Refusal::new(Errno::EINVAL, why))?;
@@ -20,7 +26,7 @@ impl Owner {
             Life::Stopped | Life::Failed(_) => {
                 array.tries = 0;
                 let survey = Work::Survey(array.targets());
-                self.work(array, Life::Checking(Some(ticket), run), survey, effects);
+                self.work(array, Life::Checking(Some(ticket), run, terms), survey, effects);
                 Ok(())
             }
             Life::Started(device) => {
@@ -49,13 +55,15 @@ impl Owner {
                 self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
                 Ok(())
             }
-            Life::Checking(None, _) => {
+            Life::Checking(None, ..) => {
                 // A survey changes nothing: what it reports does not matter any more.
                 self.give_up_job(array);
                 self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
                 Ok(())
             }
-            Life::Claiming(_) | Life::Launching(_) if array.stop.is_none() => {
+            Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) | Life::Launching(_)
+                if array.stop.is_none() =>
+            {
                 array.stop = Some(ticket);
                 Ok(())
             }
@@ -74,32 +82,66 @@ impl Owner {
     }
 
     /// The part of [`Owner::advance`] that starts and stops.
-    pub(super) fn advance_run(&mut self, array: &mut Array, outcome: Outcome, now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn advance_run(
+        &mut self,
+        array: &mut Array,
+        outcome: Outcome,
+        fresh: Id,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
         match (array.life.clone(), outcome) {
-            (Life::Checking(asker, run), Outcome::Surveyed(found)) => match plan::check_start(&array.spec, &found) {
-                Ok(()) if self.closing => array.abandon(asker, effects),
-                Ok(()) => {
-                    array.spec.run = run;
-                    array.spec.epoch = Epoch(array.spec.epoch.0 + 1);
-                    self.save(array, Phase::Started, Life::Claiming(asker), effects);
-                }
-                Err(refusal) => match asker {
-                    None => array.wait(&refusal, now),
-                    Some(ticket) => {
-                        array.life = array.idle(&refusal.text);
-                        effects.push(Effect::Reply(ticket, Err(refusal)));
+            (Life::Checking(asker, run, terms), Outcome::Surveyed(found)) => {
+                let patient = asker.is_none() && array.tries < limits::PATIENT_TRIES;
+                let intent = Intent { host: self.host, terms, patient, name: &array.spec.name };
+                match muster::muster(&array.spec, &found, intent) {
+                    Ok(_) if self.closing => array.abandon(asker, effects),
+                    Ok(Muster { present, epoch }) => {
+                        array.spec.run = run;
+                        array.spec.epoch = epoch;
+                        muster::go_without(&mut array.spec, &present, fresh);
+                        self.save(array, Phase::Started, Life::Minting(asker, present), effects);
                     }
-                },
-            },
-            (Life::Claiming(asker), Outcome::Saved(Ok(()))) => {
-                if array.stop.is_some() || self.closing {
-                    self.not_started(array, asker, plan::given_up(&array.spec.name), now, effects);
-                } else {
-                    let launch = Work::Launch(Box::new(array.spec.clone()));
-                    self.work(array, Life::Launching(asker), launch, effects);
+                    Err(refusal) => match asker {
+                        None => array.wait(&refusal, now),
+                        Some(ticket) => {
+                            array.life = array.idle(&refusal.text);
+                            effects.push(Effect::Reply(ticket, Err(refusal)));
+                        }
+                    },
                 }
             }
-            (Life::Claiming(asker), Outcome::Saved(Err(why))) => self.not_started(array, asker, why, now, effects),
+            (
+                Life::Minting(asker, _) | Life::Claiming(asker, _) | Life::Labelling(asker, ..),
+                Outcome::Saved(Ok(())) | Outcome::Claimed(..) | Outcome::Each(_),
+            ) if array.stop.is_some() || self.closing => {
+                self.not_started(array, asker, plan::given_up(&array.spec.name), now, effects);
+            }
+            (Life::Minting(asker, present), Outcome::Saved(Ok(()))) => {
+                let features = |node: usize| features::of_node(array.spec.nodes[node].replicas.len());
+                let ask = |(node, _, replica): (usize, usize, &ReplicaSpec)| (replica.target.clone(), features(node));
+                let there = array.there(&present).map(ask).collect();
+                let claim = Work::Claim(array.spec.id, array.spec.epoch, there);
+                self.work(array, Life::Claiming(asker, present), claim, effects);
+            }
+            (Life::Minting(asker, _), Outcome::Saved(Err(why))) => self.not_started(array, asker, why, now, effects),
+            (Life::Claiming(asker, present), Outcome::Claimed(claim, results)) => {
+                match array.refused(&present, &results).map_or_else(|| array.labels(&present, self.host), Err) {
+                    Ok(labels) => {
+                        let label = Work::Label(array.spec.id, claim, labels);
+                        self.work(array, Life::Labelling(asker, claim, present), label, effects);
+                    }
+                    Err(why) => self.not_started(array, asker, why, now, effects),
+                }
+            }
+            (Life::Labelling(asker, claim, present), Outcome::Each(results)) => match array.refused(&present, &results)
+            {
+                None => {
+                    let launch = Work::Launch(Box::new(array.spec.clone()), claim);
+                    self.work(array, Life::Launching(asker), launch, effects);
+                }
+                Some(why) => self.not_started(array, asker, why, now, effects),
+            },
             (Life::Launching(asker), Outcome::Launched(Ok(device))) => {
                 (array.tries, array.trouble) = (0, None);
                 array.life = Life::Started(device.clone());
@@ -161,6 +203,36 @@ impl Owner {
 }
 
 impl Array {
+    /// The replicas that are there, each with the places of its node and of itself.
+    fn there(&self, present: &[bool]) -> impl Iterator<Item = (usize, usize, &ReplicaSpec)> {
+        let places = |(node, spec): (usize, &'_ NodeSpec)| (0..spec.replicas.len()).map(move |replica| (node, replica));
+        let all: Vec<(usize, usize)> = self.spec.nodes.iter().enumerate().flat_map(places).collect();
+        let there = all.into_iter().zip(self.spec.replicas()).zip(present).filter(|(_, present)| **present);
+        there.map(|(((node, replica), (_, spec)), _)| (node, replica, spec))
+    }
+
+    /// What each replica that is there is to know.
+    fn labels(&self, present: &[bool], host: Id) -> Result<Vec<(Target, String)>, Refusal> {
+        let label = |(node, replica, spec): (usize, usize, &ReplicaSpec)| {
+            let text = MemberLabel::of(&self.spec, host, node, replica);
+            let bad =
+                |bad| Refusal::new(Errno::EINVAL, format!("the label of {} cannot be made: it is {bad}", spec.target));
+            Ok((spec.target.clone(), text.map_err(bad)?))
+        };
+        self.there(present).map(label).collect()
+    }
+
+    /// The first replica that has refused what was asked of all that are there.
+    fn refused(&self, present: &[bool], results: &[Result<(), Refusal>]) -> Option<Refusal> {
+        let (name, nodes) = (&self.spec.name, &self.spec.nodes);
+        self.there(present).zip(results).find_map(|((node, _, replica), result)| {
+            let why = result.as_ref().err()?;
+            let start = nodes[node].start;
+            let text = format!("array '{name}' cannot start: node {start} ({}): {}", replica.target, why.text);
+            Some(Refusal::new(why.errno, text))
+        })
+    }
+
     /// What an array is after a start that changed nothing.
     fn idle(&self, why: &str) -> Life {
         match self.spec.phase {

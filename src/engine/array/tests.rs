@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::*;
+use crate::control::member::MemberLabel;
 use crate::control::spec::Alg;
 use crate::control::status::State;
 
+mod claims;
 mod create;
 
 /// A volume of the world.
@@ -14,14 +16,23 @@ struct Volume {
     sectors: u64,
     id: Id,
     member: Option<Member>,
+    claim: Option<Claim>,
+    label: Option<String>,
     reachable: bool,
 }
 
 /// Everything outside the owner: volumes, records, data paths. It outlives the daemon.
 #[derive(Clone, Default)]
 struct World {
+    /// The machine that the next daemon lives on.
+    host: Id,
     volumes: BTreeMap<String, Volume>,
     records: BTreeMap<String, Vec<u8>>,
+    /// The records of the other machines.
+    elsewhere: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
+    owners: u8,
+    /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
+    newest: Option<BTreeSet<String>>,
     running: BTreeMap<String, Epoch>,
     /// Epochs under which a data path was ever launched, by array.
     epochs: Vec<(Id, Epoch)>,
@@ -36,9 +47,75 @@ fn refused(text: &str) -> Refusal {
 
 impl World {
     fn new(volumes: &[&str]) -> World {
-        let volume = |at: u8| Volume { sectors: 2048, id: Id([at; 16]), member: None, reachable: true };
-        let numbered = volumes.iter().zip(1u8..);
-        World { volumes: numbered.map(|(name, at)| ((*name).to_owned(), volume(at))).collect(), ..World::default() }
+        let volume = |at: u8| Volume {
+            sectors: 2048,
+            id: Id([at; 16]),
+            member: None,
+            claim: None,
+            label: None,
+            reachable: true,
+        };
+        let volumes = volumes.iter().zip(1u8..).map(|(name, at)| ((*name).to_owned(), volume(at))).collect();
+        World { host: HOST, volumes, ..World::default() }
+    }
+
+    /// The next daemon lives on this machine, with the records of this one.
+    fn go_to(&mut self, host: Id) {
+        let records = self.elsewhere.remove(&host).unwrap_or_default();
+        let former = std::mem::replace(&mut self.records, records);
+        self.elsewhere.insert(std::mem::replace(&mut self.host, host), former);
+    }
+
+    fn spec(&self) -> ArraySpec {
+        ArraySpec::decode("a", &self.records["a"]).unwrap()
+    }
+
+    fn reach(&mut self, target: &str, reachable: bool) {
+        self.volumes.get_mut(target).unwrap().reachable = reachable;
+    }
+
+    /// What a volume's label says.
+    fn label(&self, target: &str) -> MemberLabel {
+        MemberLabel::decode(self.volumes[target].label.as_ref().unwrap()).unwrap()
+    }
+
+    /// As servers do.
+    fn claim(&mut self, target: &Target, array: Id, claim: Claim) -> Result<(), Refusal> {
+        let volume = self.volume(target)?;
+        assert!(volume.member.as_ref().is_some_and(|member| member.id == array));
+        let taken = volume
+            .claim
+            .is_none_or(|held| claim.epoch > held.epoch || (claim.epoch, claim.owner) == (held.epoch, held.owner));
+        if !taken {
+            return Err(Refusal::new(Errno::EBADE, "fenced"));
+        }
+        volume.claim = Some(claim);
+        Ok(())
+    }
+
+    /// What must be durable before anything is served: the claim and the newest label on each replica that is in sync, and in the
+    /// record that the others are not.
+    fn check_launch(&mut self, spec: &ArraySpec, claim: Claim) {
+        let stored = ArraySpec::decode(&spec.name, &self.records[&spec.name]).unwrap();
+        assert_eq!(stored, *spec, "what is served is durable");
+        assert_eq!((spec.phase, spec.epoch, claim.host), (Phase::Started, claim.epoch, self.host));
+        assert!(self.epochs.iter().all(|(id, epoch)| *id != spec.id || *epoch < spec.epoch), "epochs grow");
+        let in_sync = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync());
+        let in_sync: BTreeSet<String> = in_sync.map(|(_, replica)| replica.target.to_string()).collect();
+        if let Some(stale) = self.newest.as_ref().and_then(|newest| in_sync.difference(newest).next()) {
+            panic!("{stale} has missed writes and would be read");
+        }
+        self.newest = Some(in_sync);
+        for (node, replica) in spec.replicas() {
+            let volume = &self.volumes[&replica.target.to_string()];
+            if replica.state.is_in_sync() || volume.reachable {
+                assert_eq!(volume.claim, Some(claim), "{} is claimed", replica.target);
+                let label = self.label(&replica.target.to_string());
+                assert_eq!(label.generation, node.generation);
+                assert_eq!(label.node().unwrap().replicas, node.replicas);
+                assert_eq!(label.node().unwrap().replicas[label.replica], *replica);
+            }
+        }
     }
 
     fn volume(&mut self, target: &Target) -> Result<&mut Volume, Refusal> {
@@ -54,7 +131,8 @@ impl World {
                 let mut look = |target| {
                     let volume = self.volume(target)?;
                     let identity = volume.id.to_string();
-                    Ok(Found { sectors: volume.sectors, identity, member: volume.member.clone() })
+                    let Volume { sectors, id, member, claim, label, .. } = volume.clone();
+                    Ok(Found { sectors, identity, volume: id, member, claim, label })
                 };
                 Outcome::Surveyed(targets.iter().map(&mut look).collect())
             }
@@ -76,11 +154,14 @@ impl World {
                 Outcome::Assigned(members.into_iter().enumerate().map(&mut assign).collect())
             }
             Work::Free(array, targets) => {
+                let host = self.host;
                 let mut free = |target| match self.volume(target) {
+                    Ok(volume) if volume.member.as_ref().is_none_or(|member| member.id != array) => Ok(()),
+                    Ok(volume) if volume.claim.is_some_and(|claim| claim.host != host) => {
+                        Err(Refusal::new(Errno::EBUSY, "another host has claimed it"))
+                    }
                     Ok(volume) => {
-                        if volume.member.as_ref().is_some_and(|member| member.id == array) {
-                            volume.member = None;
-                        }
+                        (volume.member, volume.claim, volume.label) = (None, None, None);
                         Ok(())
                     }
                     Err(why) if why.errno == Errno::ENOENT => Ok(()),
@@ -88,10 +169,40 @@ impl World {
                 };
                 Outcome::Each(targets.iter().map(&mut free).collect())
             }
-            Work::Launch(spec) => Outcome::Launched(fails("launch").map(|()| {
-                let stored = ArraySpec::decode(&spec.name, &self.records[&spec.name]).unwrap();
-                assert_eq!((stored.epoch, stored.phase), (spec.epoch, Phase::Started), "the epoch is durable first");
-                assert!(self.epochs.iter().all(|(id, epoch)| *id != spec.id || *epoch < spec.epoch), "epochs grow");
+            Work::Claim(array, epoch, targets) => {
+                let broken = fails("claim");
+                self.owners += 1;
+                let claim = Claim { epoch, owner: Id([self.owners; 16]), host: self.host };
+                let stored = self.records.values().any(|bytes| {
+                    ArraySpec::decode("a", bytes).is_ok_and(|spec| spec.id == array && spec.epoch == epoch)
+                });
+                assert!(stored, "the epoch is durable first");
+                let mut take = |(at, (target, _)): (usize, &(Target, u64))| {
+                    // It breaks halfway.
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    self.claim(target, array, claim)
+                };
+                Outcome::Claimed(claim, targets.iter().enumerate().map(&mut take).collect())
+            }
+            Work::Label(array, claim, labels) => {
+                let broken = fails("label");
+                let mut put = |(at, (target, text)): (usize, &(Target, String))| {
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    let volume = self.volume(target)?;
+                    if volume.claim != Some(claim) || volume.member.as_ref().is_none_or(|member| member.id != array) {
+                        return Err(Refusal::new(Errno::EBADE, "fenced"));
+                    }
+                    volume.label = Some(text.clone());
+                    Ok(())
+                };
+                Outcome::Each(labels.iter().enumerate().map(&mut put).collect())
+            }
+            Work::Launch(spec, claim) => Outcome::Launched(fails("launch").map(|()| {
+                self.check_launch(&spec, claim);
                 self.epochs.push((spec.id, spec.epoch));
                 self.running.insert(spec.name.clone(), spec.epoch);
                 "/dev/ublkb0".to_owned()
@@ -113,6 +224,7 @@ struct Daemon {
     todo: VecDeque<(JobId, Work)>,
     replies: BTreeMap<u64, Result<Answer, Refusal>>,
     tickets: u64,
+    jobs: u8,
     now: Time,
     exited: bool,
 }
@@ -120,11 +232,11 @@ struct Daemon {
 impl Daemon {
     fn boot(world: &World) -> Daemon {
         let (owner, todo, replies) = (Owner::default(), VecDeque::new(), BTreeMap::new());
-        let mut daemon = Daemon { owner, todo, replies, tickets: 0, now: Time(0), exited: false };
+        let mut daemon = Daemon { owner, todo, replies, tickets: 0, jobs: 0, now: Time(0), exited: false };
         let decode = |(name, bytes): (&String, &Vec<u8>)| {
             (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
         };
-        daemon.event(Event::Boot(world.records.iter().map(decode).collect()));
+        daemon.event(Event::Boot { host: world.host, records: world.records.iter().map(decode).collect() });
         daemon
     }
 
@@ -151,7 +263,9 @@ impl Daemon {
     fn step(&mut self, world: &mut World) -> bool {
         let Some((job, work)) = self.todo.pop_front() else { return false };
         let outcome = world.perform(work);
-        self.event(Event::Done { job, outcome });
+        self.jobs += 1;
+        let fresh = Id(std::array::from_fn(|at| if at < 15 { world.host.0[0] } else { self.jobs }));
+        self.event(Event::Done { job, outcome, fresh });
         true
     }
 
@@ -192,7 +306,11 @@ fn create(targets: &[&str]) -> Command {
 }
 
 fn start() -> Command {
-    Command::Start { name: "a".to_owned(), run: RunOptions { queues: 3, ..RunOptions::default() } }
+    start_on(Terms::default())
+}
+
+fn start_on(terms: Terms) -> Command {
+    Command::Start { name: "a".to_owned(), run: RunOptions { queues: 3, ..RunOptions::default() }, terms }
 }
 
 fn stop(force: bool) -> Command {
@@ -203,6 +321,8 @@ fn remove(force: bool) -> Command {
     Command::Remove { name: "a".to_owned(), force }
 }
 
+/// The machine of most daemons here.
+const HOST: Id = Id([200; 16]);
 const THREE: [&str; 3] = ["s1:1/v", "s2:1/v", "s3:1/v"];
 
 /// A world with the array, stopped.
@@ -268,8 +388,16 @@ fn a_start_that_fails_is_as_if_it_had_not_been() {
     assert_eq!(daemon.state("a"), Some(State::Stopped));
     let spec = ArraySpec::decode("a", &world.records["a"]).unwrap();
     assert_eq!((spec.phase, spec.epoch), (Phase::Stopped, Epoch(1)));
+    for broken in ["claim", "label"] {
+        world.broken = BTreeSet::from([broken]);
+        let error = daemon.error(&mut world, start());
+        assert!(error.contains("it broke"), "{broken}: {error}");
+        assert_eq!(daemon.state("a"), Some(State::Stopped), "{broken}");
+    }
     world.broken = BTreeSet::from(["save"]);
     assert!(daemon.error(&mut world, start()).contains("it broke"));
+    world.broken.clear();
+    daemon.run(&mut world, start()).unwrap();
 }
 
 #[test]
@@ -329,7 +457,7 @@ fn a_started_array_comes_back_in_the_background() {
 
 #[test]
 fn a_start_can_be_given_up_at_every_step() {
-    for steps in 0..4 {
+    for steps in 0..6 {
         let (mut world, _) = started();
         world.running.clear();
         world.volumes.get_mut(THREE[2]).unwrap().reachable = steps > 0;

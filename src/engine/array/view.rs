@@ -9,7 +9,8 @@ use crate::units::SECTOR_BYTES;
 pub(super) fn state(life: &Life) -> State {
     match life {
         Life::Surveying(_) | Life::Recording(_) | Life::Assigning(_) | Life::Settling(_) => State::Creating,
-        Life::Checking(..) | Life::Claiming(_) | Life::Launching(_) | Life::Waiting(..) => State::Starting,
+        Life::Checking(..) | Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) => State::Starting,
+        Life::Launching(_) | Life::Waiting(..) => State::Starting,
         Life::Started(_) => State::Started,
         Life::Halting(..) | Life::Parking(..) => State::Stopping,
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
@@ -28,7 +29,8 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
             Some(why.clone())
         }
         // What is tried again in the background still has the trouble of the last time.
-        Life::Checking(None, _) | Life::Claiming(None) | Life::Launching(None) => array.trouble.clone(),
+        Life::Checking(None, ..) | Life::Minting(None, _) | Life::Claiming(None, _) => array.trouble.clone(),
+        Life::Labelling(None, ..) | Life::Launching(None) => array.trouble.clone(),
         Life::Undoing(None, _) | Life::Forgetting(None, _) | Life::Freeing(None, _) => array.trouble.clone(),
         _ => None,
     };

@@ -18,15 +18,16 @@ use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
 use crate::roles::array::running::{Face, RunError};
-use crate::roles::array::targets::{random_id, resolve};
+use crate::roles::array::targets::resolve;
 use crate::wire::nbd::address::NbdAddress;
+use crate::wire::volume::Claim;
 
 /// Starts data paths of this process.
 pub struct DataPaths;
 
 impl Launcher for DataPaths {
-    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<Arc<dyn Running>, Refusal> {
-        let config = path_config(spec)?;
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<Arc<dyn Running>, Refusal> {
+        let config = path_config(spec, claim)?;
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
             Frontend::Nbd(address) => {
@@ -77,7 +78,7 @@ fn check_listen(spec: &ArraySpec, address: &NbdAddress) -> Result<(), Refusal> {
     Err(Refusal::new(Errno::EPERM, text))
 }
 
-fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
+fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
     let geometry = plan::geometry(spec).map_err(|bad| Refusal::new(Errno::EINVAL, bad.to_string()))?;
     let node = |node: &NodeSpec| {
         let replica = match node.replicas.as_slice() {
@@ -105,10 +106,9 @@ fn path_config(spec: &ArraySpec) -> Result<PathConfig, Refusal> {
     Ok(PathConfig {
         name: spec.name.clone(),
         array: spec.id,
-        session: random_id()?,
-        // Nobody compares it yet, so each start may have its own.
-        host: random_id()?,
-        epoch: spec.epoch,
+        session: claim.owner,
+        host: claim.host,
+        epoch: claim.epoch,
         geometry,
         nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
         queues,

@@ -18,6 +18,7 @@ use crate::limits;
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::targets;
 use crate::units::{Id, Time};
+use crate::wire::volume::Claim;
 
 /// What reaches the loop.
 enum Message {
@@ -104,7 +105,8 @@ impl OwnerLoop {
     pub fn boot(&mut self) -> Result<(), Refusal> {
         let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
         self.performer.clear_away();
-        self.turn(Event::Boot(records));
+        let host = self.performer.state.host();
+        self.turn(Event::Boot { host, records });
         Ok(())
     }
 
@@ -216,22 +218,28 @@ impl OwnerLoop {
         let act = move || {
             let died = death_notice(&messages, &work);
             let failed = failure(&work, "a defect of dstd: see its log");
-            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| performer.perform(work, died)));
-            // The loop has ended: nobody wants to know.
-            let _ = messages.send(Message::Event(Event::Done { job, outcome: outcome.unwrap_or(failed) }));
+            let (fresh, outcome) = match targets::random_id() {
+                Ok(fresh) => {
+                    let done = std::panic::catch_unwind(AssertUnwindSafe(|| performer.perform(work, died)));
+                    (fresh, done.unwrap_or(failed))
+                }
+                Err(why) => (Id::NIL, failure(&work, &why.text)),
+            };
+            // If the loop has ended, nobody wants to know.
+            let _ = messages.send(Message::Event(Event::Done { job, outcome, fresh }));
         };
         self.helpers += 1;
         if let Err(error) = std::thread::Builder::new().name("dst-helper".to_owned()).spawn(act) {
             self.helpers -= 1;
             let outcome = failure(&given, &format!("there is no thread for it: {error}"));
-            self.turn(Event::Done { job, outcome });
+            self.turn(Event::Done { job, outcome, fresh: Id::NIL });
         }
     }
 }
 
 /// What a data path that is launched calls when it ends by itself.
 fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(String) + Send> {
-    let Work::Launch(spec) = work else { return Box::new(|_| {}) };
+    let Work::Launch(spec, _) = work else { return Box::new(|_| {}) };
     let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
     Box::new(move |why| {
         let _ = messages.send(Message::Event(Event::Died { name, epoch, why }));
@@ -246,6 +254,11 @@ fn failure(work: &Work, why: &str) -> Outcome {
         Work::Assign(members) => Outcome::Assigned(members.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Free(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Save(_) | Work::Forget(_) | Work::Halt { .. } => Outcome::Saved(Err(refusal)),
-        Work::Launch(_) => Outcome::Launched(Err(refusal)),
+        Work::Claim(_, epoch, targets) => {
+            let claim = Claim { epoch: *epoch, owner: Id::NIL, host: Id::NIL };
+            Outcome::Claimed(claim, targets.iter().map(|_| Err(refusal.clone())).collect())
+        }
+        Work::Label(_, _, labels) => Outcome::Each(labels.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Launch(..) => Outcome::Launched(Err(refusal)),
     }
 }

@@ -12,6 +12,8 @@ use crate::engine::array::{Outcome, Work};
 use crate::io::state_dir::StateDir;
 use crate::limits;
 use crate::roles::array::targets;
+use crate::units::{Epoch, Id};
+use crate::wire::volume::Claim;
 
 /// The data path of one started array.
 pub trait Running: Send + Sync {
@@ -30,8 +32,8 @@ pub type Died = Box<dyn FnOnce(String) + Send>;
 
 /// What starts data paths.
 pub trait Launcher: Send + Sync {
-    /// Attaches every node and shows the device.
-    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<Arc<dyn Running>, Refusal>;
+    /// Attaches every node under a claim that its volumes have accepted, and shows the device.
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<Arc<dyn Running>, Refusal>;
 
     /// Removes what data paths of a dead daemon have left in the kernel.
     fn clear_away(&self);
@@ -58,14 +60,21 @@ impl Performer {
             Work::Assign(members) => {
                 Outcome::Assigned(each(&members, |(target, member)| targets::assign(target, member)))
             }
-            Work::Free(array, targets) => Outcome::Each(each(&targets, |target: &Target| targets::free(target, array))),
+            Work::Free(array, targets) => {
+                let host = self.state.host();
+                Outcome::Each(each(&targets, |target: &Target| targets::free(target, array, host)))
+            }
+            Work::Claim(array, epoch, targets) => self.claim(array, epoch, &targets),
+            Work::Label(array, claim, labels) => {
+                Outcome::Each(each(&labels, |(target, label)| targets::put_label(target, array, &claim, label)))
+            }
             Work::Save(spec) => {
                 Outcome::Saved(self.state.save(&spec).map_err(|error| Refusal::new(error.errno, error.text)))
             }
             Work::Forget(name) => {
                 Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
             }
-            Work::Launch(spec) => Outcome::Launched(self.launch(&spec, died)),
+            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died)),
             Work::Halt { name, force } => Outcome::Saved(self.halt(&name, force)),
         }
     }
@@ -80,8 +89,24 @@ impl Performer {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn launch(&self, spec: &ArraySpec, died: Died) -> Result<String, Refusal> {
-        let running = self.launcher.launch(spec, died)?;
+    /// Each claim has an owner of its own, so that two starts are never taken for one another.
+    fn claim(&self, array: Id, epoch: Epoch, targets: &[(Target, u64)]) -> Outcome {
+        let host = self.state.host();
+        match targets::random_id() {
+            Ok(owner) => {
+                let claim = Claim { epoch, owner, host };
+                let claimed = each(targets, |(target, features)| targets::claim(target, array, &claim, *features));
+                Outcome::Claimed(claim, claimed)
+            }
+            Err(why) => Outcome::Claimed(
+                Claim { epoch, owner: Id::NIL, host },
+                targets.iter().map(|_| Err(why.clone())).collect(),
+            ),
+        }
+    }
+
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<String, Refusal> {
+        let running = self.launcher.launch(spec, claim, died)?;
         let device = running.device();
         link_device(&spec.name, &device);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), running);

@@ -1,4 +1,5 @@
-//! Targets before and after an array runs on them: looked at, assigned, freed, on servers and on this machine. Blocks.
+//! Targets before and after an array runs on them: looked at, assigned, claimed, labelled, freed, on servers and on this machine.
+//! Blocks.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 
@@ -6,28 +7,77 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::control::command::Refusal;
+use crate::control::label::Label;
 use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::Found;
 use crate::errno::Errno;
+use crate::io::greet;
 use crate::io::label;
+use crate::io::label::LocalTarget;
 use crate::limits;
 use crate::units::{Id, SECTOR_BYTES};
 use crate::wire::frame::Op;
-use crate::wire::volume::{Assign, CallError, Member, Named, Volume, call};
+use crate::wire::session::{Hello, VERSIONS};
+use crate::wire::volume::{Assign, CallError, Claim, LabelPut, Member, Named, Volume, call};
 
 /// What a target is.
 pub fn look(target: &Target) -> Result<Found, Refusal> {
     match target {
         Target::Remote { server, volume } => {
-            let volume = stat(server, volume)?;
-            let identity = format!("volume {}", volume.id);
-            Ok(Found { sectors: volume.size / SECTOR_BYTES, identity, member: volume.array })
+            let found = stat(server, volume)?;
+            Ok(Found {
+                sectors: found.size / SECTOR_BYTES,
+                identity: format!("volume {}", found.id),
+                volume: found.id,
+                member: found.array,
+                claim: found.claim,
+                label: found.label,
+            })
         }
         Target::Local(path) => {
-            let found = label::look(path)?;
-            let member = found.label.and_then(|label| label.array);
-            Ok(Found { sectors: found.sectors, identity: found.identity, member })
+            let LocalTarget { sectors, identity, label } = label::look(path)?;
+            let label = label.unwrap_or_else(|| Label::free(Id::NIL));
+            Ok(Found {
+                sectors,
+                identity,
+                volume: label.id,
+                member: label.array,
+                claim: label.claim,
+                label: label.text,
+            })
         }
+    }
+}
+
+/// Claims a target for an array, durably: nobody else's requests are served there from then on, but those of a greater claim.
+pub fn claim(target: &Target, array: Id, claim: &Claim, features: u64) -> Result<(), Refusal> {
+    match target {
+        Target::Remote { server, volume } => {
+            let hello = Hello {
+                versions: (*VERSIONS.start(), *VERSIONS.end()),
+                features,
+                array,
+                session: claim.owner,
+                host: claim.host,
+                channel: 0,
+                volume: volume.clone(),
+            };
+            let greeted = greet::greet(resolve(server)?[0], &hello, claim.epoch);
+            greeted.map(drop).map_err(|refusal| Refusal::new(refusal.errno, refusal.text))
+        }
+        Target::Local(path) => label::claim(path, array, claim),
+    }
+}
+
+/// Stores a text with a target that this claim holds.
+pub fn put_label(target: &Target, array: Id, claim: &Claim, label: &str) -> Result<(), Refusal> {
+    match target {
+        Target::Remote { server, volume } => {
+            let (name, label) = (volume.clone(), label.to_owned());
+            let ask = LabelPut { name, array, epoch: claim.epoch, owner: claim.owner, label };
+            ask_server::<_, Volume>(server, Op::LabelPut, &ask).map(drop)
+        }
+        Target::Local(path) => label::put(path, array, claim, label),
     }
 }
 
@@ -43,17 +93,22 @@ pub fn assign(target: &Target, member: &Member) -> Result<Id, Refusal> {
     }
 }
 
-/// Takes the array's name out of a target. One that is gone, or another array's, is fine.
-pub fn free(target: &Target, array: Id) -> Result<(), Refusal> {
+/// Takes the array's name out of a target. One that is gone, or another array's, is fine; one that another host than `host` has
+/// claimed is that host's to free.
+pub fn free(target: &Target, array: Id, host: Id) -> Result<(), Refusal> {
+    let found = match look(target) {
+        Err(why) if why.errno == Errno::ENOENT => return Ok(()),
+        found => found?,
+    };
+    if found.member.is_none_or(|member| member.id != array) {
+        return Ok(());
+    }
+    if let Some(claim) = found.claim.filter(|claim| claim.host != host) {
+        let text = format!("another host has claimed it ({}, epoch {})", claim.host, claim.epoch.0);
+        return Err(Refusal::new(Errno::EBUSY, text));
+    }
     match target {
         Target::Remote { server, volume } => {
-            let found = match stat(server, volume) {
-                Err(why) if why.errno == Errno::ENOENT => return Ok(()),
-                found => found?,
-            };
-            if found.array.is_none_or(|member| member.id != array) {
-                return Ok(());
-            }
             let ask = Named { name: volume.clone(), array: Some(array), force: false };
             ask_server::<_, Volume>(server, Op::VolumeFree, &ask).map(drop)
         }

@@ -1,0 +1,226 @@
+//! The owner's judgement before a start: which replicas are there, whether they are what the record says, and what must be made
+//! durable before any of them is served.
+//!
+//! Three things refuse a start by name: a volume that is not what the record says; a label that knows of more than the record
+//! (then the record is the stale one); a claim of another host, unless the start is a take-over. A replica that is away is none
+//! of these: a node goes on with those that are there, if one of them is in sync, and calls the others stale from then on.
+
+use super::Found;
+use crate::control::command::{Refusal, Terms};
+use crate::control::member::MemberLabel;
+use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
+use crate::control::spec::{ArraySpec, NodeSpec};
+use crate::errno::Errno;
+use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
+
+/// What a start goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Muster {
+    /// Which replicas are there, in the order of [`ArraySpec::replicas`].
+    pub(super) present: Vec<bool>,
+    /// The epoch of the new claim: greater than any that was ever seen.
+    pub(super) epoch: Epoch,
+}
+
+/// How a start is meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intent<'a> {
+    /// This daemon's host.
+    pub(super) host: Id,
+    /// What the operator has said.
+    pub(super) terms: Terms,
+    /// Whether replicas that are away are waited for: they may be on their way back.
+    pub(super) patient: bool,
+    /// The array's name as people type it.
+    pub(super) name: &'a str,
+}
+
+/// A node with what was found of each of its replicas.
+type Met<'a> = (&'a NodeSpec, &'a [Result<Found, Refusal>]);
+
+/// Why something of a node refuses the start, and which of its replicas it is about.
+type Trouble = (Errno, String);
+
+/// Judges what the survey has found.
+pub(super) fn muster(
+    spec: &ArraySpec,
+    found: &[Result<Found, Refusal>],
+    intent: Intent<'_>,
+) -> Result<Muster, Refusal> {
+    let mut rest = found;
+    let mut met: Vec<Met<'_>> = Vec::with_capacity(spec.nodes.len());
+    for node in &spec.nodes {
+        let (own, others) = rest.split_at(node.replicas.len().min(rest.len()));
+        met.push((node, own));
+        rest = others;
+    }
+    refuse(spec, &met, |met| wrong(spec, *met))?;
+    refuse(spec, &met, |met| fenced(*met, &intent))?;
+    refuse(spec, &met, |met| away(*met, &intent))?;
+    let claims = found.iter().flatten().filter_map(|found| found.claim).map(|claim| claim.epoch);
+    let labels = found.iter().flatten().filter_map(label).map(|label| label.epoch);
+    let greatest = claims.chain(labels).fold(spec.epoch, Epoch::max);
+    let present = found.iter().map(Result::is_ok).collect();
+    Ok(Muster { present, epoch: Epoch(greatest.0.saturating_add(1)) })
+}
+
+/// Calls the replicas that are away stale. Each node whose set changes by it gets a new generation.
+pub(super) fn go_without(spec: &mut ArraySpec, present: &[bool], fresh: Id) {
+    let mut present = present.iter();
+    for node in &mut spec.nodes {
+        let mut changed = false;
+        for replica in &mut node.replicas {
+            let there = present.next().copied().unwrap_or(false);
+            if !there && replica.state.is_in_sync() {
+                replica.state = ReplicaState::Stale;
+                changed = true;
+            }
+        }
+        if changed {
+            node.generation = node.generation.next(fresh);
+        }
+    }
+}
+
+fn label(found: &Found) -> Option<MemberLabel> {
+    MemberLabel::decode(found.label.as_deref()?).ok()
+}
+
+/// The first trouble, with how many nodes more have one.
+fn refuse<'a>(
+    spec: &ArraySpec,
+    met: &[Met<'a>],
+    judge: impl FnMut(&Met<'a>) -> Option<Trouble>,
+) -> Result<(), Refusal> {
+    let mut troubles = met.iter().filter_map(judge);
+    let Some((errno, first)) = troubles.next() else { return Ok(()) };
+    let more = match troubles.count() {
+        0 => String::new(),
+        1 => " (and 1 more node)".to_owned(),
+        count => format!(" (and {count} more nodes)"),
+    };
+    Err(Refusal::new(errno, format!("array '{}' cannot start: {first}{more}", spec.name)))
+}
+
+fn named(node: &NodeSpec, replica: &ReplicaSpec, why: &str) -> String {
+    format!("node {} ({}): {why}", node.start, replica.target)
+}
+
+/// A volume that is there and is not what the record says.
+fn wrong(spec: &ArraySpec, (node, found): Met<'_>) -> Option<Trouble> {
+    node.replicas.iter().zip(found).enumerate().find_map(|(at, (replica, found))| {
+        let (errno, why) = unfit(spec, node, at, replica, found.as_ref().ok()?)?;
+        Some((errno, named(node, replica, &why)))
+    })
+}
+
+fn unfit(spec: &ArraySpec, node: &NodeSpec, at: usize, replica: &ReplicaSpec, found: &Found) -> Option<Trouble> {
+    let (name, start) = (&spec.name, node.start);
+    let again = format!("'dst replica remove {name} {start} {at}'");
+    match &found.member {
+        _ if replica.volume.is_nil() => {
+            return Some((Errno::EBUSY, format!("it was being added when dstd ended: {again}, and add it again")));
+        }
+        Some(member) if member.id != spec.id => {
+            let text = format!("the volume belongs to array '{}' now: it may not have this array's data", member.name);
+            return Some((Errno::EBUSY, text));
+        }
+        None => {
+            let text =
+                "the volume is not assigned to this array any more: it may not have this array's data".to_owned();
+            return Some((Errno::EBUSY, text));
+        }
+        Some(member) if member.node != start.to_string() => {
+            return Some((Errno::EBUSY, format!("the volume is that of node {}", member.node)));
+        }
+        Some(_) => {}
+    }
+    if found.volume != replica.volume {
+        let text = format!(
+            "the volume is another one than when it was added (id {}, not {}): it was removed and made again, and has none of \
+             the array's data",
+            found.volume, replica.volume
+        );
+        return Some((Errno::EINVAL, text));
+    }
+    if found.sectors < node.sectors {
+        let has = format_size(found.sectors * SECTOR_BYTES);
+        let uses = format_size(node.sectors * SECTOR_BYTES);
+        let text = format!("the volume is too small: it has {has}, and the array uses {uses} of it");
+        return Some((Errno::EINVAL, text));
+    }
+    let label = match MemberLabel::decode(found.label.as_deref()?) {
+        Ok(label) => label,
+        Err(bad) => return Some((Errno::EIO, format!("its label is {bad}"))),
+    };
+    let own = label.node()?;
+    if label.array != spec.id || own.start != start {
+        return Some((Errno::EBUSY, format!("its label is that of node {} of array '{}'", own.start, label.name)));
+    }
+    match node.generation.standing(&label.generation) {
+        Standing::Same | Standing::Newer => None,
+        Standing::Older => Some((
+            Errno::EBUSY,
+            format!(
+                "its label is newer than this machine's record of the array: host {} has gone on with it, or the state \
+                 directory is an older copy. The record is not used: 'dst import {}' makes it anew from the labels",
+                label.host, replica.target
+            ),
+        )),
+        Standing::Split => Some((
+            Errno::EBUSY,
+            format!(
+                "split brain: its label has generation {} (written by host {}), the record here has {}, and neither came from \
+                 the other: both sides may have acknowledged writes that the other lacks. Nothing is served until you choose: \
+                 {again} gives up what that volume has; 'dst import {} --name NAME' on its own shows what it has",
+                label.generation.id, label.host, node.generation.id, replica.target
+            ),
+        )),
+    }
+}
+
+/// A claim of another host: its daemon may be serving the array.
+fn fenced((node, found): Met<'_>, intent: &Intent<'_>) -> Option<Trouble> {
+    if intent.terms.take_over {
+        return None;
+    }
+    node.replicas.iter().zip(found).find_map(|(replica, found)| {
+        let claim = found.as_ref().ok()?.claim.filter(|claim| claim.host != intent.host)?;
+        let why = format!(
+            "it is claimed by another host ({}, epoch {}), which may be using the array: stop it there; when it is stopped, or \
+             dead for good, 'dst start {} --take-over' takes it, and nothing of that host is written from then on",
+            claim.host, claim.epoch.0, intent.name
+        );
+        Some((Errno::EBUSY, named(node, replica, &why)))
+    })
+}
+
+/// Replicas that are away, and are needed.
+fn away((node, found): Met<'_>, intent: &Intent<'_>) -> Option<Trouble> {
+    let both = || node.replicas.iter().zip(found);
+    let missing = |wanted: fn(ReplicaState) -> bool| {
+        both().find_map(|(replica, found)| {
+            found.as_ref().err().filter(|_| wanted(replica.state)).map(|why| (replica, why))
+        })
+    };
+    let served = both().any(|(replica, found)| replica.state.is_in_sync() && found.is_ok());
+    let (replica, why) = missing(ReplicaState::is_in_sync).or_else(|| missing(|_| true))?;
+    let trouble = |text: &str| Some((why.errno, named(node, replica, text)));
+    if !served {
+        if let [_] = node.replicas.as_slice() {
+            return trouble(&why.text);
+        }
+        return trouble(&format!("{}; no other replica of this node that is in sync is there", why.text));
+    }
+    if intent.terms.take_over && !intent.terms.force {
+        return trouble(&format!(
+            "{}; a take-over serves nothing before every replica has accepted it, because the former host may still reach this \
+             one: bring it back; if that host is dead for good: 'dst start {} --take-over --force'",
+            why.text, intent.name
+        ));
+    }
+    if intent.patient && replica.state.is_in_sync() {
+        return trouble(&format!("{}; it is waited for a little before the node goes on without it", why.text));
+    }
+    None
+}
