@@ -76,6 +76,8 @@ bugs! {
     ClaimForgotten "a new server does not know who has its volumes"
     EqualEpochTaken "a claim of the same epoch by another owner is accepted"
     FlushFailureForgotten "a new server does not know that a flush has failed"
+    LossNotCounted "a server whose machine has lost its memory does not say so"
+    LossCountedAtWrite "a write is answered before it is written down that there are writes to lose"
     ForgetStatus "a change whose answer was lost is carried out a second time"
 }
 

@@ -43,6 +43,7 @@ pub mod store {
 
 /// Bytes on a wire: headers, messages, sessions.
 pub mod wire {
+    pub mod digest;
     pub mod frame;
     /// What NBD clients speak.
     pub mod nbd {
@@ -72,6 +73,7 @@ pub mod control {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
+    pub mod boot;
     pub mod buffer;
     pub mod clock;
     pub mod config;

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,6 +19,9 @@ use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, PAGE_BYTES};
+
+/// Questions about holes for one digest: a range in more pieces than this is taken as if its rest were allocated.
+const HOLES_MAX: usize = 256;
 
 /// What a volume's rules ask of its disk.
 pub trait Disk: 'static {
@@ -36,6 +39,9 @@ pub trait Disk: 'static {
 
     /// Makes whatever was done durable.
     fn sync(&self) -> impl Future<Output = Result<(), Errno>>;
+
+    /// How many bytes of the range are allocated, as far as that is known; what is not known counts.
+    fn allocated(&self, offset: u64, bytes: u64) -> u64;
 
     /// The range reads as zeros and keeps its space.
     fn zero(&self, offset: u64, bytes: u64) -> impl Future<Output = Result<(), Errno>>;
@@ -176,6 +182,35 @@ fn progress(result: io::Result<usize>, done: &mut usize) -> Result<(), Errno> {
     }
 }
 
+/// Looks for holes with a bounded number of questions.
+fn allocated(file: RawFd, offset: u64, bytes: u64) -> u64 {
+    let (mut at, end, mut sum) = (offset, offset + bytes, 0);
+    for _ in 0..HOLES_MAX {
+        let Some(data) = seek(file, at, libc::SEEK_DATA) else { break };
+        let from = data.min(end);
+        if from == end {
+            return sum;
+        }
+        let Some(hole) = seek(file, from, libc::SEEK_HOLE) else { break };
+        at = hole.clamp(from, end);
+        sum += at - from;
+        if at == end {
+            return sum;
+        }
+    }
+    sum + (end - at)
+}
+
+/// Where the next data or hole is; the end of the data is far away. `None`: the filesystem does not say.
+fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
+    let from = i64::try_from(from).ok()?;
+    // SAFETY: a system call on an open descriptor. Nobody uses its position.
+    match unsafe { libc::lseek(file, from, what) } {
+        -1 if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => Some(u64::MAX),
+        found => u64::try_from(found).ok(),
+    }
+}
+
 impl Disk for UringDisk {
     async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
         let mut done = 0;
@@ -206,6 +241,10 @@ impl Disk for UringDisk {
             }
         }
         (Ok(()), buffer)
+    }
+
+    fn allocated(&self, offset: u64, bytes: u64) -> u64 {
+        allocated(self.plain.as_raw_fd(), offset, bytes)
     }
 
     async fn sync(&self) -> Result<(), Errno> {

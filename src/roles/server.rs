@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
+use crate::io::boot::boot_id;
 use crate::io::serve::probe;
 use crate::io::serve::tune;
 use crate::io::signals::Signals;
@@ -122,6 +123,8 @@ impl Server {
         })?;
         let listeners = listen(&config)?;
         let instance = random_id()?;
+        // Without the kernel's word each life is taken for another boot: too many losses are told, never too few.
+        let boot = boot_id().or_else(|_| random_id())?;
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::SERVER_THREADS_MAX),
             given => given,
@@ -134,7 +137,7 @@ impl Server {
         let mut server = Server { addresses, instance, stop, threads: Vec::new() };
         for (index, mailbox) in mailboxes.into_iter().enumerate() {
             let rude = registry.rude().clone();
-            server.spawn(format!("owner-{index}"), move || owner::run(instance, mailbox, rude))?;
+            server.spawn(format!("owner-{index}"), move || owner::run((instance, boot), mailbox, rude))?;
         }
         let (volumes, _) = registry.counts();
         let accepting = Arc::clone(&registry);

@@ -9,6 +9,7 @@
 
 mod admission;
 mod keep;
+mod request;
 
 use std::collections::VecDeque;
 
@@ -19,14 +20,15 @@ use crate::store::flush::{Ask as Asked, Flushes, Point};
 use crate::store::kept::Kept;
 use crate::store::pool::Refusal;
 pub use crate::store::session::Conn;
-use crate::store::session::{Attached, Sessions};
+use crate::store::session::Sessions;
 use crate::store::state::{Book, State, Write};
 use crate::store::volume::admission::Knock;
 pub use crate::store::volume::keep::Ask;
 use crate::store::volume::keep::{Failing, Then};
+use crate::store::volume::request::Parked;
 use crate::units::{Epoch, Extent, Id};
-use crate::wire::frame::{Header, Op, flags};
-use crate::wire::session::{Hello, Welcome, features};
+use crate::wire::frame::Header;
+use crate::wire::session::{Hello, Welcome};
 use crate::wire::volume::Member;
 
 /// The world's number for a request in flight on a connection.
@@ -46,6 +48,8 @@ pub struct Config {
     pub id: Id,
     /// This life of the server.
     pub instance: Id,
+    /// This boot of its machine.
+    pub boot: Id,
     /// Space is taken as it is written, and given back by a discard.
     pub sparse: bool,
 }
@@ -99,6 +103,8 @@ pub enum Event<'a> {
         /// What.
         ask: Ask<'a>,
     },
+    /// The server stops: nobody is attached, and nothing is on the disk. `Stopped` follows.
+    Stop,
     /// The volume has another size.
     Resized {
         /// The new one.
@@ -122,6 +128,15 @@ pub enum DiskOp {
     Punch,
     /// Makes everything done so far durable.
     Sync,
+    /// Makes the digest of the range.
+    Digest,
+}
+
+impl DiskOp {
+    /// Whether the data is another one afterwards.
+    pub fn changes(self) -> bool {
+        matches!(self, DiskOp::Write { .. } | DiskOp::Zero | DiskOp::Punch)
+    }
 }
 
 /// One piece of work at the disk.
@@ -144,6 +159,8 @@ pub enum Effect {
     Disk(Work),
     /// Bytes for the state file; one write at a time.
     Save(Write),
+    /// What was written is durable, or cannot be made so.
+    Stopped,
     /// The answer to an `Ask`.
     Answer {
         /// The world's number for it.
@@ -151,13 +168,14 @@ pub enum Effect {
         /// What was done, or why not.
         result: Result<(), Refusal>,
     },
-    /// An answer. After it is sent the slot is free again. The answer to a read carries the slot's buffer when it succeeded.
+    /// An answer. After it is sent the slot is free again. The answer to a read or a
+    /// digest carries what the disk has made of it when it succeeded.
     Reply {
         /// To whom.
         conn: Conn,
         /// Which slot.
         slot: Slot,
-        /// The header; the body of a read is the world's to add.
+        /// The header; the body of a read or a digest is the world's to add.
         header: Header,
     },
     /// The answer to HELLO; requests may be taken from now on.
@@ -219,14 +237,25 @@ pub struct Volume {
     /// Who waits for a write of the state, and for which change.
     saves: Vec<(u64, Then)>,
     failing: Vec<Failing>,
+    /// It is not yet written down that the machine has lost its memory.
+    lost: bool,
+    /// Changes that wait until something is written down.
+    parked: Vec<Parked>,
+    /// The server stops when this is durable.
+    stopping: Option<Point>,
     effects: VecDeque<Effect>,
 }
 
 impl Volume {
     /// A volume of `sectors` sectors that nobody is attached to, with what its former server has left in its state file.
     pub fn new(config: Config, sectors: u64, book: Book) -> Volume {
+        let kept = book.durable();
+        let lost = kept.dirty && kept.boot != config.boot && !planted(Bug::LossNotCounted);
         Volume {
             config,
+            lost,
+            parked: Vec::new(),
+            stopping: None,
             sectors,
             sessions: Sessions::new(book.durable().claim),
             flushes: Flushes::new(book.durable().flush_failed),
@@ -252,6 +281,7 @@ impl Volume {
             Event::Gone { conn } => self.gone(conn),
             Event::Saved { result } => self.saved(result),
             Event::Ask { number, ask } => self.ask(number, ask),
+            Event::Stop => self.stop(),
             Event::Resized { sectors } => self.sectors = sectors,
         }
     }
@@ -266,57 +296,6 @@ impl Volume {
         self.book.durable()
     }
 
-    fn request(&mut self, conn: Conn, slot: Slot, header: &Header, intact: bool) {
-        // Not live: superseded, and its requests are dropped.
-        let Some(attached) = self.sessions.live(conn).copied() else { return };
-        if header.is_reply() || header.op.has_message() {
-            return self.close(conn, "it sent a frame that has no place after HELLO");
-        }
-        if let Err(errno) = self.check(&attached, header, intact) {
-            return self.reply(conn, slot, header, Err(errno));
-        }
-        let op = match header.op {
-            Op::Read => DiskOp::Read,
-            Op::Write => DiskOp::Write { durable: header.is_fua() && !planted(Bug::ServerIgnoresFua) },
-            Op::Discard if self.config.sparse => DiskOp::Punch,
-            Op::Discard | Op::WriteZeroes => DiskOp::Zero,
-            Op::Flush => return self.flush(conn, slot, header),
-            Op::Digest => return self.reply(conn, slot, header, Err(Errno::EOPNOTSUPP)),
-            _ => return self.reply(conn, slot, header, Ok(())),
-        };
-        if let Some(result) = self.kept.find(attached.channel, header) {
-            // It was carried out for the channel's former connection.
-            return self.answer(conn, slot, header, op, result);
-        }
-        self.sessions.started(conn);
-        let channel = attached.channel;
-        let session = self.sessions.claim().map_or(Id::NIL, |claim| claim.session);
-        let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session });
-        self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
-        if planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false }) {
-            self.reply(conn, slot, header, Ok(()));
-        }
-    }
-
-    /// Whether a well-formed request may be carried out.
-    fn check(&self, attached: &Attached, header: &Header, intact: bool) -> Result<(), Errno> {
-        if header.op == Op::Keepalive {
-            return Ok(());
-        }
-        if Some(header.epoch) != self.sessions.claim().map(|claim| claim.epoch) {
-            return Err(Errno::EBADE);
-        }
-        let sealed = header.flags & flags::BODY_CRC != 0;
-        let must_be_sealed = header.op == Op::Write && attached.features & features::DATA_CRC != 0;
-        if (!intact && !planted(Bug::ServerTakesDamaged)) || (must_be_sealed && !sealed) {
-            return Err(Errno::EILSEQ);
-        }
-        if header.op.has_range() && !header.extent().within(self.sectors) {
-            return Err(Errno::EINVAL);
-        }
-        Ok(())
-    }
-
     fn disk_done(&mut self, job: Job, result: Result<(), Errno>) {
         let at = job.0 as usize;
         let Some(running) = self.jobs.get_mut(at).and_then(Option::take) else { return };
@@ -325,10 +304,10 @@ impl Volume {
             Running::Sync => self.synced(result),
             Running::Data { conn, slot, op, header, channel, session } => {
                 // A failed write may have left something behind, so it counts too. A durable one needs no flush.
-                if op != DiskOp::Read && (op != DiskOp::Write { durable: true } || result.is_err()) {
+                if op.changes() && (op != DiskOp::Write { durable: true } || result.is_err()) {
                     self.flushes.wrote();
                 }
-                if op != DiskOp::Read && self.sessions.claim().is_some_and(|claim| claim.session == session) {
+                if op.changes() && self.sessions.claim().is_some_and(|claim| claim.session == session) {
                     self.kept.keep(channel, &header, result);
                 }
                 let told = planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false });
@@ -363,7 +342,12 @@ impl Volume {
 
     /// All who wait share the next sync: it covers the latest of them.
     fn sync_if_needed(&mut self) {
-        let Some(needs) = self.waiters.iter().map(|waiter| waiter.needs).max() else { return };
+        if let Some(needs) = self.waiters.iter().map(|waiter| waiter.needs).max() {
+            self.sync(needs);
+        }
+    }
+
+    fn sync(&mut self, needs: Point) {
         if self.flushes.start(needs) {
             let job = self.start(Running::Sync);
             self.effects.push_back(Effect::Disk(Work {
@@ -385,7 +369,31 @@ impl Volume {
                 other => self.reply(conn, slot, &header, other),
             }
         }
+        if let Some(needs) = self.stopping
+            && (result.is_err() || self.flushes.covers(needs))
+        {
+            self.stopping = None;
+            let failed = result.is_err();
+            self.keep(
+                |state| (state.dirty, state.flush_failed) = (failed, state.flush_failed || failed),
+                Then::Stopped,
+            );
+        }
         self.sync_if_needed();
+    }
+
+    /// Leaves nothing to lose.
+    fn stop(&mut self) {
+        let kept = self.book.durable();
+        match self.flushes.ask() {
+            _ if !kept.dirty || kept.boot != self.config.boot => self.effects.push_back(Effect::Stopped),
+            Asked::Failed => self.effects.push_back(Effect::Stopped),
+            Asked::Clean => self.keep(|state| state.dirty = false, Then::Stopped),
+            Asked::Wait(needs) => {
+                self.stopping = Some(needs);
+                self.sync(needs);
+            }
+        }
     }
 
     fn gone(&mut self, conn: Conn) {
@@ -406,6 +414,7 @@ impl Volume {
         self.waiters.retain(|waiter| waiter.conn != conn);
         self.failing.retain(|failing| failing.conn != conn);
         self.knocks.retain(|knock| knock.conn != conn);
+        self.parked.retain(|parked| parked.conn != conn);
     }
 
     fn reply(&mut self, conn: Conn, slot: Slot, header: &Header, result: Result<(), Errno>) {

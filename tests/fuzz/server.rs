@@ -42,7 +42,8 @@ struct World {
 /// Runs the script; then the disk ends everything, and every live peer must have all its answers.
 pub fn run(script: &[u8]) {
     let id = |byte| Id([byte; 16]);
-    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), sparse: script.len().is_multiple_of(2) };
+    let sparse = script.len().is_multiple_of(2);
+    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), boot: id(7), sparse };
     let volume = Volume::new(config, SECTORS, Book::new(id(9), (0, State::default())));
     let mut world =
         World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), saving: false, next: 0 };
@@ -162,6 +163,7 @@ impl World {
                 assert!(write.bytes.len().is_multiple_of(512));
                 self.saving = true;
             }
+            Effect::Stopped => panic!("nobody stops it"),
             Effect::Answer { .. } => panic!("nobody has asked"),
             Effect::Reply { conn, slot, header } => {
                 let peer = self.peers.get_mut(&conn).expect("an answer to someone who has gone");

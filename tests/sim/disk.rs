@@ -79,6 +79,11 @@ impl Disk {
         self.inflight.iter().flatten().any(|io| io.life != life)
     }
 
+    /// Whether nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inflight.iter().all(Option::is_none)
+    }
+
     /// What is in flight there, if it is still the same.
     pub(crate) fn at(&self, index: usize, serial: u64) -> Option<&Io> {
         self.inflight.get(index)?.as_ref().filter(|io| io.serial == serial)
@@ -99,7 +104,7 @@ impl Disk {
             let value = match io.work.op {
                 DiskOp::Write { .. } => io.values[usize::try_from(place).unwrap_or(usize::MAX)],
                 DiskOp::Zero | DiskOp::Punch => 0,
-                DiskOp::Read | DiskOp::Sync => return,
+                DiskOp::Read | DiskOp::Digest | DiskOp::Sync => return,
             };
             self.order += 1;
             self.now[sector] = value;
@@ -118,14 +123,14 @@ impl Disk {
         let sectors = io.work.extent.sectors;
         match io.work.op {
             DiskOp::Sync => self.sync(&io, rng),
-            DiskOp::Read if io.result.is_ok() => {
+            DiskOp::Read | DiskOp::Digest if io.result.is_ok() => {
                 let start = usize::try_from(io.work.extent.start.0).unwrap_or(usize::MAX);
                 let sectors = usize::try_from(sectors).unwrap_or(usize::MAX);
                 io.values.clear();
                 io.values.extend_from_slice(&self.now[start..start + sectors]);
             }
             _ if io.result.is_ok() => self.apply_to(&mut io, sectors),
-            DiskOp::Read => {}
+            DiskOp::Read | DiskOp::Digest => {}
             // A write that fails may have done part of its work.
             _ => {
                 let part = rng.below(sectors + 1);

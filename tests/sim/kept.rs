@@ -29,6 +29,13 @@ pub(crate) struct Kept {
     told_failed: bool,
     /// A sync has failed since the power came.
     sync_failed: bool,
+    /// Which boot of the machine this is.
+    boot: u8,
+    /// Something was asked to be changed, some change was answered, in this boot and not made durable by an orderly stop.
+    pub(crate) asked: bool,
+    pub(crate) changed: bool,
+    /// The least and the most losses that the next HELLO may be told.
+    losses: (u64, u64),
     /// The next sync fails: the error of the last one was seen by a process that died before it could write that down. (The
     /// kernel would forget it; a few microseconds that `docs/CONTRACT.md` owns up to.)
     pub(crate) doomed: bool,
@@ -39,7 +46,20 @@ impl Kept {
         let volume = id_of(node);
         let bytes = state::fresh(volume);
         let (writing, welcome) = (None, None);
-        Kept { volume, bytes, writing, serial: 0, welcome, told_failed: false, sync_failed: false, doomed: false }
+        Kept {
+            volume,
+            bytes,
+            writing,
+            serial: 0,
+            welcome,
+            told_failed: false,
+            sync_failed: false,
+            boot: 1,
+            asked: false,
+            changed: false,
+            losses: (0, 0),
+            doomed: false,
+        }
     }
 
     fn found(&self) -> Option<(u64, State)> {
@@ -52,6 +72,29 @@ impl Kept {
         let at = usize::try_from(write.offset).unwrap_or(usize::MAX);
         let bytes = write.bytes.len().min(sectors * 512);
         self.bytes[at..at + bytes].copy_from_slice(&write.bytes[..bytes]);
+    }
+
+    /// The id of this boot.
+    pub(crate) fn boot_id(&self) -> Id {
+        Id([self.boot; 16])
+    }
+
+    /// An orderly stop has made everything durable, unless a flush has failed.
+    pub(crate) fn stopped(&mut self) {
+        let failed = self.found().is_some_and(|(_, state)| state.flush_failed);
+        (self.asked, self.changed) = (self.asked && failed, self.changed && failed);
+    }
+
+    /// The power goes, and comes back.
+    fn reboot(&mut self) {
+        self.sync_failed = false;
+        self.boot = self.boot.wrapping_add(1);
+        self.losses.0 += u64::from(std::mem::take(&mut self.changed));
+        self.losses.1 += u64::from(std::mem::take(&mut self.asked));
+    }
+
+    pub(crate) fn is_saving(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// A sync of the disk has ended.
@@ -86,9 +129,9 @@ impl World {
         self.queue.push(self.now + takes, Event::Saved { node, serial });
         if self.plan.zombies && self.phase == Phase::Work && self.rng.one_in(8) {
             let server = self.nodes[node].server;
-            let (life, lasts) = (self.servers[server].life, self.rng.below(5 * MILLI));
+            let life = self.servers[server].life;
             let soon = self.rng.below(takes);
-            self.queue.push(self.now + soon, Event::ServerEnd { server, life, lasts });
+            self.queue.push(self.now + soon, Event::ServerDies { server, life });
         }
     }
 
@@ -116,15 +159,21 @@ impl World {
         };
         let kept = &mut self.nodes[node].kept;
         kept.land(landed);
-        kept.sync_failed &= !power;
+        if power {
+            kept.reboot();
+        }
     }
 
     /// A HELLO is answered: it must not be one that was left behind.
-    pub(crate) fn check_welcome(&mut self, node: usize, conn: usize) {
+    pub(crate) fn check_welcome(&mut self, node: usize, conn: usize, losses: u64) {
         let claim = self.conns[conn].accepted.as_ref().and_then(|accepted| accepted.claim);
         let Some((epoch, session)) = claim else { return };
         let kept = &mut self.nodes[node].kept;
         let former = kept.welcome.replace((epoch, session));
+        let (least, most) = std::mem::replace(&mut kept.losses, (losses, losses));
+        if !(least..=most).contains(&losses) {
+            self.fail("8.3", format!("v{node} tells of {losses} losses, but there were {least} to {most}"));
+        }
         if let Some((latest, owner)) = former
             && (epoch < latest || (epoch == latest && session != owner))
         {
@@ -158,7 +207,7 @@ impl World {
     pub(crate) fn zombie(&mut self, node: usize) {
         let server = &self.servers[self.nodes[node].server];
         let Some((latest, _)) = self.nodes[node].kept.welcome else { return };
-        if !server.up || server.deaf > 0 {
+        if !server.up || server.is_ending() || server.deaf > 0 {
             return;
         }
         let back = self.rng.below(3);

@@ -98,7 +98,7 @@ impl World {
             self.queue.push(self.now + 20 * MILLI, Event::Connected { conn });
             return;
         }
-        if !server.up {
+        if !server.up || server.is_ending() {
             self.close(shard, node, Errno::ECONNREFUSED);
             return;
         }

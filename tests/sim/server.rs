@@ -7,7 +7,8 @@ use dst::errno::Errno;
 use dst::store::budget::Budget;
 use dst::store::volume::{Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Volume, Work};
 use dst::units::{Epoch, Extent, Id};
-use dst::wire::frame::{Header, Op, message_crc};
+use dst::wire::digest::Hasher;
+use dst::wire::frame::{DIGEST_BYTES, Header, Op, message_crc};
 use dst::wire::session::Hello;
 use dst::wire::volume::{Explained, Member};
 
@@ -15,7 +16,7 @@ use crate::array::ARRAY;
 use crate::disk::{Disk, Io};
 use crate::kept::Kept;
 use crate::net::{self, Body, Damage};
-use crate::world::{Event, MICRO, MILLI, Phase, World};
+use crate::world::{Event, MICRO, MILLI, Phase, SECOND, World};
 
 /// The slowest operation of a slow disk, ns: shorter than the judge allows for the recovery from an outage.
 const SLOWEST: u64 = 1_000 * MILLI;
@@ -27,11 +28,20 @@ pub(crate) struct Server {
     pub(crate) life: u32,
     /// It is being stopped.
     stopping: bool,
+    /// It takes no connections any more and makes durable what was written; until when at most, then how long it is away.
+    ending: Option<(u64, u64)>,
     /// Reasons why nothing arrives at it, why nothing arrives from it, why its link is slow, why it stands still.
     pub(crate) deaf: u32,
     pub(crate) dumb: u32,
     pub(crate) slow: u32,
     pub(crate) paused: u32,
+}
+
+impl Server {
+    /// Whether it takes no connections any more.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
 }
 
 /// A volume: its rules while its server runs, and its disk.
@@ -46,13 +56,18 @@ pub(crate) struct Node {
     /// Work that has ended while the disk was stalled, or the server stood still.
     held: Vec<(usize, u64)>,
     finished: Vec<Io>,
+    /// The rules were told to stop, and have.
+    told_stop: bool,
+    stopped: bool,
 }
 
 impl Node {
     pub(crate) fn new(node: usize, server: usize, sectors: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
         let kept = Kept::new(node);
-        Node { server, sectors, rules: None, disk, kept, slow: 0, stalled: 0, held: Vec::new(), finished: Vec::new() }
+        let (rules, held, finished) = (None, Vec::new(), Vec::new());
+        let (slow, stalled, told_stop, stopped) = (0, 0, false, false);
+        Node { server, sectors, rules, disk, kept, slow, stalled, held, finished, told_stop, stopped }
     }
 }
 
@@ -117,6 +132,7 @@ impl World {
                 name: format!("v{node}"),
                 id: volume_id(node),
                 instance: Id(instance),
+                boot: self.nodes[node].kept.boot_id(),
                 sparse: self.plan.sparse,
             };
             let book = self.found_state(node);
@@ -136,6 +152,7 @@ impl World {
         }
         self.servers[server].life += 1;
         self.servers[server].stopping = false;
+        let ending = self.servers[server].ending.take().is_some();
         let life = self.servers[server].life;
         self.trace.note(self.now, 121, server as u64);
         self.trace.say(self.now, || format!("!! server {server} dies{}", if power { ", power cut" } else { "" }));
@@ -143,9 +160,12 @@ impl World {
             let device = u16::try_from(node).unwrap_or(0);
             if was_up {
                 self.judge.restarted(device);
+            }
+            if was_up && !ending {
                 self.node_trouble(node, true);
             }
             self.nodes[node].rules = None;
+            (self.nodes[node].told_stop, self.nodes[node].stopped) = (false, false);
             self.nodes[node].finished.clear();
             self.state_cut(node, power);
             if power {
@@ -169,6 +189,45 @@ impl World {
         }
         let (life, soon) = (self.servers[server].life, self.rng.below(20 * MILLI));
         self.queue.push(self.now + soon, Event::ServerEnd { server, life, lasts });
+    }
+
+    /// The server has been stopped: it closes its connections, and its process ends when nothing could be lost with it.
+    pub(crate) fn server_end(&mut self, server: usize, lasts: u64) {
+        let now = self.now;
+        if self.servers[server].ending.is_none() {
+            self.servers[server].ending = Some((now + dst::limits::STOP_TIMEOUT.as_secs() * SECOND, lasts));
+            for conn in 0..self.conns.len() {
+                if self.nodes[self.conns[conn].node].server == server && self.is_open(conn) {
+                    self.hang_up_and_leave(conn);
+                }
+            }
+            for node in self.nodes_of(server) {
+                self.node_trouble(node, true);
+            }
+        }
+        let Some((until, lasts)) = self.servers[server].ending else { return };
+        let mut ended = true;
+        for node in self.nodes_of(server) {
+            if self.servers[server].paused == 0 && !self.nodes[node].told_stop && self.is_idle(node) {
+                self.nodes[node].told_stop = true;
+                self.tell_rules(node, Told::Stop);
+            }
+            ended &= self.nodes[node].stopped;
+        }
+        if ended || now >= until {
+            return self.kill_server(server, lasts, false);
+        }
+        let life = self.servers[server].life;
+        self.queue.push(now + MILLI, Event::ServerEnd { server, life, lasts });
+    }
+
+    /// Whether nobody is attached to a volume and nothing of it is on the disk.
+    fn is_idle(&self, node: usize) -> bool {
+        let attached = |conn: &crate::world::Conn| {
+            conn.node == node && conn.accepted.as_ref().is_some_and(|accepted| accepted.attached)
+        };
+        let node_is_idle = |node: &Node| node.disk.is_idle() && node.finished.is_empty() && !node.kept.is_saving();
+        node_is_idle(&self.nodes[node]) && !self.conns.iter().any(attached)
     }
 
     fn is_open(&self, conn: usize) -> bool {
@@ -302,6 +361,7 @@ impl World {
         if self.servers[self.nodes[node].server].stopping && header.op.is_io() {
             return self.reply(conn, slot, &header.reply(Err(Errno::ESHUTDOWN)));
         }
+        self.nodes[node].kept.asked |= changes(header.op);
         if let Some(rules) = &mut self.nodes[node].rules {
             rules.handle(Told::Request { conn: ConnId(conn as u64), slot, header: &header, intact });
         }
@@ -335,10 +395,14 @@ impl World {
                 Effect::Disk(work) => self.start_io(node, work),
                 Effect::Reply { conn, slot, header } => self.reply(usize::try_from(conn.0).unwrap_or(0), slot, &header),
                 Effect::Save(write) => self.save(node, write),
+                Effect::Stopped => {
+                    self.nodes[node].stopped = true;
+                    self.nodes[node].kept.stopped();
+                }
                 Effect::Answer { .. } => self.fail("server", "an answer that nobody has asked for".to_owned()),
                 Effect::Welcome { conn, welcome } => {
                     let conn = usize::try_from(conn.0).unwrap_or(0);
-                    self.check_welcome(node, conn);
+                    self.check_welcome(node, conn, welcome.losses);
                     self.answer(conn, Ok(()), welcome.encode().to_vec());
                 }
                 Effect::Refuse { conn, errno, text } => {
@@ -385,6 +449,8 @@ impl World {
         if header.op == Op::Flush {
             self.check_flush(self.conns[conn].node, header.result());
         }
+        let node = self.conns[conn].node;
+        self.nodes[node].kept.changed |= changes(header.op) && header.status == 0;
         let mut buffer = self.buffer();
         let Some(accepted) = &mut self.conns[conn].accepted else { return };
         accepted.budget.give(slot, header);
@@ -393,6 +459,14 @@ impl World {
             std::mem::swap(accepted.slot(slot), &mut buffer);
             let header = header.with_body(header.length, net::crc(&buffer, header.lba));
             self.send_down(conn, &header, Body::Data(buffer));
+        } else if header.op == Op::Digest && header.status == 0 {
+            std::mem::swap(accepted.slot(slot), &mut buffer);
+            let mut hasher = Hasher::default();
+            buffer.iter().for_each(|value| hasher.update(&value.to_le_bytes()));
+            self.recycle(buffer);
+            let body = hasher.finish(u64::from(header.length)).encode();
+            let header = header.with_body(DIGEST_BYTES, message_crc(&body));
+            self.send_down(conn, &header, Body::Message(body.to_vec()));
         } else {
             self.recycle(buffer);
             self.send_down(conn, header, Body::None);
@@ -456,7 +530,7 @@ impl World {
         {
             std::mem::swap(accepted.slot(slot), &mut values);
         }
-        if !matches!(work.op, DiskOp::Read | DiskOp::Sync) {
+        if work.op.changes() {
             self.check_place(node, &work, &values);
         }
         let doomed = work.op == DiskOp::Sync && self.nodes[node].kept.doomed;
@@ -464,7 +538,7 @@ impl World {
         let life = self.servers[self.nodes[node].server].life;
         let takes = self.disk_time(node);
         let (io, serial) = self.nodes[node].disk.start(work, life, values, result);
-        if result.is_ok() && !matches!(work.op, DiskOp::Read | DiskOp::Sync) && self.rng.one_in(4) {
+        if result.is_ok() && work.op.changes() && self.rng.one_in(4) {
             let sectors = self.rng.range(1, work.extent.sectors);
             let at = self.now + self.rng.below(takes);
             self.queue.push(at, Event::DiskPart { node, io, serial, sectors });
@@ -498,7 +572,7 @@ impl World {
             DiskOp::Sync if luck(rates.sync_eio) => Err(Errno::EIO),
             DiskOp::Sync => Ok(()),
             _ if luck(rates.disk_eio) => Err(Errno::EIO),
-            DiskOp::Read => Ok(()),
+            DiskOp::Read | DiskOp::Digest => Ok(()),
             _ if luck(rates.disk_enospc) => Err(if luck(50_000) { Errno::ENOSPC } else { Errno::EDQUOT }),
             _ => Ok(()),
         }
@@ -587,6 +661,10 @@ impl World {
             self.queue.push(later, Event::DiskEnd { node, io, serial });
         }
     }
+}
+
+fn changes(op: Op) -> bool {
+    matches!(op, Op::Write | Op::Discard | Op::WriteZeroes)
 }
 
 /// A frame's header, for the trace.

@@ -94,6 +94,11 @@ pub(crate) enum Event {
         life: u32,
         lasts: u64,
     },
+    /// A server dies while it writes something down.
+    ServerDies {
+        server: usize,
+        life: u32,
+    },
     DaemonAbort {
         life: u32,
         lasts: u64,
@@ -279,9 +284,13 @@ impl World {
             Event::Zombie { node } => self.zombie(node),
             Event::DiskEnd { node, io, serial } => self.disk_end(node, io, serial),
             Event::ServerEnd { server, life, lasts } if life == self.servers[server].life => {
+                self.server_end(server, lasts);
+            }
+            Event::ServerDies { server, life } if life == self.servers[server].life => {
+                let lasts = self.rng.below(5 * MILLI);
                 self.kill_server(server, lasts, false);
             }
-            Event::ServerEnd { .. } => {}
+            Event::ServerDies { .. } | Event::ServerEnd { .. } => {}
             Event::DaemonAbort { life, lasts } => self.daemon_abort(life, lasts),
             Event::DaemonEnd { life, lasts } => self.daemon_end(life, lasts),
             Event::ServerStart { server, life } => self.server_start(server, life),

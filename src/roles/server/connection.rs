@@ -24,7 +24,7 @@ use crate::roles::server::rude::Rude;
 use crate::store::budget::Budget;
 use crate::store::volume::{Conn, Event, REQUESTS_MAX, Slot};
 use crate::units::Epoch;
-use crate::wire::frame::{Header, Op, data_crc, flags, message_crc};
+use crate::wire::frame::{DIGEST_BYTES, Header, Op, data_crc, flags, message_crc};
 use crate::wire::session::{Hello, Welcome};
 use crate::wire::volume::Explained;
 
@@ -143,6 +143,12 @@ impl Connection {
             let Some(buffer) = buffer else { return self.close("an answer has no data") };
             let bytes = header.length as usize;
             let header = header.with_body(header.length, data_crc(&buffer[..bytes], header.lba));
+            return self.send(Outgoing { header, body: Some((buffer, bytes)), slot: Some(slot) });
+        }
+        if header.op == Op::Digest && header.status == 0 {
+            let Some(buffer) = buffer else { return self.close("an answer has no data") };
+            let bytes = DIGEST_BYTES as usize;
+            let header = header.with_body(DIGEST_BYTES, message_crc(&buffer[..bytes]));
             return self.send(Outgoing { header, body: Some((buffer, bytes)), slot: Some(slot) });
         }
         if let Some(buffer) = buffer {

@@ -22,6 +22,7 @@ use crate::store::pool::Refusal;
 use crate::store::state::{State, Write};
 use crate::store::volume::{Ask, Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
 use crate::units::SECTOR_BYTES;
+use crate::wire::digest::Hasher;
 
 /// What the volume has made durable, for those on other threads who only look.
 pub(crate) type Shown = Arc<Mutex<Option<State>>>;
@@ -40,6 +41,7 @@ pub(crate) struct Host<D> {
     saving: Cell<usize>,
     shown: Shown,
     askers: RefCell<Askers>,
+    stopped: Cell<bool>,
     pool: Rc<BufferPool>,
     connections: RefCell<Vec<Rc<Connection>>>,
     lanes: Lanes,
@@ -85,6 +87,7 @@ impl<D: Disk> Host<D> {
             saving: Cell::new(0),
             shown,
             askers: RefCell::default(),
+            stopped: Cell::new(false),
             pool,
             connections: RefCell::default(),
             lanes: Lanes::default(),
@@ -134,6 +137,16 @@ impl<D: Disk> Host<D> {
             && self.saving.get() == 0
     }
 
+    /// Makes durable what was written; nobody is attached any more.
+    pub(crate) fn stop(self: &Rc<Host<D>>) {
+        self.handle(Event::Stop);
+    }
+
+    /// Whether `stop` is done.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     /// Lets the lanes end when nothing is left to do. The host is not used after this.
     pub(crate) fn retire(&self) {
         self.lanes.closed.set(true);
@@ -178,6 +191,7 @@ impl<D: Disk> Host<D> {
                 self.saving.set(self.saving.get() + 1);
                 tokio_uring::spawn(Rc::clone(self).save(write));
             }
+            Effect::Stopped => self.stopped.set(true),
             Effect::Answer { number, result } => {
                 let askers = &mut self.askers.borrow_mut().waiting;
                 if let Some(at) = askers.iter().position(|(asked, _)| *asked == number) {
@@ -284,7 +298,30 @@ impl<D: Disk> Host<D> {
             (DiskOp::Zero, _) => (self.disk.zero(offset, length).await, None),
             (DiskOp::Punch, _) => (self.disk.punch(offset, length).await, None),
             (DiskOp::Sync, _) => (self.disk.sync().await, None),
+            (DiskOp::Digest, buffer) => self.digest(buffer, offset, length).await,
         }
+    }
+
+    /// Reads a range piece by piece; its digest is at the start of the buffer.
+    async fn digest(&self, buffer: Option<Buffer>, offset: u64, length: u64) -> (Result<(), Errno>, Option<Buffer>) {
+        const PIECE: u64 = limits::PAYLOAD_BYTES_MAX as u64;
+        let most = usize::try_from(length.min(PIECE)).unwrap_or(0);
+        let mut buffer = buffer.unwrap_or_else(|| self.pool.take(most));
+        let mut hasher = Hasher::default();
+        let mut done = 0;
+        while done < length {
+            let bytes = usize::try_from((length - done).min(PIECE)).unwrap_or(most);
+            let (result, back) = self.disk.read_at(buffer, bytes, offset + done).await;
+            buffer = back;
+            if result.is_err() {
+                return (result, Some(buffer));
+            }
+            hasher.update(&buffer[..bytes]);
+            done += bytes as u64;
+        }
+        let digest = hasher.finish(self.disk.allocated(offset, length)).encode();
+        buffer[..digest.len()].copy_from_slice(&digest);
+        (Ok(()), Some(buffer))
     }
 
     fn finish(
@@ -300,7 +337,9 @@ impl<D: Disk> Host<D> {
             warn!(volume = self.name, ?op, ?errno, "the disk failed");
         }
         match (buffer, slot, connection) {
-            (Some(buffer), Some(slot), Some(connection)) if op == DiskOp::Read && result.is_ok() => {
+            (Some(buffer), Some(slot), Some(connection))
+                if matches!(op, DiskOp::Read | DiskOp::Digest) && result.is_ok() =>
+            {
                 connection.put_buffer(slot, buffer);
             }
             (Some(buffer), ..) => self.pool.give(buffer),

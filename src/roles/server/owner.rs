@@ -70,6 +70,7 @@ pub(crate) enum Mail {
 
 struct Owner {
     instance: Id,
+    boot: Id,
     hosts: HashMap<Id, Rc<Host<UringDisk>>>,
     pool: Rc<BufferPool>,
     rude: Rude,
@@ -77,11 +78,11 @@ struct Owner {
 }
 
 /// The thread's life.
-pub(crate) fn run(instance: Id, mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
+pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
     let _fail_stop = FailStop;
     tokio_uring::builder().entries(limits::SERVER_RING_ENTRIES).start(async move {
         let pool = Rc::new(BufferPool::new(limits::SERVER_POOL_BYTES));
-        let mut owner = Owner { instance, hosts: HashMap::new(), pool, rude, connections: 0 };
+        let mut owner = Owner { instance, boot, hosts: HashMap::new(), pool, rude, connections: 0 };
         loop {
             match mailbox.recv().await {
                 Some(Mail::Arrival(arrival)) => owner.arrive(*arrival),
@@ -146,22 +147,32 @@ impl Owner {
                 "a flush of it has failed before, so every flush fails: make another volume, and copy what can be read"
             );
         }
-        let config = Config { name: name.clone(), id: record.id, instance: self.instance, sparse: record.sparse };
+        let (instance, boot) = (self.instance, self.boot);
+        let config = Config { name: name.clone(), id: record.id, instance, boot, sparse: record.sparse };
         let rules = Volume::new(config, record.sectors(), book);
         let disks = (UringDisk::new(data), UringDisk::new(state));
         self.hosts.insert(record.id, Host::new(name, rules, disks, shown, Rc::clone(&self.pool)));
     }
 
-    /// Closes everything and waits for what is on the disk.
+    /// Closes everything, waits for what is on the disk, and makes durable what was written.
     async fn stop(self) {
         self.hosts.values().for_each(|host| host.close_all("the server stops"));
         let until = Instant::now() + limits::STOP_TIMEOUT;
-        while !self.hosts.values().all(|host| host.is_idle()) {
+        let is_done = |done: fn(&Host<UringDisk>) -> bool| self.hosts.values().all(|host| done(host));
+        let (mut syncing, mut stopped) = (false, false);
+        while !stopped {
             if Instant::now() > until {
                 warn!("the disk does not answer; stopping without it");
                 break;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            if !syncing && is_done(Host::is_idle) {
+                syncing = true;
+                self.hosts.values().for_each(Host::stop);
+            }
+            stopped = syncing && is_done(Host::has_stopped);
+            if !stopped {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
         self.hosts.values().for_each(|host| host.retire());
     }

@@ -77,6 +77,9 @@ impl Volume {
 
     /// Decides about the HELLOs that wait, up to one whose claim must be made durable first.
     pub(super) fn decide(&mut self) {
+        if self.lost {
+            return self.count_loss();
+        }
         while !self.claiming {
             let Some(knock) = self.knocks.front() else { break };
             match self.sessions.stand(&knock.claim) {
@@ -105,6 +108,34 @@ impl Volume {
         self.welcome_ready();
     }
 
+    /// Acknowledged writes of another boot may be lost: whoever attaches is told, from a number that is durable.
+    fn count_loss(&mut self) {
+        let counting = self.saves.iter().any(|(_, then)| *then == Then::Lost);
+        if !counting && !self.knocks.is_empty() {
+            let losses = self.book.durable().losses + 1;
+            self.keep(|state| (state.losses, state.dirty) = (losses, false), Then::Lost);
+        }
+    }
+
+    /// The loss is counted, or cannot be.
+    pub(super) fn counted(&mut self, result: Result<(), Errno>) {
+        self.lost = result.is_err();
+        while let Err(errno) = result
+            && !self.knocks.is_empty()
+        {
+            let text = self.unwritten(errno);
+            self.refuse_first(Errno::EIO, text);
+        }
+        self.decide();
+    }
+
+    fn unwritten(&self, errno: Errno) -> String {
+        format!(
+            "volume '{}' cannot be taken: its state file cannot be written ({errno}); look at the server's pool and the kernel's log",
+            self.config.name
+        )
+    }
+
     /// A claim is durable, or cannot be.
     pub(super) fn claimed(&mut self, claim: Claim, result: Result<(), Errno>) {
         if !std::mem::take(&mut self.claiming) {
@@ -125,10 +156,7 @@ impl Volume {
                 });
                 // Whose claim it was may have gone.
                 if self.knocks.front().is_some_and(|knock| knock.claim == claim) {
-                    let text = format!(
-                        "volume '{}' cannot be taken: the claim cannot be written beside it ({errno}); look at the server's pool and the kernel's log",
-                        self.config.name
-                    );
+                    let text = self.unwritten(errno);
                     self.refuse_first(Errno::EIO, text);
                 }
             }

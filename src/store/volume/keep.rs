@@ -28,6 +28,12 @@ pub(super) enum Then {
     Claim(Claim),
     /// Flushes that have failed.
     Failed,
+    /// All HELLOs: the machine had lost its memory.
+    Lost,
+    /// Parked changes.
+    Dirty,
+    /// Whoever stops the server.
+    Stopped,
     /// Whoever asked under this number.
     Free(u64),
     Label(u64),
@@ -65,6 +71,9 @@ impl Volume {
             match then {
                 Then::Claim(claim) => self.claimed(claim, result),
                 Then::Failed => self.tell_failed(),
+                Then::Lost => self.counted(result),
+                Then::Dirty => self.unpark(result),
+                Then::Stopped => self.effects.push_back(Effect::Stopped),
                 Then::Free(number) => self.answer_ask(number, result),
                 Then::Label(number) => {
                     if result.is_err() {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use dst::errno::Errno;
 use dst::limits;
-use dst::store::state::SLOT_BYTES;
+use dst::store::state::{self, Book, SLOT_BYTES, State};
 use dst::units::{Epoch, Id};
 use dst::wire::frame::Op;
 use dst::wire::volume::{Claim, LabelPut, List, Named, Page, Volume};
@@ -89,6 +89,62 @@ fn a_label_is_kept_for_its_array() {
     let again = assign(address, "v");
     assert_eq!((again.claim, again.label), (None, None), "who frees a volume gives up its claim");
     attach(address, "v", (3, 1, 0));
+}
+
+/// What the state file says.
+fn found(dir: &Dir, volume: Id) -> State {
+    state::load(&std::fs::read(state_path(dir)).unwrap(), volume).unwrap().1
+}
+
+/// The machine has been started again since: the state is of another boot.
+fn reboot(dir: &Dir, volume: Id) {
+    let mut bytes = std::fs::read(state_path(dir)).unwrap();
+    let mut book = Book::new(volume, state::load(&bytes, volume).unwrap());
+    book.change(|state| state.boot = Id([0xbb; 16]));
+    let write = book.start().unwrap();
+    let at = usize::try_from(write.offset).unwrap();
+    bytes[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+    std::fs::write(state_path(dir), bytes).unwrap();
+}
+
+#[test]
+fn losses_are_told_after_a_power_cut_and_only_then() {
+    let dir = Dir::new();
+    let mut process = Process::start(dir.path());
+    let volume = create(process.address, "v", 1 << 20, false).id;
+    assign(process.address, "v");
+    let losses = |process: &Process, writes: bool| {
+        let mut client = attach(process.address, "v", (1, 1, 0));
+        if writes {
+            client.write(0, &pattern(1, 4096)).unwrap();
+            assert!(found(&dir, volume).dirty, "it is durable before the answer");
+        }
+        client.welcome.losses
+    };
+    assert_eq!(losses(&process, true), 0);
+    // The process dies.
+    for _ in 0..2 {
+        drop(process);
+        process = Process::start(dir.path());
+        assert_eq!(losses(&process, true), 0);
+    }
+    // The machine dies.
+    for expected in 1..3 {
+        drop(process);
+        reboot(&dir, volume);
+        process = Process::start(dir.path());
+        assert_eq!(losses(&process, false), expected);
+        assert_eq!(losses(&process, true), expected);
+    }
+    // It is stopped in order.
+    drop(process);
+    let (server, address) = start(dir.path());
+    attach(address, "v", (1, 1, 0)).write(8, &pattern(2, 4096)).unwrap();
+    server.stop();
+    assert!(!found(&dir, volume).dirty);
+    reboot(&dir, volume);
+    let process = Process::start(dir.path());
+    assert_eq!(losses(&process, false), 2);
 }
 
 /// A pool on a filesystem of its own.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use dst::errno::Errno;
 use dst::limits;
 use dst::units::Lba;
-use dst::wire::frame::{Op, data_crc, flags};
+use dst::wire::digest::{Digest, Hasher};
+use dst::wire::frame::{Op, data_crc, flags, message_crc};
 use dst::wire::session::features;
 use dst::wire::volume::{Create, Resize, Volume};
 
@@ -207,4 +208,46 @@ impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
+}
+
+#[test]
+fn a_digest_is_made_where_the_data_is() {
+    let (_dir, _server, address, mut client) = attached(true);
+    let hash = |data: &[u8]| {
+        let mut hasher = Hasher::default();
+        hasher.update(data);
+        hasher.finish(0).hash
+    };
+    let mut whole = vec![0; 4 << 20];
+    whole[1 << 20..(1 << 20) + 8192].copy_from_slice(&pattern(3, 8192));
+    client.write((1 << 20) / 512, &pattern(3, 8192)).unwrap();
+    client.flush().unwrap();
+    let mut digest = |lba: u64, sectors: u64| {
+        let asked = client.header(Op::Digest, lba, sectors);
+        client.send(&asked, &[]);
+        let (reply, body) = client.receive();
+        assert_eq!((reply.result(), reply.extent()), (Ok(()), asked.extent()));
+        assert_eq!(reply.body_crc, message_crc(&body));
+        Digest::decode(&body).unwrap()
+    };
+    for (lba, sectors) in [(0, 8192), (0, 1), (2047, 3), (2048, 16), (2049, 6000), (8191, 1)] {
+        let found = digest(lba, sectors);
+        let (from, bytes) = (usize::try_from(lba * 512).unwrap(), usize::try_from(sectors * 512).unwrap());
+        assert_eq!(found.hash, hash(&whole[from..from + bytes]), "{lba}+{sectors}");
+        assert!(found.allocated <= sectors * 512);
+    }
+    let holes = digest(4096, 1024).allocated;
+    assert!(digest(2048, 16).allocated == 8192 && (holes == 0 || holes == 1024 * 512), "{holes}");
+    let outside = client.header(Op::Digest, 8192, 1);
+    client.send(&outside, &[]);
+    assert_eq!(client.answer(&outside), Err(Errno::EINVAL));
+    // As many as may be outstanding, of the largest that a volume of this size has.
+    let asked: Vec<_> = (0..40).map(|_| client.header(Op::Digest, 0, 8192)).collect();
+    asked.iter().for_each(|header| client.send(header, &[]));
+    for _ in &asked {
+        let (reply, body) = client.receive();
+        assert!(asked.iter().any(|header| header.tag == reply.tag));
+        assert_eq!(Digest::decode(&body).unwrap().hash, hash(&whole));
+    }
+    assert_eq!(stat(address, "v").connections, 1);
 }

@@ -1,0 +1,114 @@
+//! A request from its arrival to its work on the disk.
+//!
+//! Contract: what is wrong never reaches the disk. A change that comes again is answered from memory. A change reaches the disk only
+//! when everything that must be written down before it is durable; until then it is parked, and dropped with its connection.
+
+use crate::bugs::{Bug, planted};
+use crate::errno::Errno;
+use crate::store::session::{Attached, Conn};
+use crate::store::volume::keep::Then;
+use crate::store::volume::{DiskOp, Effect, Running, Slot, Volume, Work};
+use crate::units::Id;
+use crate::wire::frame::{Header, Op, flags};
+use crate::wire::session::features;
+
+/// A change that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parked {
+    pub(super) conn: Conn,
+    slot: Slot,
+    header: Header,
+}
+
+impl Volume {
+    pub(super) fn request(&mut self, conn: Conn, slot: Slot, header: &Header, intact: bool) {
+        // Not live: superseded, and its requests are dropped.
+        let Some(attached) = self.sessions.live(conn).copied() else { return };
+        if header.is_reply() || header.op.has_message() {
+            return self.close(conn, "it sent a frame that has no place after HELLO");
+        }
+        if let Err(errno) = self.check(&attached, header, intact) {
+            return self.reply(conn, slot, header, Err(errno));
+        }
+        let Some(op) = self.disk_op(header) else {
+            return match header.op {
+                Op::Flush => self.flush(conn, slot, header),
+                _ => self.reply(conn, slot, header, Ok(())),
+            };
+        };
+        if let Some(result) = self.kept.find(attached.channel, header) {
+            // It was carried out for the channel's former connection.
+            return self.answer(conn, slot, header, op, result);
+        }
+        if op.changes() && !self.may_change() {
+            return self.parked.push(Parked { conn, slot, header: *header });
+        }
+        self.carry_out(&attached, slot, header, op);
+    }
+
+    /// What a request is for the disk; `None` when it is nothing.
+    fn disk_op(&self, header: &Header) -> Option<DiskOp> {
+        match header.op {
+            Op::Read => Some(DiskOp::Read),
+            Op::Write => Some(DiskOp::Write { durable: header.is_fua() && !planted(Bug::ServerIgnoresFua) }),
+            Op::Discard if self.config.sparse => Some(DiskOp::Punch),
+            Op::Discard | Op::WriteZeroes => Some(DiskOp::Zero),
+            Op::Digest => Some(DiskOp::Digest),
+            _ => None,
+        }
+    }
+
+    /// Whether a well-formed request may be carried out.
+    fn check(&self, attached: &Attached, header: &Header, intact: bool) -> Result<(), Errno> {
+        if header.op == Op::Keepalive {
+            return Ok(());
+        }
+        if Some(header.epoch) != self.sessions.claim().map(|claim| claim.epoch) {
+            return Err(Errno::EBADE);
+        }
+        let sealed = header.flags & flags::BODY_CRC != 0;
+        let must_be_sealed = header.op == Op::Write && attached.features & features::DATA_CRC != 0;
+        if (!intact && !planted(Bug::ServerTakesDamaged)) || (must_be_sealed && !sealed) {
+            return Err(Errno::EILSEQ);
+        }
+        if header.op.has_range() && !header.extent().within(self.sectors) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, attached: &Attached, slot: Slot, header: &Header, op: DiskOp) {
+        let (conn, channel) = (attached.conn, attached.channel);
+        self.sessions.started(conn);
+        let session = self.sessions.claim().map_or(Id::NIL, |claim| claim.session);
+        let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session });
+        self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
+        if planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false }) {
+            self.reply(conn, slot, header, Ok(()));
+        }
+    }
+
+    /// Whether it is durable that there are writes of this boot to lose. If not, it is on its way when this returns.
+    fn may_change(&mut self) -> bool {
+        let (kept, boot) = (self.book.durable(), self.config.boot);
+        if kept.dirty && kept.boot == boot {
+            return true;
+        }
+        if !self.saves.iter().any(|(_, then)| *then == Then::Dirty) {
+            self.keep(|state| (state.dirty, state.boot) = (true, boot), Then::Dirty);
+        }
+        planted(Bug::LossCountedAtWrite)
+    }
+
+    /// What the parked changes waited for is durable, or cannot be written.
+    pub(super) fn unpark(&mut self, result: Result<(), Errno>) {
+        for Parked { conn, slot, header } in std::mem::take(&mut self.parked) {
+            // Those of connections that were closed are not here any more.
+            match (self.sessions.live(conn).copied(), self.disk_op(&header), result) {
+                (_, _, Err(_)) => self.reply(conn, slot, &header, Err(Errno::EIO)),
+                (Some(attached), Some(op), Ok(())) => self.carry_out(&attached, slot, &header, op),
+                _ => {}
+            }
+        }
+    }
+}
