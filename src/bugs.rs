@@ -79,6 +79,20 @@ bugs! {
     LossNotCounted "a server whose machine has lost its memory does not say so"
     LossCountedAtWrite "a write is answered before it is written down that there are writes to lose"
     ForgetStatus "a change whose answer was lost is carried out a second time"
+    OverlapIgnored "overlapping writes are in flight together on a node with several targets"
+    OneReplicaWritten "a write is acknowledged when the first replica alone was sent it"
+    ReadFromStale "a replica that lacks writes is read"
+    AckDegradedEarly "a write that a replica missed is acknowledged before that is durably known"
+    DivergenceIgnored "a write that failed on some replicas leaves them different"
+    SlowReplicaStalls "a replica that does not answer is waited for"
+    WindowIgnored "a region is copied while writes to it are in flight"
+    WindowClosedEarly "writes to a region go on before its copy has landed"
+    UncleanIsClean "replicas that differ after a crash are all taken as in sync"
+    StaleForgotten "a stale replica is taken as in sync after a restart"
+    SequenceReused "a second sync uses the sequences of the first again, whose statuses the server remembers"
+    FlushSkipsSyncing "a flush leaves out the replica that is syncing, which is in sync a moment later"
+    ResyncSkipsLast "the last region is not copied"
+    ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"
 }
 
 /// Whether this mistake is to be made.

@@ -21,8 +21,12 @@ pub mod geometry {
 /// What a request is, and what one I/O thread does with it.
 pub mod engine {
     pub mod array;
+    pub mod copy;
     pub mod link;
+    pub mod overlap;
     mod part;
+    pub mod region;
+    pub mod replicas;
     pub mod request;
     pub mod shard;
     pub mod shared;

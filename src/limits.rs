@@ -11,7 +11,11 @@ pub const REPLICAS_MAX: usize = 3;
 /// Earlier generations that a node's generation names: a replica that was away for longer has to be added anew.
 pub const ANCESTORS_MAX: usize = 64;
 /// Most I/O threads (queues) of one array: every flush reads a counter of each.
-pub const SHARDS_MAX: usize = 16;
+pub const QUEUES_MAX: usize = 16;
+/// Most shards of one array, and channels of one session: the queues, and the sync engine.
+pub const SHARDS_MAX: usize = QUEUES_MAX + 1;
+/// Most targets of a node: its replicas, and one that joins.
+pub const TARGETS_PER_NODE_MAX: usize = REPLICAS_MAX + 1;
 /// Most requests in flight in one shard (ublk allows 4096; memory is `depth` buffers per queue).
 pub const DEPTH_MAX: usize = 1024;
 /// Requests in flight in one shard unless said otherwise.
@@ -33,7 +37,7 @@ pub const ZERO_BYTES_MAX: u32 = 1 << 30;
 pub const DIGEST_RANGE_BYTES_MAX: u32 = 16 << 20;
 /// Largest label of a volume, bytes: it must fit a message even when each of its characters is escaped.
 pub const LABEL_BYTES_MAX: usize = 16 << 10;
-/// Size of a region of the region log, bytes: what is copied again after a crash for one write.
+/// The grain of sync, of the region log and of verification, bytes: what is copied again after a crash for one write.
 pub const REGION_BYTES: u64 = 1 << 20;
 /// Largest body of a management message or HELLO, bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 64 << 10;
@@ -57,7 +61,7 @@ pub const LINK_BYTES_MAX: u64 = 4 << 20;
 /// Requests in flight on one connection.
 pub const LINK_REQUESTS_MAX: usize = 256;
 /// Tags of one channel whose completed status a server keeps: as many as a shard of the greatest depth has parts.
-pub const KEPT_TAGS_MAX: usize = DEPTH_MAX * 2;
+pub const KEPT_TAGS_MAX: usize = DEPTH_MAX * 2 * TARGETS_PER_NODE_MAX;
 /// Frames gathered into one send.
 pub const GATHER_FRAMES_MAX: usize = 128;
 /// Bytes gathered into one send.
@@ -70,6 +74,8 @@ pub const ORDERS_MAX: usize = 16;
 
 /// A request that cannot be answered fails with ETIMEDOUT after this, unless said otherwise.
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// A target that does not answer is left behind after this, where another one of its node has answered.
+pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Shortest `--io-timeout`.
 pub const IO_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest `--io-timeout`.
@@ -191,7 +197,9 @@ const _: () = {
     assert!(UBLK_STOP.as_secs() > IO_TIMEOUT_DEFAULT.as_secs() && UBLK_START.as_secs() > IO_TIMEOUT_DEFAULT.as_secs());
     assert!(DEPTH_DEFAULT <= DEPTH_MAX);
     // A tag of the wire is 32 bits: 16 of them index a shard's parts.
-    assert!(DEPTH_MAX * 2 <= u16::MAX as usize);
+    assert!(DEPTH_MAX * 2 * TARGETS_PER_NODE_MAX <= u16::MAX as usize);
+    // A region's data is one request of the sync engine.
+    assert!(REGION_BYTES <= PAYLOAD_BYTES_MAX as u64);
     assert!(LINK_REQUESTS_MAX <= u16::MAX as usize && LINK_BYTES_MAX <= u32::MAX as u64);
     assert!(VOLUME_CONNECTIONS_MAX >= SHARDS_MAX * 2);
 };

@@ -147,8 +147,8 @@ impl Default for RunOptions {
 impl RunOptions {
     /// Says what is out of bounds.
     pub fn check(&self) -> Result<(), String> {
-        if self.queues > limits::SHARDS_MAX {
-            return Err(format!("{} queues: at most {} are possible", self.queues, limits::SHARDS_MAX));
+        if self.queues > limits::QUEUES_MAX {
+            return Err(format!("{} queues: at most {} are possible", self.queues, limits::QUEUES_MAX));
         }
         if self.depth == 0 || self.depth > limits::DEPTH_MAX {
             return Err(format!("a depth of {}: it is a number from 1 to {}", self.depth, limits::DEPTH_MAX));

@@ -32,6 +32,10 @@ pub(crate) struct Part {
     sequence: u32,
     /// It was sent on a former connection and the server has not yet said that this is over.
     pub(crate) exposed: bool,
+    /// Nobody waits for it any more; it only keeps its buffer until its connection is closed.
+    pub(crate) over: bool,
+    /// The group it belongs to, on a node with several targets.
+    pub(crate) group: Option<u16>,
     /// How often its data arrived damaged.
     pub(crate) damaged: u32,
     /// The checksum of its data, once it was computed: a part that is sent again is sent as it was first read.
@@ -61,7 +65,8 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) fn new(count: usize) -> Parts {
+    /// The first use of each has a sequence after `first`.
+    pub(crate) fn new(count: usize, first: u32) -> Parts {
         let count = u16::try_from(count).unwrap_or(u16::MAX);
         let empty = Part {
             state: PartState::Free,
@@ -71,8 +76,10 @@ impl Parts {
             fua: false,
             extent: Extent::default(),
             offset: 0,
-            sequence: 0,
+            sequence: first,
             exposed: false,
+            over: false,
+            group: None,
             damaged: 0,
             crc: None,
         };
@@ -81,6 +88,17 @@ impl Parts {
 
     pub(crate) fn len(&self) -> usize {
         self.parts.len()
+    }
+
+    /// A sequence that no use of any of these has had, if they began at `first`.
+    pub(crate) fn unused_after(&self, first: u32) -> u32 {
+        let uses = self.parts.iter().map(|part| part.sequence.wrapping_sub(first)).max().unwrap_or(0);
+        first.wrapping_add(uses)
+    }
+
+    /// How many are free.
+    pub(crate) fn free(&self) -> usize {
+        self.free.len()
     }
 
     /// Takes a free part for `tag`, queued.
@@ -98,6 +116,8 @@ impl Parts {
             offset: 0,
             sequence,
             exposed: false,
+            over: false,
+            group: None,
             damaged: 0,
             crc: None,
         };

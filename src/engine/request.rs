@@ -31,13 +31,22 @@ pub enum RequestOp {
     },
 }
 
-/// One request of a frontend, on array addresses.
+/// One request, of a frontend or of the sync engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What is to be done.
     pub op: RequestOp,
     /// Where; empty for a flush.
     pub extent: Extent,
+    /// `None`: the extent is on the array. Else it is on this target's volume, and no other target is concerned.
+    pub target: Option<usize>,
+}
+
+impl Request {
+    /// A request on the array.
+    pub const fn new(op: RequestOp, extent: Extent) -> Request {
+        Request { op, extent, target: None }
+    }
 }
 
 /// Bounds within which a shard works, the same for all shards of an array.

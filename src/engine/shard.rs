@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::bugs::{Bug, planted};
-use crate::engine::link::{Due, Link, LinkCommand, LinkEvent, LinkState};
+use crate::engine::link::{Link, LinkCommand, LinkEvent, LinkState};
 use crate::engine::part::{PartState, Parts};
 use crate::engine::request::{Request, RequestOp, ShardConfig, Tag};
+use crate::engine::shard::group::Groups;
 use crate::engine::shared::{FlushMark, LinkPhase, Shared, add};
 use crate::engine::view::View;
 use crate::errno::Errno;
@@ -25,7 +26,12 @@ use crate::limits;
 use crate::units::{Extent, Time};
 use crate::wire::frame::{Header, Op};
 
+mod adopt;
+mod deadline;
+mod group;
 mod issue;
+
+pub use group::Report;
 
 /// The tag of a keepalive, which is no part's.
 const KEEPALIVE_TAG: u32 = u32::MAX;
@@ -84,7 +90,7 @@ struct Active {
     request: Request,
     deadline: Time,
     cursor: Cursor,
-    /// Parts in use.
+    /// Parts in use; on a node with several targets, groups of them.
     parts: u32,
     result: Result<(), Errno>,
     /// Past its deadline or aborted: nothing more of it is sent.
@@ -99,36 +105,67 @@ pub struct Shard {
     slots: Vec<Option<Active>>,
     active: usize,
     parts: Parts,
+    first_sequence: u32,
     /// Per part: what the flush that it is has noted.
     marks: Vec<FlushMark>,
     links: Vec<Link>,
-    /// Parts in use beyond the first of each request. There are parts enough that every request can always have one: those
-    /// of a node that does not answer must not starve the requests of another.
+    groups: Groups,
+    /// Per target: the view under which it was last reported.
+    reported: Vec<u64>,
+    reports: VecDeque<Report>,
+    /// Other shards that wait for what this one has given back.
+    wakes: u32,
+    /// The view that the owner knows this shard to work from, and per node that.
+    acked: u64,
+    acked_nodes: Vec<u64>,
+    /// Most parts that a piece of a request takes: one for each target of its node.
+    width: usize,
+    /// Pieces of requests in flight beyond the first of each. There are parts enough that every request can always have one
+    /// piece: those of a node that does not answer must not starve the requests of another.
     extra: usize,
     /// Requests that wait for a further part, oldest first.
     unissued: VecDeque<Tag>,
     completions: VecDeque<(Tag, Result<(), Errno>)>,
     commands: VecDeque<LinkCommand>,
     next_tick: Time,
+    /// The time of the event that is being handled.
+    now: Time,
 }
 
 impl Shard {
     /// A shard whose links are all down; the first `handle_timeout` asks to connect them.
     pub fn new(config: ShardConfig, view: Arc<View>, shared: Arc<Shared>) -> Shard {
+        Shard::after(config, view, shared, 0)
+    }
+
+    /// A shard that takes over the channels of another one of the same session, which had used the sequences up to `sequence`
+    /// ([`Shard::sequence`]): a server remembers how a change ended under its tag and sequence, so they must not come again.
+    pub fn after(config: ShardConfig, view: Arc<View>, shared: Arc<Shared>, sequence: u32) -> Shard {
         let targets = view.targets.len();
+        let width = view.width();
         let count = (config.depth * 2).max(64);
-        let parts = Parts::new(count);
+        let sequence = if planted(Bug::SequenceReused) { 0 } else { sequence };
+        let parts = Parts::new(count * width, sequence);
         Shard {
             slots: vec![None; config.depth],
             active: 0,
             marks: vec![[0; limits::SHARDS_MAX]; parts.len()],
             links: (0..targets).map(|_| Link::new(parts.len())).collect(),
+            groups: Groups::new(if width > 1 { count } else { 0 }),
+            reported: vec![0; targets],
+            reports: VecDeque::with_capacity(targets),
+            wakes: 0,
+            acked: 0,
+            acked_nodes: vec![view.version; view.nodes.len()],
+            width,
+            first_sequence: sequence,
             parts,
             extra: 0,
             unissued: VecDeque::with_capacity(config.depth),
             completions: VecDeque::with_capacity(config.depth),
             commands: VecDeque::with_capacity(targets * 2),
             next_tick: Time(0),
+            now: Time(0),
             config,
             view,
             shared,
@@ -137,6 +174,7 @@ impl Shard {
 
     /// Takes a request. The tag must be free; it is busy until `poll_complete` returns it.
     pub fn handle_request(&mut self, now: Time, tag: Tag, request: Request) {
+        self.now = now;
         let slot = &mut self.slots[usize::from(tag.0)];
         assert!(slot.is_none(), "{tag:?} was given while in use");
         if self.active == 0 {
@@ -144,7 +182,11 @@ impl Shard {
         }
         self.active += 1;
         let flush = request.op == RequestOp::Flush;
-        let fits = request.extent.within(self.view.geometry.sectors()) && request.extent.sectors > 0;
+        let sectors = match request.target {
+            None => self.view.geometry.sectors(),
+            Some(target) => self.view.geometry.node_sectors(self.view.targets[target].node),
+        };
+        let fits = request.extent.within(sectors) && request.extent.sectors > 0;
         let result = if flush || fits { Ok(()) } else { Err(Errno::EINVAL) };
         *slot = Some(Active {
             request,
@@ -157,20 +199,23 @@ impl Shard {
         if !self.issue(tag, self.unissued.is_empty()) {
             self.unissued.push_back(tag);
         }
+        self.look_again();
     }
 
     /// Takes what happened to a connection.
     pub fn handle_link(&mut self, now: Time, target: usize, event: LinkEvent) {
+        self.now = now;
         match event {
             LinkEvent::Up(terms) => self.link_up(now, target, terms),
             LinkEvent::Down(error) => self.link_down(now, target, error),
         }
         self.show_link(target);
+        self.look_again();
     }
 
     fn link_up(&mut self, now: Time, target: usize, terms: crate::engine::link::Terms) {
         let wanted = &self.view.targets[target];
-        if terms.volume != wanted.volume || terms.sectors < self.view.geometry.node_sectors(target) {
+        if terms.volume != wanted.volume || terms.sectors < self.view.geometry.node_sectors(wanted.node) {
             // The name is served, but not by the volume that has the data, or by less of it.
             let error = if terms.volume == wanted.volume { Errno::ENOSPC } else { Errno::ENOENT };
             self.shared.target(target).gauge(self.config.index).set_error(Some(error));
@@ -215,7 +260,7 @@ impl Shard {
             if part.target != target || part.state == PartState::Free {
                 continue;
             }
-            let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
+            let over = part.over || self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
             let sent = part.state == PartState::Sent && !over;
             if planted(Bug::AckOnLoss) && sent && part.mutates() {
                 self.finish(index, Ok(()));
@@ -229,11 +274,14 @@ impl Shard {
             } else if part.state == PartState::Sent && over {
                 // Its request has its verdict already; this was only about the buffer.
                 self.count(&part, Err(error));
-                self.release(index, Err(error));
-            } else if part.state == PartState::Sent {
-                self.parts.at_mut(index).state = PartState::Queued;
-                self.parts.at_mut(index).exposed = true;
-                self.links[target].queue.push_back(index);
+                self.release(index, false, Err(error));
+            } else {
+                if part.state == PartState::Sent {
+                    self.parts.at_mut(index).state = PartState::Queued;
+                    self.parts.at_mut(index).exposed = true;
+                    self.links[target].queue.push_back(index);
+                }
+                self.reroute(index);
             }
         }
     }
@@ -264,6 +312,11 @@ impl Shard {
         Some(Data { tag: part.tag, offset: part.offset, bytes })
     }
 
+    /// Up to where this shard has used sequences.
+    pub fn sequence(&self) -> u32 {
+        self.parts.unused_after(self.first_sequence)
+    }
+
     /// Number of parts; the tags of request frames are below it.
     pub fn parts(&self) -> usize {
         self.parts.len()
@@ -275,6 +328,13 @@ impl Shard {
 
     /// Takes an answer whose body, if any, is in place.
     pub fn handle_reply(&mut self, now: Time, target: usize, reply: &Header, body: Body) -> Result<(), BadReply> {
+        self.now = now;
+        let result = self.take_reply(now, target, reply, body);
+        self.look_again();
+        result
+    }
+
+    fn take_reply(&mut self, now: Time, target: usize, reply: &Header, body: Body) -> Result<(), BadReply> {
         if self.is_keepalive(target, reply) {
             self.links[target].heard(now);
             return Ok(());
@@ -295,7 +355,7 @@ impl Shard {
         let link = &mut self.links[target];
         link.requests -= 1;
         link.bytes -= part.bytes();
-        let over = self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
+        let over = part.over || self.slots[usize::from(part.tag.0)].is_none_or(|active| active.over);
         let retried = planted(Bug::RetryFailedFlush) && part.op == Op::Flush && result.is_err() && !over;
         if retried {
             self.parts.at_mut(index).state = PartState::Queued;
@@ -314,52 +374,6 @@ impl Shard {
         }
         self.finish(index, result);
         Ok(())
-    }
-
-    /// Does what time has brought. Call when `next_timeout` has come; calling more often does no harm.
-    pub fn handle_timeout(&mut self, now: Time) {
-        for target in 0..self.links.len() {
-            match self.links[target].tick(now) {
-                Some(Due::Connect) => {
-                    self.links[target].connect(now);
-                    self.commands.push_back(LinkCommand::Connect(target));
-                    self.show_link(target);
-                }
-                Some(Due::GiveUp) => {
-                    self.shared.target(target).gauge(self.config.index).set_error(Some(Errno::ETIMEDOUT));
-                    self.close(target);
-                }
-                None => {}
-            }
-        }
-        if self.active == 0 || now < self.next_tick {
-            return;
-        }
-        self.next_tick = now.after(limits::TICK);
-        if planted(Bug::NoDeadline) {
-            return;
-        }
-        for tag in 0..self.slots.len() {
-            let late = self.slots[tag].is_some_and(|active| !active.over && active.deadline <= now);
-            if late {
-                self.give_up(Tag(u16::try_from(tag).unwrap_or(u16::MAX)), Errno::ETIMEDOUT);
-            }
-        }
-    }
-
-    /// When `handle_timeout` is to be called next, if nothing else happens.
-    pub fn next_timeout(&self) -> Time {
-        let tick = if self.active > 0 { self.next_tick } else { Time::NEVER };
-        self.links.iter().map(Link::next_tick).fold(tick, Time::min)
-    }
-
-    /// Ends every request in flight with `error`, as soon as no connection can touch its buffer any more.
-    pub fn abort(&mut self, error: Errno) {
-        for tag in 0..self.slots.len() {
-            if self.slots[tag].is_some_and(|active| !active.over) {
-                self.give_up(Tag(u16::try_from(tag).unwrap_or(u16::MAX)), error);
-            }
-        }
     }
 
     /// Requests in flight.
@@ -455,13 +469,22 @@ impl Shard {
             (Op::Write | Op::Discard | Op::WriteZeroes, Ok(())) if !part.fua => target.acknowledge(self.config.index),
             _ => {}
         }
-        self.release(index, result);
+        self.release(index, true, result);
     }
 
-    /// Gives a part back, tells its request, and goes on with those that wait for a part.
-    fn release(&mut self, index: u16, result: Result<(), Errno>) {
-        let tag = self.parts.at(index).tag;
+    /// Gives a part back and tells its request or its group. `answered`: by its server.
+    fn release(&mut self, index: u16, answered: bool, result: Result<(), Errno>) {
+        let part = *self.parts.at(index);
         self.parts.give_back(index);
+        self.groups.note_release();
+        match part.group {
+            Some(group) => self.group_part(group, &part, answered, result),
+            None => self.unit_done(part.tag, result),
+        }
+    }
+
+    /// A piece of a request has come to its end.
+    fn unit_done(&mut self, tag: Tag, result: Result<(), Errno>) {
         let mut stuck = false;
         if let Some(active) = &mut self.slots[usize::from(tag.0)] {
             self.extra -= usize::from(active.parts > 1);
@@ -475,6 +498,11 @@ impl Shard {
         if stuck && (planted(Bug::WaitingForgotten) || self.issue(tag, false)) {
             self.unissued.retain(|waiting| *waiting != tag);
         }
+        self.retry_unissued();
+    }
+
+    /// Goes on with the requests that wait for a further part.
+    fn retry_unissued(&mut self) {
         while let Some(waiting) = self.unissued.pop_front() {
             if !self.issue(waiting, true) {
                 self.unissued.push_front(waiting);
@@ -516,50 +544,6 @@ impl Shard {
                 self.unissued.retain(|waiting| *waiting != tag);
             }
             self.completions.push_back((tag, result));
-        }
-    }
-
-    /// Ends a request with `error`: what was not sent is dropped, what was sent closes its connection, and what may still
-    /// take effect holds its target.
-    fn give_up(&mut self, tag: Tag, error: Errno) {
-        let Some(active) = &mut self.slots[usize::from(tag.0)] else { return };
-        active.over = true;
-        active.result = Err(error);
-        active.cursor.done = true;
-        for index in 0..self.parts.len() {
-            let index = u16::try_from(index).unwrap_or(u16::MAX);
-            let part = *self.parts.at(index);
-            if part.tag != tag || part.state == PartState::Free {
-                continue;
-            }
-            let known = part.state == PartState::Queued && !part.exposed;
-            if planted(Bug::SendPastDeadline) && part.state == PartState::Queued {
-                continue;
-            }
-            if planted(Bug::DeadlineLeavesSession) {
-                self.unqueue(index);
-                self.release(index, Err(error));
-                continue;
-            }
-            let known = known || planted(Bug::NoHold);
-            if part.mutates() && !known && !std::mem::replace(&mut self.links[part.target].holds, true) {
-                self.shared.target(part.target).hold();
-            }
-            if part.state == PartState::Sent {
-                self.close(part.target);
-            } else {
-                self.unqueue(index);
-                self.count(&part, Err(error));
-                self.release(index, Err(error));
-            }
-        }
-        self.settle(tag);
-    }
-
-    fn unqueue(&mut self, index: u16) {
-        let target = self.parts.at(index).target;
-        if self.parts.at(index).state == PartState::Queued {
-            self.links[target].queue.retain(|queued| *queued != index);
         }
     }
 }

@@ -249,7 +249,7 @@ mod tests {
             change(&mut bytes);
             assert!(Hello::decode(&bytes).is_err());
         };
-        bad(&|bytes| bytes[4..6].copy_from_slice(&16u16.to_le_bytes()));
+        bad(&|bytes| bytes[4..6].copy_from_slice(&17u16.to_le_bytes()));
         bad(&|bytes| bytes[6] = 1);
         bad(&|bytes| bytes[16..32].fill(0));
         bad(&|bytes| bytes[32..48].fill(0));

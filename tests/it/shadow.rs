@@ -12,7 +12,7 @@ use dst::engine::link::{LinkCommand, LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::{Body, Outgoing, Shard};
 use dst::engine::shared::Shared;
-use dst::engine::view::{Target, View};
+use dst::engine::view::View;
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
 use dst::limits;
@@ -75,8 +75,7 @@ impl World {
     fn new(seed: u64, geometry: Geometry, sizes: &[u64], shards: usize) -> World {
         let targets = sizes.len();
         let shared = Arc::new(Shared::new(targets, shards));
-        let targets_view = (0..targets).map(|_| Target { volume: Id([7; 16]) }).collect();
-        let view = Arc::new(View { geometry: geometry.clone(), targets: targets_view, epoch: Epoch(1) });
+        let view = Arc::new(View::new(geometry.clone(), &vec![vec![Id([7; 16])]; targets], Epoch(1)));
         let depth = 24;
         let shards: Vec<Shard> = (0..shards)
             .map(|index| {
@@ -123,11 +122,11 @@ impl World {
         let data = Extent { sectors: extent.sectors.min(2048), ..extent };
         let fua = self.random.chance(10);
         match self.random.below(20) {
-            0 => Request { op: RequestOp::Flush, extent: Extent::default() },
-            1 => Request { op: RequestOp::Discard, extent },
-            2 => Request { op: RequestOp::WriteZeroes { keep: self.random.chance(50), fua }, extent },
-            3..=9 => Request { op: RequestOp::Read, extent: data },
-            _ => Request { op: RequestOp::Write { fua }, extent: data },
+            0 => Request::new(RequestOp::Flush, Extent::default()),
+            1 => Request::new(RequestOp::Discard, extent),
+            2 => Request::new(RequestOp::WriteZeroes { keep: self.random.chance(50), fua }, extent),
+            3..=9 => Request::new(RequestOp::Read, data),
+            _ => Request::new(RequestOp::Write { fua }, data),
         }
     }
 
@@ -319,7 +318,7 @@ fn flushes_reach_every_written_node() {
         world.run(5);
         // A flush from either shard, with nothing else in flight, leaves no target with unflushed writes.
         let shard = round % 2;
-        let flush = Request { op: RequestOp::Flush, extent: Extent::default() };
+        let flush = Request::new(RequestOp::Flush, Extent::default());
         world.pending[shard][0] = Some(Pending { request: flush, buffer: Vec::new() });
         world.shards[shard].handle_request(world.now, Tag(0), flush);
         world.run(0);

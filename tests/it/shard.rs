@@ -7,7 +7,7 @@ use dst::engine::link::{LinkCommand, LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::{Body, Outgoing, Shard};
 use dst::engine::shared::Shared;
-use dst::engine::view::{Target, View};
+use dst::engine::view::View;
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
 use dst::units::{Epoch, Extent, Id, Time};
@@ -34,7 +34,7 @@ impl Bench {
     fn laid_out(geometry: Geometry, shards: usize) -> Bench {
         let nodes = geometry.nodes();
         let shared = Arc::new(Shared::new(nodes, shards));
-        let view = Arc::new(View { geometry, targets: vec![Target { volume: VOLUME }; nodes], epoch: Epoch(3) });
+        let view = Arc::new(View::new(geometry, &vec![vec![VOLUME]; nodes], Epoch(3)));
         let make = |index| {
             let config = ShardConfig { index, depth: 8, io_timeout: Duration::from_secs(1) };
             Shard::new(config, Arc::clone(&view), Arc::clone(&shared))
@@ -56,7 +56,7 @@ impl Bench {
     }
 
     fn ask(&mut self, shard: usize, at: u64, tag: u16, op: RequestOp, start: u64, sectors: u64) {
-        self.shards[shard].handle_request(ms(at), Tag(tag), Request { op, extent: Extent::new(start, sectors) });
+        self.shards[shard].handle_request(ms(at), Tag(tag), Request::new(op, Extent::new(start, sectors)));
     }
 
     fn write(&mut self, shard: usize, at: u64, tag: u16, start: u64) {
@@ -370,7 +370,7 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
     let sectors = 3 * (1u64 << 21);
     let shared = Arc::new(Shared::new(2, 1));
     let geometry = Geometry::striped(128, &[sectors, sectors]).unwrap();
-    let view = Arc::new(View { geometry, targets: vec![Target { volume: VOLUME }; 2], epoch: Epoch(1) });
+    let view = Arc::new(View::new(geometry, &[vec![VOLUME], vec![VOLUME]], Epoch(1)));
     let config = ShardConfig { index: 0, depth: 4, io_timeout: Duration::from_secs(1) };
     let mut shard = Shard::new(config, view, shared);
     shard.handle_timeout(ms(0));
@@ -379,7 +379,7 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
         shard.handle_link(ms(0), target, LinkEvent::Up(terms));
     }
     let whole = Extent::new(0, 2 * sectors);
-    shard.handle_request(ms(0), Tag(0), Request { op: RequestOp::Discard, extent: whole });
+    shard.handle_request(ms(0), Tag(0), Request::new(RequestOp::Discard, whole));
     for target in 0..2 {
         let frames: Vec<Header> = std::iter::from_fn(|| shard.poll_send(target)).map(|frame| frame.header).collect();
         let extents: Vec<Extent> = frames.iter().map(Header::extent).collect();

@@ -17,8 +17,11 @@ impl Shard {
             if active.cursor.done {
                 break;
             }
-            let extra = extra && self.extra < self.parts.len() - self.config.depth;
+            let extra = extra && (self.extra + 1 + self.config.depth) * self.width <= self.parts.len();
             if (active.parts > 0 || planted(Bug::SilentNodeStarves)) && !extra {
+                return false;
+            }
+            if self.width > 1 && !self.groups.has_free() {
                 return false;
             }
             self.issue_next(tag, &mut active);
@@ -30,6 +33,9 @@ impl Shard {
 
     /// Makes at most one part, and moves the cursor on.
     fn issue_next(&mut self, tag: Tag, active: &mut Active) {
+        if let Some(target) = active.request.target {
+            return self.issue_direct(tag, active, target);
+        }
         match active.request.op {
             RequestOp::Read => self.issue_data(tag, active, Op::Read, false),
             RequestOp::Write { fua } => self.issue_data(tag, active, Op::Write, fua),
@@ -40,14 +46,41 @@ impl Shard {
         }
     }
 
+    /// The whole request is for one target, and small enough for one part.
+    fn issue_direct(&mut self, tag: Tag, active: &mut Active, target: usize) {
+        let (op, fua) = match active.request.op {
+            RequestOp::Read => (Op::Read, false),
+            RequestOp::Write { fua } => (Op::Write, fua),
+            RequestOp::Flush => (Op::Flush, false),
+            RequestOp::Discard => (Op::Discard, false),
+            RequestOp::WriteZeroes { fua, .. } => (Op::WriteZeroes, fua),
+        };
+        active.cursor.done = true;
+        let mark = self.shared.target(target).flush_mark().unwrap_or([0; limits::SHARDS_MAX]);
+        if let Some(index) = self.queue_part(tag, active, target, op, active.request.extent, fua) {
+            self.marks[usize::from(index)] = mark;
+        }
+    }
+
+    /// How much of an extent of a node's volume one part may have.
+    fn room(&self, node: usize, extent: Extent, most: u64) -> u64 {
+        let border = if self.view.is_single(node) {
+            u64::MAX
+        } else {
+            self.view.region_sectors - extent.start.0 % self.view.region_sectors
+        };
+        extent.sectors.min(most).min(border)
+    }
+
     fn issue_data(&mut self, tag: Tag, active: &mut Active, op: Op, fua: bool) {
         let whole = active.request.extent;
         let done = active.cursor.sectors;
         let rest = Extent { start: Lba(whole.start.0 + done), sectors: whole.sectors - done };
         let rest = Extent { sectors: rest.sectors.min(u64::from(limits::PAYLOAD_BYTES_MAX) / SECTOR_BYTES), ..rest };
         let piece = self.view.geometry.piece(rest);
-        self.queue_part(tag, active, piece.node, op, piece.extent, fua);
-        active.cursor.sectors += piece.extent.sectors;
+        let sectors = self.room(piece.node, piece.extent, u64::MAX);
+        self.queue_piece(tag, active, piece.node, op, Extent { sectors, ..piece.extent }, fua);
+        active.cursor.sectors += sectors;
         active.cursor.done = active.cursor.sectors == whole.sectors;
     }
 
@@ -60,12 +93,13 @@ impl Shard {
             return;
         };
         let done = active.cursor.sectors;
-        let sectors = (span.sectors - done).min(u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES);
-        let mut extent = Extent::new(span.start.0 + done, sectors);
+        let rest = Extent::new(span.start.0 + done, span.sectors - done);
+        let sectors = self.room(node, rest, u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES);
+        let mut extent = Extent { sectors, ..rest };
         if planted(Bug::DiscardOutward) && op == Op::Discard {
             extent = outward(extent, self.view.geometry.node_sectors(node));
         }
-        self.queue_part(tag, active, node, op, extent, fua);
+        self.queue_piece(tag, active, node, op, extent, fua);
         active.cursor.sectors += sectors;
         if active.cursor.sectors == span.sectors {
             self.next_node(active);
@@ -73,10 +107,15 @@ impl Shard {
     }
 
     fn issue_flush(&mut self, tag: Tag, active: &mut Active) {
-        let target = active.cursor.node;
-        if planted(Bug::FlushSkipsNode) && target > 0 && target + 1 == self.view.geometry.nodes() {
+        let node = active.cursor.node;
+        if planted(Bug::FlushSkipsNode) && node > 0 && node + 1 == self.view.geometry.nodes() {
             return self.next_node(active);
         }
+        if !self.view.is_single(node) {
+            self.queue_piece(tag, active, node, Op::Flush, Extent::default(), false);
+            return self.next_node(active);
+        }
+        let target = self.view.nodes[node].targets[0];
         if self.shared.target(target).has_failed_flush() {
             active.result = active.result.and(Err(Errno::EIO));
         } else if let Some(mark) = self.shared.target(target).flush_mark()
@@ -94,6 +133,18 @@ impl Shard {
         active.cursor.node += 1;
         active.cursor.sectors = 0;
         active.cursor.done = active.cursor.node == self.view.geometry.nodes();
+    }
+
+    /// Makes what a piece of a request needs: a part, or a group of them.
+    fn queue_piece(&mut self, tag: Tag, active: &mut Active, node: usize, op: Op, extent: Extent, fua: bool) {
+        if self.view.is_single(node) {
+            self.queue_part(tag, active, self.view.nodes[node].targets[0], op, extent, fua);
+            return;
+        }
+        self.extra += usize::from(active.parts > 0);
+        active.parts += 1;
+        let offset = usize::try_from(active.cursor.sectors * SECTOR_BYTES).unwrap_or(usize::MAX);
+        self.new_group(tag, node, op, extent, offset, fua);
     }
 
     /// Makes a part and queues it on its link. `None` when it is refused at once; the request's result says why.

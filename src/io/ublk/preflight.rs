@@ -57,7 +57,7 @@ pub fn usable_queues(wanted: u16) -> u16 {
     let cpus = possible
         .or_else(|| std::thread::available_parallelism().ok().and_then(|cpus| u16::try_from(cpus.get()).ok()))
         .unwrap_or(1);
-    let most = u16::try_from(limits::SHARDS_MAX).unwrap_or(u16::MAX);
+    let most = u16::try_from(limits::QUEUES_MAX).unwrap_or(u16::MAX);
     wanted.clamp(1, cpus.clamp(1, most))
 }
 
@@ -144,6 +144,6 @@ mod tests {
     fn at_least_one_queue_and_at_most_a_cpu_each() {
         assert_eq!(usable_queues(0), 1);
         assert_eq!(usable_queues(1), 1);
-        assert!(usable_queues(u16::MAX) as usize <= limits::SHARDS_MAX);
+        assert!(usable_queues(u16::MAX) as usize <= limits::QUEUES_MAX);
     }
 }

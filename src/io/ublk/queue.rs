@@ -348,7 +348,7 @@ fn request_of(descriptor: &sys::ublksrv_io_desc, buffer_bytes: u32) -> Result<(R
     let (op, data) = match descriptor.op_flags & 0xff {
         sys::UBLK_IO_OP_READ => (RequestOp::Read, true),
         sys::UBLK_IO_OP_WRITE => (RequestOp::Write { fua }, true),
-        sys::UBLK_IO_OP_FLUSH => return Ok((Request { op: RequestOp::Flush, extent: Extent::default() }, 0)),
+        sys::UBLK_IO_OP_FLUSH => return Ok((Request::new(RequestOp::Flush, Extent::default()), 0)),
         sys::UBLK_IO_OP_DISCARD => (RequestOp::Discard, false),
         sys::UBLK_IO_OP_WRITE_ZEROES => {
             (RequestOp::WriteZeroes { keep: descriptor.op_flags & sys::UBLK_IO_F_NOUNMAP != 0, fua }, false)
@@ -360,7 +360,7 @@ fn request_of(descriptor: &sys::ublksrv_io_desc, buffer_bytes: u32) -> Result<(R
         return Err(Errno::EINVAL);
     }
     let success = if data { i32::try_from(extent.bytes()).map_err(|_| Errno::EINVAL)? } else { 0 };
-    Ok((Request { op, extent }, success))
+    Ok((Request::new(op, extent), success))
 }
 
 #[cfg(test)]
@@ -383,9 +383,9 @@ mod tests {
             (5, RequestOp::WriteZeroes { keep: false, fua: false }, 0),
             (5 | 1 << 15 | 1 << 13, RequestOp::WriteZeroes { keep: true, fua: true }, 0),
         ] {
-            assert_eq!(parse(flags, 8, 16), Ok((Request { op, extent }, success)), "{flags:#x}");
+            assert_eq!(parse(flags, 8, 16), Ok((Request::new(op, extent), success)), "{flags:#x}");
         }
-        assert_eq!(parse(2, 77, 0), Ok((Request { op: RequestOp::Flush, extent: Extent::default() }, 0)));
+        assert_eq!(parse(2, 77, 0), Ok((Request::new(RequestOp::Flush, Extent::default()), 0)));
     }
 
     #[test]

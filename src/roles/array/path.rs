@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::engine::request::ShardConfig;
 use crate::engine::shard::Shard;
 use crate::engine::shared::Shared;
-use crate::engine::view::{Target, View};
+use crate::engine::view::View;
 use crate::errno::Errno;
 use crate::geometry::map::Geometry;
 use crate::io::greet::{self, Refusal};
@@ -92,8 +92,8 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
     let files = open_local(config)?;
     greet_remote(config)?;
     let shared = Arc::new(Shared::new(config.nodes.len(), config.queues));
-    let targets = config.nodes.iter().map(|node| Target { volume: node.volume }).collect();
-    let view = Arc::new(View { geometry: config.geometry.clone(), targets, epoch: config.epoch });
+    let volumes: Vec<Vec<Id>> = config.nodes.iter().map(|node| vec![node.volume]).collect();
+    let view = Arc::new(View::new(config.geometry.clone(), &volumes, config.epoch));
     let mut orders = Vec::with_capacity(config.queues);
     let mut seats = Vec::with_capacity(config.queues);
     for index in 0..config.queues {

@@ -156,7 +156,7 @@ impl Command {
             command::READ => RequestOp::Read,
             command::WRITE => RequestOp::Write { fua },
             command::FLUSH if self.offset == 0 && self.length == 0 => {
-                return Ok(Work::Engine(Request { op: RequestOp::Flush, extent: Extent::default() }));
+                return Ok(Work::Engine(Request::new(RequestOp::Flush, Extent::default())));
             }
             // A discard leaves zeros, so a durable one is a durable write of zeros that may free its space.
             command::TRIM if fua => RequestOp::WriteZeroes { keep: false, fua },
@@ -170,7 +170,7 @@ impl Command {
         if matches!(op, RequestOp::Read | RequestOp::Write { .. }) && self.length > export.payload_bytes_max() {
             return Err(Errno::EINVAL);
         }
-        Ok(Work::Engine(Request { op, extent }))
+        Ok(Work::Engine(Request::new(op, extent)))
     }
 
     /// The range, if it is aligned, not empty and on the device.
@@ -294,8 +294,8 @@ mod tests {
     #[test]
     fn commands_become_requests() {
         let extent = Extent::new(8, 16);
-        assert_eq!(asked(0, 0, 4096, 8192), Request { op: RequestOp::Read, extent });
-        assert_eq!(asked(1, 1, 4096, 8192), Request { op: RequestOp::Write { fua: true }, extent });
+        assert_eq!(asked(0, 0, 4096, 8192), Request::new(RequestOp::Read, extent));
+        assert_eq!(asked(1, 1, 4096, 8192), Request::new(RequestOp::Write { fua: true }, extent));
         assert_eq!(judge(1, 0, 4096, 8192).payload, 8192);
         assert_eq!(asked(3, 0, 0, 0).op, RequestOp::Flush);
         assert_eq!(asked(4, 0, 4096, 8192).op, RequestOp::Discard);
