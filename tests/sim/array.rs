@@ -10,13 +10,14 @@ use dst::engine::link::LinkCommand;
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
-use dst::engine::view::{Target, View};
+use dst::engine::view::View;
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
 use dst::units::{Epoch, Extent, Id, Time};
 
 use crate::judge::{OpId, What};
 use crate::links::{Link, State};
+use crate::owner::{Owner, Syncer};
 use crate::plan::Layout;
 use crate::server::id_of;
 use crate::world::{Event, MILLI, Phase, World};
@@ -40,7 +41,8 @@ pub(crate) struct Daemon {
     /// What happens to it when it goes on.
     later: Vec<Event>,
     pub(crate) hosts: Vec<Host>,
-    view: Option<Arc<View>>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) shared: Option<Arc<Shared>>,
     /// What is asked in a sweep, in order.
     pub(crate) script: VecDeque<(What, u64, u64)>,
 }
@@ -56,7 +58,27 @@ pub(crate) struct Host {
     /// Clients that want to ask something.
     idle: usize,
     /// When its timer goes off.
-    timer: u64,
+    pub(crate) timer: u64,
+    /// Per node, the view that it has told to have adopted.
+    pub(crate) acked: Vec<u64>,
+    /// It is a sync engine's.
+    pub(crate) syncer: Option<Syncer>,
+}
+
+impl Host {
+    pub(crate) fn new(shard: Shard, targets: usize, nodes: usize, depth: usize) -> Host {
+        Host {
+            shard,
+            links: (0..targets).map(|_| Link::down()).collect(),
+            buffers: vec![Vec::new(); depth],
+            asked: vec![None; depth],
+            free: (0..u16::try_from(depth).unwrap_or(0)).rev().collect(),
+            idle: 0,
+            timer: u64::MAX,
+            acked: vec![0; nodes],
+            syncer: None,
+        }
+    }
 }
 
 impl Daemon {
@@ -69,7 +91,8 @@ impl Daemon {
             paused: 0,
             later: Vec::new(),
             hosts: Vec::new(),
-            view: None,
+            owner: None,
+            shared: None,
             script,
         }
     }
@@ -103,11 +126,24 @@ impl World {
         if geometry.sectors() != self.plan.sectors() {
             return self.fail("layout", format!("the array has {} sectors", geometry.sectors()));
         }
-        let targets = (0..nodes).map(|node| Target { volume: id_of(node) }).collect();
-        let view = Arc::new(View { geometry, targets, epoch: Epoch(u64::from(life) + 1) });
-        let shared = Arc::new(Shared::new(nodes, self.plan.shards));
+        let targets: Vec<Id> = (0..nodes).map(id_of).collect();
+        let volumes: Vec<Vec<Id>> = targets.chunks(self.plan.copies).map(<[Id]>::to_vec).collect();
+        let mut view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
+        view.region_sectors = self.plan.region;
+        view.replica_timeout = Duration::from_nanos(self.plan.patience);
+        let shared = Arc::new(Shared::new(nodes, self.plan.shards + 1));
+        let owner = Owner::new(view, &self.record);
+        let view = Arc::clone(owner.rules.view());
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();
-        self.daemon.view = Some(view);
+        if self.plan.copies > 1 {
+            let syncers = (0..self.plan.volumes.len()).map(|_| self.sync_host(&crate::owner::idle(&view), &shared, 0));
+            let syncers: Vec<Host> = syncers.collect();
+            self.daemon.hosts.extend(syncers);
+            self.queue.push(self.now, Event::OwnerTick { life });
+        }
+        self.daemon.owner = Some(owner);
+        self.daemon.shared = Some(shared);
+        self.record.clean = false;
         for shard in 0..self.plan.shards {
             for _ in 0..self.plan.depth {
                 let soon = self.rng.below(MILLI);
@@ -117,7 +153,7 @@ impl World {
             self.daemon.hosts[shard].timer = self.now;
         }
         if life > 0 {
-            (0..nodes).for_each(|node| self.node_trouble(node, false));
+            self.daemon_trouble(false);
             (0..nodes).for_each(|node| self.haunt(node));
         }
         self.calm();
@@ -126,15 +162,12 @@ impl World {
     fn host(&self, index: usize, view: &Arc<View>, shared: &Arc<Shared>) -> Host {
         let depth = self.plan.depth;
         let config = ShardConfig { index, depth, io_timeout: Duration::from_nanos(self.plan.io_timeout) };
-        Host {
-            shard: Shard::new(config, Arc::clone(view), Arc::clone(shared)),
-            links: (0..self.nodes.len()).map(|_| Link::down()).collect(),
-            buffers: vec![Vec::new(); depth],
-            asked: vec![None; depth],
-            free: (0..u16::try_from(depth).unwrap_or(0)).rev().collect(),
-            idle: 0,
-            timer: u64::MAX,
-        }
+        Host::new(
+            Shard::new(config, Arc::clone(view), Arc::clone(shared)),
+            self.nodes.len(),
+            self.plan.volumes.len(),
+            depth,
+        )
     }
 
     /// The daemon dies; what was outstanding has failed. It is started again after `lasts`.
@@ -155,11 +188,12 @@ impl World {
             self.hang_up_client(conn, !power);
         }
         self.daemon.hosts.clear();
+        self.owner_dies();
         self.daemon.stopping = false;
         self.daemon.later.clear();
         self.daemon.life += 1;
         // Its requests wait for its return as they would for a device.
-        (0..self.nodes.len()).for_each(|node| self.node_trouble(node, true));
+        self.daemon_trouble(true);
         self.queue.push(self.now + lasts, Event::DaemonStart { life: self.daemon.life });
     }
 
@@ -191,6 +225,8 @@ impl World {
             return;
         }
         self.rule(self.judge.finish());
+        let settled = self.daemon.hosts.iter().all(|host| host.shard.is_settled());
+        self.record.clean = settled && self.daemon.owner.as_ref().is_some_and(|owner| owner.rules.is_settled());
         self.kill_daemon(lasts, false);
     }
 
@@ -244,8 +280,11 @@ impl World {
             for node in 0..self.nodes.len() {
                 self.pump(shard, node);
             }
-            let mut again = false;
-            while let Some((tag, result)) = self.daemon.hosts[shard].shard.poll_complete() {
+            self.forward(shard);
+            let mut again = self.sync_turn(shard);
+            while self.daemon.hosts[shard].syncer.is_none()
+                && let Some((tag, result)) = self.daemon.hosts[shard].shard.poll_complete()
+            {
                 self.completed(shard, tag, result);
                 again = true;
             }
@@ -257,7 +296,8 @@ impl World {
             }
         }
         let host = &mut self.daemon.hosts[shard];
-        let next = host.shard.next_timeout().0;
+        let syncing = host.syncer.as_ref().map_or(Time::NEVER, |syncer| syncer.rules.next_timeout());
+        let next = host.shard.next_timeout().min(syncing).0;
         if next < host.timer {
             host.timer = next;
             let life = self.daemon.life;
@@ -267,7 +307,7 @@ impl World {
 
     /// Hands the next request of the workload, or of the sweep, to a shard.
     fn ask(&mut self, shard: usize) -> bool {
-        let host = &self.daemon.hosts[shard];
+        let Some(host) = self.daemon.hosts.get(shard) else { return false };
         if host.idle == 0 || host.free.is_empty() || self.daemon.stopping {
             return false;
         }
@@ -302,7 +342,7 @@ impl World {
             What::Read => buffer.extend((0..sectors).map(|_| RUBBISH)),
             _ => {}
         }
-        let request = Request { op, extent: Extent::new(start, sectors) };
+        let request = Request::new(op, Extent::new(start, sectors));
         host.shard.handle_request(Time(self.now), Tag(tag), request);
         self.issued();
         if self.phase == Phase::Work && self.stats.requests == self.plan.requests {

@@ -62,6 +62,11 @@ impl Disk {
         }
     }
 
+    /// What a reader would see.
+    pub(crate) fn content(&self) -> &[u64] {
+        &self.now
+    }
+
     /// Takes a piece of work; its place and its serial.
     pub(crate) fn start(&mut self, work: Work, life: u32, values: Vec<u64>, result: Result<(), Errno>) -> (usize, u64) {
         self.serial += 1;

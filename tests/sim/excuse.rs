@@ -54,6 +54,10 @@ struct Device {
     flush_failed: Option<u64>,
     /// Another owner has claimed it.
     fenced: Option<u64>,
+    /// One of its copies was touched by a fault: it may take longer, but not fail.
+    blemished: bool,
+    /// Every one of its copies was: it may do anything but lie.
+    condemned: bool,
 }
 
 /// All faults that were injected.
@@ -63,11 +67,13 @@ pub(crate) struct Excuses {
     given: Vec<Given>,
     /// When the daemon was last told to end everything, ns.
     aborted: Option<u64>,
+    /// Devices have several copies: what one of them gives excuses an error only where no other one has everything.
+    replicated: bool,
 }
 
 impl Excuses {
-    pub(crate) fn new(devices: usize) -> Excuses {
-        Excuses { devices: vec![Device::default(); devices], given: Vec::new(), aborted: None }
+    pub(crate) fn new(devices: usize, replicated: bool) -> Excuses {
+        Excuses { devices: vec![Device::default(); devices], given: Vec::new(), aborted: None, replicated }
     }
 
     /// The daemon was told to end everything with EIO.
@@ -102,6 +108,16 @@ impl Excuses {
         }
     }
 
+    /// A copy of the device was touched by a fault.
+    pub(crate) fn blemished(&mut self, device: u16) {
+        self.devices[usize::from(device)].blemished = true;
+    }
+
+    /// No copy of the device is left that no fault has touched.
+    pub(crate) fn condemned(&mut self, device: u16) {
+        self.devices[usize::from(device)].condemned = true;
+    }
+
     /// The device has answered something with `errno`, on the array sectors between `first` and `last`.
     pub(crate) fn gave(&mut self, now: u64, device: u16, errno: i32, hull: (u64, u64)) {
         self.given.push(Given { at: now, device, errno, hull });
@@ -131,17 +147,27 @@ impl Excuses {
         let since = |moment: Option<u64>| moment.is_some_and(|moment| moment <= now);
         let (first, last) = (record.start, record.start + record.sectors.max(1) - 1);
         let changes = record.what != What::Read;
+        if matches!(errno, errno::EIO | errno::ETIMEDOUT) && devices.iter().map(touched).any(|device| device.condemned)
+        {
+            return Ok(());
+        }
+        let bare = |device: &u16| !self.replicated || touched(device).condemned;
         let excused = match errno {
             errno::ETIMEDOUT => return self.check_timeout(now, record, devices, io_timeout),
             errno::EINVAL => record.what != What::Flush && (record.sectors == 0 || last >= sectors as u64),
             errno::EBADE => devices.iter().map(touched).any(|device| since(device.fenced)),
             errno::EIO if self.aborted.is_some_and(|aborted| aborted >= record.invoked_at) => true,
-            errno::EIO if changes && devices.iter().map(touched).any(|device| since(device.flush_failed)) => true,
+            errno::EIO
+                if changes && devices.iter().any(|device| bare(device) && since(touched(device).flush_failed)) =>
+            {
+                true
+            }
             _ => self.given.iter().any(|given| {
                 let overlaps = record.what == What::Flush || (given.hull.0 <= last && first <= given.hull.1);
                 given.errno == errno
                     && given.at >= record.invoked_at
                     && devices.contains(&given.device)
+                    && bare(&given.device)
                     && overlaps
                     // A flush is excused by a failed flush alone, which is above.
                     && record.what != What::Flush
@@ -158,7 +184,11 @@ impl Excuses {
     pub(crate) fn check_delay(&self, now: u64, record: &Record, devices: &[u16]) -> Verdict {
         let from = record.invoked_at;
         let excused = devices.iter().any(|device| {
-            self.devices[usize::from(*device)].outages.iter().any(|outage| outage.from < now && outage.over() > from)
+            self.devices[usize::from(*device)].blemished
+                || self.devices[usize::from(*device)]
+                    .outages
+                    .iter()
+                    .any(|outage| outage.from < now && outage.over() > from)
         });
         if excused {
             return Ok(());

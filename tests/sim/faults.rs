@@ -94,17 +94,62 @@ impl World {
     fn trouble(&mut self, kind: Kind, node: usize, begins: bool) {
         let nodes: Vec<usize> = match kind {
             Kind::SlowDisk | Kind::StallDisk => vec![node],
-            Kind::PauseDaemon => (0..self.nodes.len()).collect(),
+            Kind::PauseDaemon => return self.daemon_trouble(begins),
             _ => self.nodes_of(self.nodes[node].server),
         };
         for node in nodes {
             self.node_trouble(node, begins);
+            // Slow is not silent: a copy that answers late is waited for.
+            if self.plan.copies > 1 && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
+                let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
+                if begins {
+                    self.judge.excuses.trouble(self.now, device);
+                } else {
+                    self.judge.excuses.relief(self.now, device);
+                }
+            }
         }
     }
 
-    /// A node's device answers late or not at all, for one reason more or less.
-    pub(crate) fn node_trouble(&mut self, node: usize, begins: bool) {
+    /// No device answers, because the daemon does not ask. Afterwards replicas may differ, and one alone may be in sync.
+    pub(crate) fn daemon_trouble(&mut self, begins: bool) {
+        for target in 0..self.nodes.len() {
+            self.spoil(target);
+        }
+        for device in 0..u16::try_from(self.plan.volumes.len()).unwrap_or(0) {
+            if begins {
+                self.judge.excuses.trouble(self.now, device);
+            } else {
+                self.judge.excuses.relief(self.now, device);
+            }
+        }
+    }
+
+    /// A target is touched by a fault: from now on it may lack something. Whether no other one of its node has everything.
+    pub(crate) fn spoil(&mut self, target: usize) -> bool {
+        let node = self.plan.node_of(target);
         let device = u16::try_from(node).unwrap_or(0);
+        self.spoiled[target] = true;
+        if self.plan.copies > 1 {
+            self.judge.excuses.blemished(device);
+        }
+        let first = node * self.plan.copies;
+        let all = self.spoiled[first..first + self.plan.copies].iter().all(|spoiled| *spoiled);
+        if all && self.plan.copies > 1 {
+            self.judge.excuses.condemned(device);
+        }
+        all
+    }
+
+    /// A target's disk or server answers late or not at all, for one reason more or less.
+    pub(crate) fn node_trouble(&mut self, target: usize, begins: bool) {
+        if begins {
+            self.spoil(target);
+        }
+        if self.plan.copies > 1 {
+            return;
+        }
+        let device = u16::try_from(target).unwrap_or(0);
         if begins {
             self.judge.excuses.trouble(self.now, device);
         } else {

@@ -224,7 +224,7 @@ impl Judge {
     /// A judge of an array that reads as zeros.
     pub(crate) fn new(rules: Rules) -> Judge {
         Judge {
-            excuses: Excuses::new(rules.devices),
+            excuses: Excuses::new(rules.devices, rules.replicated),
             clock: FIRST_STAMP,
             serials: 0,
             flushed: 1,
@@ -436,7 +436,8 @@ impl Judge {
                 } else if entry.superseded >= self.flushed {
                     entry.killed = NEVER;
                     entry.superseded = NEVER;
-                    entry.hard = entry.latest() != NEVER;
+                    // Of several copies another one may have it still, and lose it later.
+                    entry.hard = entry.latest() != NEVER && !self.rules.replicated;
                 } else {
                     entry.killed = entry.killed.min(stamp);
                     entry.superseded = GONE;
@@ -496,10 +497,15 @@ impl Judge {
             let text = format!("{} ended at {}, past its deadline", text::record(&op.record), text::time(now));
             return Err(Violation { rule: "1.2", text });
         }
-        if state == State::Acked && now - op.record.invoked_at > PATIENCE {
+        if state == State::Acked && now - op.record.invoked_at > self.patience() {
             self.excuses.check_delay(now, &op.record, &self.devices_of(&op.record))?;
         }
         Ok(op)
+    }
+
+    /// Where overlapping requests wait for each other, each may wait for many.
+    fn patience(&self) -> u64 {
+        if self.rules.replicated { 4 * PATIENCE } else { PATIENCE }
     }
 
     fn end_read(&mut self, invoke: u64) {

@@ -110,7 +110,8 @@ impl World {
             array: ARRAY,
             session: session(self.daemon.life),
             host: Id([0x77; 16]),
-            channel: u16::try_from(shard).unwrap_or(0),
+            // A node's sync engine has a channel of its own, the same on all nodes.
+            channel: u16::try_from(shard.min(self.plan.shards)).unwrap_or(0),
             volume: format!("v{node}"),
         };
         let body = hello.encode();

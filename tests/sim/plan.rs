@@ -55,7 +55,7 @@ pub(crate) struct Fault {
     /// It strikes soon after this many requests have been issued.
     pub(crate) after: u64,
     pub(crate) kind: Kind,
-    /// Which node it concerns; where a server is meant, that of the node.
+    /// Which target it concerns; where a server is meant, that of the target.
     pub(crate) node: usize,
     /// How long it lasts, ns.
     pub(crate) lasts: u64,
@@ -78,7 +78,13 @@ pub(crate) struct Plan {
     pub(crate) volumes: Vec<u64>,
     /// Part of it that the array uses.
     pub(crate) used: Vec<u64>,
-    /// The server of each node.
+    /// Replicas of each node. Replica k of node n is target n * copies + k.
+    pub(crate) copies: usize,
+    /// The grain of sync, sectors.
+    pub(crate) region: u64,
+    /// A replica that does not answer is left behind after this, ns.
+    pub(crate) patience: u64,
+    /// The server of each target.
     pub(crate) server_of: Vec<usize>,
     pub(crate) servers: usize,
     pub(crate) sparse: bool,
@@ -114,23 +120,30 @@ pub(crate) struct Plan {
 
 /// The plan of a seed, for so many requests.
 pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
-    let nodes = rng.index(6) + 1;
-    let servers = rng.index(8) + 1;
+    let copies = rng.pick(&[1, 1, 2, 2, 3]);
+    let nodes = if copies == 1 { rng.index(6) } else { rng.index(3) } + 1;
+    let servers = (rng.index(8) + 1).max(copies);
     let layout = if rng.percent(50) { Layout::Linear } else { Layout::Striped { chunk: 8 << rng.below(3) } };
     let volumes: Vec<u64> = (0..nodes).map(|_| volume_sectors(rng, &layout)).collect();
     let used = used(&layout, &volumes);
     let array: u64 = used.iter().sum();
     let hot = rng.pick(&[8, 32, 96]).min(array);
-    let hot = rng.range(1, hot);
+    let hot = rng.range(if copies == 1 { 1 } else { 24.min(hot) }, hot);
     let mortal = rng.percent(60);
     let calm = rng.percent(10);
-    let io_timeout = rng.pick(&[300, 1000, 1000, 3000, 10_000, 60_000]) * MILLI;
+    // With replicas a request may have to wait for two of them, one after the other.
+    let shortest = if copies == 1 { 300 } else { 3000 };
+    let io_timeout = rng.pick(&[300, 1000, 1000, 3000, 10_000, 60_000]).max(shortest) * MILLI;
     let mut plan = Plan {
-        server_of: (0..nodes).map(|_| rng.index(servers)).collect(),
+        copies,
+        region: rng.pick(&[8, 16, 64]),
+        patience: io_timeout / 10,
+        server_of: (0..nodes).flat_map(|_| some_servers(rng, servers, copies)).collect(),
         servers,
         sparse: rng.percent(30),
         shards: rng.index(4) + 1,
-        depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]),
+        // On replicas overlapping requests go one by one: many of them at the slowest disk would only wait.
+        depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]).min(if copies == 1 { 64 } else { 6 }),
         io_timeout,
         latency: rng.range(10, 300) * MICRO,
         jitter: rng.pick(&[0, 20, 200, 2000]) * MICRO,
@@ -156,6 +169,12 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         faults(rng, &mut plan);
     }
     plan
+}
+
+/// The replicas of a node are on different servers.
+fn some_servers(rng: &mut Rng, servers: usize, copies: usize) -> Vec<usize> {
+    let first = rng.index(servers);
+    (0..copies).map(|copy| (first + copy) % servers).collect()
 }
 
 fn volume_sectors(rng: &mut Rng, layout: &Layout) -> u64 {
@@ -216,7 +235,7 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
         plan.faults.push(Fault {
             after: rng.below(plan.requests),
             kind: rng.pick(&kinds),
-            node: rng.index(plan.volumes.len()),
+            node: rng.index(plan.server_of.len()),
             lasts: rng.range(shortest, longest),
         });
     }
@@ -224,6 +243,11 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
 }
 
 impl Plan {
+    /// The node whose data a target has.
+    pub(crate) fn node_of(&self, target: usize) -> usize {
+        target / self.copies
+    }
+
     /// Size of the array, sectors.
     pub(crate) fn sectors(&self) -> u64 {
         self.used.iter().sum()

@@ -26,6 +26,8 @@ const SLOWEST: u64 = 1_000 * MILLI;
 pub(crate) struct Server {
     pub(crate) up: bool,
     pub(crate) life: u32,
+    /// Since when it is up.
+    pub(crate) since: u64,
     /// It is being stopped.
     stopping: bool,
     /// It takes no connections any more and makes durable what was written; until when at most, then how long it is away.
@@ -62,6 +64,11 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// What a reader would see.
+    pub(crate) fn content(&self) -> &[u64] {
+        self.disk.content()
+    }
+
     pub(crate) fn new(node: usize, server: usize, sectors: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
         let kept = Kept::new(node);
@@ -122,6 +129,7 @@ impl World {
             return;
         }
         self.servers[server].up = true;
+        self.servers[server].since = self.now;
         self.trace.note(self.now, 120, server as u64);
         self.trace.say(self.now, || format!("server {server} serves, life {life}"));
         let mut instance = [0xee; 16];
@@ -157,7 +165,7 @@ impl World {
         self.trace.note(self.now, 121, server as u64);
         self.trace.say(self.now, || format!("!! server {server} dies{}", if power { ", power cut" } else { "" }));
         for node in self.nodes_of(server) {
-            let device = u16::try_from(node).unwrap_or(0);
+            let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
             if was_up {
                 self.judge.restarted(device);
             }
@@ -518,6 +526,8 @@ impl World {
     }
 
     fn excuse(&mut self, node: usize, extent: Extent, error: Errno) {
+        self.spoil(node);
+        let node = self.plan.node_of(node);
         let first = self.plan.array_sector(node, extent.start.0);
         let last = self.plan.array_sector(node, extent.end().0 - 1);
         self.judge.excuses.gave(self.now, u16::try_from(node).unwrap_or(0), error.raw(), (first, last));
@@ -580,7 +590,7 @@ impl World {
 
     /// What reaches a disk belongs there, by the simulator's own arithmetic.
     fn check_place(&mut self, node: usize, work: &Work, values: &[u64]) {
-        let extent = work.extent;
+        let (extent, node) = (work.extent, self.plan.node_of(node));
         if extent.end().0 > self.plan.used[node] {
             return self.fail("layout", format!("{:?} at {extent:?} of node {node} is beyond the array", work.op));
         }
@@ -627,7 +637,9 @@ impl World {
         if let Err(error) = io.result {
             self.stats.disk_errors += 1;
             if op == DiskOp::Sync {
-                self.judge.excuses.flush_failed(self.now, u16::try_from(node).unwrap_or(0));
+                self.spoil(node);
+                let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
+                self.judge.excuses.flush_failed(self.now, device);
             } else {
                 // A quota is a full disk to whoever asked.
                 self.excuse(node, extent, if error == Errno::EDQUOT { Errno::ENOSPC } else { error });

@@ -6,11 +6,14 @@
 //! Phases: work under faults; *heal*, when all faults stop and everything must end in bounded time; a sweep that reads
 //! every sector, which must succeed; where disks may die, a power cut of everything and a second sweep.
 
+use dst::engine::replicas::{Event as Told, Standing};
+use dst::engine::shard::Report;
 use dst::errno::Errno;
 
 use crate::array::Daemon;
 use crate::judge::{Judge, Rules, Verdict, Violation};
 use crate::net::{Pipe, Speed};
+use crate::owner::Record;
 use crate::plan::{self, Fault, Plan};
 use crate::queue::Queue;
 use crate::rng::Rng;
@@ -33,6 +36,30 @@ const EVENTS_MAX: u64 = 20_000_000;
 pub(crate) enum Event {
     /// A shard's clients think of something to do.
     Client {
+        life: u32,
+        shard: usize,
+    },
+    /// The owner looks at what its shards know.
+    OwnerTick {
+        life: u32,
+    },
+    /// The owner hears of something.
+    Reported {
+        life: u32,
+        report: Report,
+    },
+    /// The record is durable.
+    Recorded {
+        life: u32,
+    },
+    /// A shard takes a view.
+    Adopt {
+        life: u32,
+        shard: usize,
+        version: u64,
+    },
+    /// A shard is woken by another.
+    Look {
         life: u32,
         shard: usize,
     },
@@ -197,6 +224,10 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) servers: Vec<Server>,
     pub(crate) conns: Vec<Conn>,
+    /// What the array's record says, durably.
+    pub(crate) record: Record,
+    /// Targets that a fault has ever touched: the others have everything, and no error is excused where one of them is.
+    pub(crate) spoiled: Vec<bool>,
     pub(crate) phase: Phase,
     pub(crate) stats: Stats,
     /// Which faults of the plan are on.
@@ -218,7 +249,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
     let rules = Rules {
         device_of: (0..plan.sectors()).map(|sector| u16::try_from(plan.locate(sector).0).unwrap_or(0)).collect(),
         devices: plan.volumes.len(),
-        replicated: false,
+        replicated: plan.copies > 1,
         mortal: plan.mortal,
         io_timeout: plan.io_timeout,
         slack: SLACK,
@@ -230,7 +261,11 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         trace: Trace::new(loud),
         judge: Judge::new(rules),
         daemon: Daemon::off(),
-        nodes: (0..plan.volumes.len()).map(|node| Node::new(node, plan.server_of[node], plan.volumes[node])).collect(),
+        nodes: (plan.server_of.iter().enumerate())
+            .map(|(target, server)| Node::new(target, *server, plan.volumes[plan.node_of(target)]))
+            .collect(),
+        record: Record { standings: vec![Standing::InSync; plan.server_of.len()], clean: true },
+        spoiled: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
         phase: Phase::Work,
@@ -271,6 +306,11 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
+            Event::OwnerTick { life } => self.owner_tick(life),
+            Event::Reported { life, report } => self.owner_hears(life, Told::Report(report)),
+            Event::Recorded { life } => self.recorded(life),
+            Event::Adopt { life, shard, version } => self.adopt(life, shard, version),
+            Event::Look { life, shard } => self.look(life, shard),
             Event::Client { life, shard } => self.client(life, shard),
             Event::Timer { life, shard } => self.timer(life, shard),
             Event::Connected { conn } => self.connected(conn),
@@ -389,6 +429,7 @@ impl World {
         match self.phase {
             Phase::Work => self.heal(),
             Phase::Settle => {
+                self.check_replicas();
                 self.enter(Phase::Sweep, self.plan.io_timeout * 4 + SETTLE);
                 self.sweep();
             }
@@ -398,11 +439,13 @@ impl World {
                 self.queue.push(self.now + SETTLE, Event::Phase);
             }
             Phase::Return => {
+                self.check_replicas();
                 self.enter(Phase::SweepAgain, self.plan.io_timeout * 4 + SETTLE);
                 self.sweep();
             }
             Phase::Sweep | Phase::SweepAgain => {
                 self.rule(self.judge.finish());
+                self.check_replicas();
                 self.phase = Phase::Done;
             }
             _ => {}

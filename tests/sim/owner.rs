@@ -1,0 +1,308 @@
+//! The owner of the array and its sync engines: what `roles/array` does with the production rules of replicas.
+//!
+//! Contract: what is saved takes time, and a daemon that dies meanwhile leaves the old or the new record; shards take a view at
+//! any time after it was published.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dst::engine::copy::{Copy, CopyConfig};
+use dst::engine::region::SyncMap;
+use dst::engine::replicas::{Effect, Event as Told, Replicas, Standing};
+use dst::engine::request::{RequestOp, ShardConfig};
+use dst::engine::shard::Shard;
+use dst::engine::shared::Shared;
+use dst::engine::view::{Role, View};
+use dst::units::Time;
+
+use crate::array::Host;
+use crate::links::State;
+use crate::world::{Event, MICRO, MILLI, SECOND, World};
+
+/// How often the owner looks at its shards.
+const TICK: u64 = 20 * MILLI;
+/// A replica whose server was up for so long must be in sync again.
+const REJOIN: u64 = 20 * SECOND;
+/// Regions that a sync engine has under way.
+const WINDOWS: usize = 3;
+
+/// What is durably known of the array.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) standings: Vec<Standing>,
+    /// Nothing was in flight when it was last served.
+    pub(crate) clean: bool,
+}
+
+/// The owner's memory.
+pub(crate) struct Owner {
+    pub(crate) rules: Replicas,
+    /// Every view that was published.
+    views: Vec<Arc<View>>,
+    /// What is being saved.
+    saving: Option<Vec<Standing>>,
+}
+
+impl Owner {
+    pub(crate) fn new(view: View, record: &Record) -> Owner {
+        let rules = Replicas::new(view, &record.standings, record.clean);
+        Owner { views: vec![Arc::clone(rules.view())], rules, saving: None }
+    }
+}
+
+/// One node's sync engine, on a host of its own.
+pub(crate) struct Syncer {
+    pub(crate) rules: Copy,
+    pub(crate) node: usize,
+}
+
+impl World {
+    /// The owner looks at what its shards know.
+    pub(crate) fn owner_tick(&mut self, life: u32) {
+        if life != self.daemon.life || !self.hears(Event::OwnerTick { life }) {
+            return;
+        }
+        let shards = &self.daemon.hosts[..self.plan.shards];
+        let reachable = |target: usize| shards.iter().all(|host| host.shard.is_up(target));
+        let reachable = (0..self.nodes.len()).map(reachable).collect();
+        self.queue.push(self.now + TICK, Event::OwnerTick { life });
+        self.owner_hears(life, Told::Tick(reachable));
+    }
+
+    pub(crate) fn owner_hears(&mut self, life: u32, told: Told) {
+        if life != self.daemon.life {
+            return;
+        }
+        if let Told::Report(report) = told
+            && !self.hears(Event::Reported { life, report })
+        {
+            return;
+        }
+        let Some(owner) = &mut self.daemon.owner else { return };
+        if !matches!(told, Told::Tick(_)) {
+            self.trace.say(self.now, || format!("  owner hears {told:?}"));
+        }
+        owner.rules.handle(told, Time(self.now));
+        while let Some(effect) = self.daemon.owner.as_mut().and_then(|owner| owner.rules.poll()) {
+            self.obey(life, effect);
+        }
+    }
+
+    fn obey(&mut self, life: u32, effect: Effect) {
+        let Some(owner) = &mut self.daemon.owner else { return };
+        match effect {
+            Effect::Publish(view) => {
+                let version = view.version;
+                let roles: Vec<Role> = view.targets.iter().map(|target| target.role).collect();
+                self.trace.note(self.now, 240, version);
+                self.trace.say(self.now, || format!("  owner: view {version} {roles:?}"));
+                owner.views.push(view);
+                for shard in 0..self.plan.shards {
+                    let late = if self.rng.one_in(8) { 50 * MILLI } else { MILLI };
+                    let at = self.now + self.rng.below(late);
+                    self.queue.push(at, Event::Adopt { life, shard, version });
+                }
+            }
+            Effect::Save(standings) => {
+                self.trace.say(self.now, || format!("  owner saves {standings:?}"));
+                owner.saving = Some(standings);
+                let at = self.now + self.rng.below(10 * MILLI);
+                self.queue.push(at, Event::Recorded { life });
+            }
+            Effect::Sync { node, source, target, map } => self.begin_sync(node, source, target, map),
+            Effect::StopSync { node } => {
+                if let Some(syncer) = &mut self.daemon.hosts[self.plan.shards + node].syncer {
+                    syncer.rules.stop();
+                }
+                self.turn(self.plan.shards + node);
+            }
+        }
+    }
+
+    /// The record is durable.
+    pub(crate) fn recorded(&mut self, life: u32) {
+        if life != self.daemon.life || !self.hears(Event::Recorded { life }) {
+            return;
+        }
+        self.record_durable();
+        self.owner_hears(life, Told::Saved(true));
+    }
+
+    fn record_durable(&mut self) {
+        if let Some(standings) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
+            self.record.standings = standings;
+        }
+    }
+
+    /// The daemon dies while something is saved: the disk has the old or the new record.
+    pub(crate) fn owner_dies(&mut self) {
+        if self.rng.percent(50) {
+            self.record_durable();
+        }
+        self.daemon.owner = None;
+    }
+
+    pub(crate) fn adopt(&mut self, life: u32, shard: usize, version: u64) {
+        if life != self.daemon.life || !self.hears(Event::Adopt { life, shard, version }) {
+            return;
+        }
+        let views = self.daemon.owner.as_ref().map(|owner| &owner.views);
+        let view = views.and_then(|views| views.iter().find(|view| view.version == version)).cloned();
+        if let Some(view) = view {
+            self.daemon.hosts[shard].shard.adopt(Time(self.now), view);
+            self.turn(shard);
+        }
+    }
+
+    pub(crate) fn look(&mut self, life: u32, shard: usize) {
+        if life == self.daemon.life && self.hears(Event::Look { life, shard }) {
+            self.daemon.hosts[shard].shard.look(Time(self.now));
+            self.turn(shard);
+        }
+    }
+
+    /// What a shard has to say to the owner and to other shards.
+    pub(crate) fn forward(&mut self, shard: usize) {
+        let life = self.daemon.life;
+        while let Some(report) = self.daemon.hosts[shard].shard.poll_report() {
+            let at = self.now + self.rng.below(MILLI);
+            self.queue.push(at, Event::Reported { life, report });
+        }
+        while let Some(other) = self.daemon.hosts[shard].shard.poll_wake() {
+            self.wake_shards(1 << other);
+        }
+        while shard < self.plan.shards
+            && let Some((node, version)) = self.daemon.hosts[shard].shard.poll_ack()
+        {
+            self.daemon.hosts[shard].acked[node] = version;
+            let version = self.daemon.hosts[..self.plan.shards].iter().map(|host| host.acked[node]).min().unwrap_or(0);
+            self.owner_hears(life, Told::Adopted { node, version });
+        }
+    }
+
+    fn wake_shards(&mut self, shards: u32) {
+        let life = self.daemon.life;
+        for shard in (0..self.plan.shards).filter(|shard| shards & 1 << shard != 0) {
+            let at = self.now + self.rng.below(50 * MICRO);
+            self.queue.push(at, Event::Look { life, shard });
+        }
+    }
+
+    fn begin_sync(&mut self, node: usize, source: usize, target: usize, map: Arc<SyncMap>) {
+        let Some(owner) = &self.daemon.owner else { return };
+        let shard = self.plan.shards + node;
+        let mut view = View::clone(owner.rules.view());
+        for (index, of) in view.targets.iter_mut().enumerate() {
+            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
+        }
+        let Some(overlap) = view.nodes[node].overlap.clone() else { return };
+        let Some(shared) = self.daemon.shared.clone() else { return };
+        let rate = self.rng.pick(&[0, 0, 1 << 20]);
+        let config = CopyConfig { source, target, shard: self.plan.shards, windows: WINDOWS, rate };
+        let sequence = self.daemon.hosts[shard].shard.sequence();
+        let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
+        host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node });
+        host.timer = self.now;
+        self.daemon.hosts[shard] = host;
+        self.queue.push(self.now, Event::Timer { life: self.daemon.life, shard });
+    }
+
+    /// A host for a sync engine; without one it does nothing.
+    pub(crate) fn sync_host(&self, view: &Arc<View>, shared: &Arc<Shared>, sequence: u32) -> Host {
+        let io_timeout = Duration::from_nanos(self.plan.io_timeout / 4);
+        let config = ShardConfig { index: self.plan.shards, depth: WINDOWS, io_timeout };
+        let shard = Shard::after(config, Arc::clone(view), Arc::clone(shared), sequence);
+        Host::new(shard, self.nodes.len(), self.plan.volumes.len(), WINDOWS)
+    }
+
+    /// Moves a sync engine on: its requests in, its results out. Whether anything moved.
+    pub(crate) fn sync_turn(&mut self, shard: usize) -> bool {
+        let now = Time(self.now);
+        let region = usize::try_from(self.plan.region).unwrap_or(0);
+        let host = &mut self.daemon.hosts[shard];
+        let Some(syncer) = &mut host.syncer else { return false };
+        let mut moved = false;
+        while let Some((tag, result)) = host.shard.poll_complete() {
+            syncer.rules.complete(tag, result);
+            moved = true;
+        }
+        while let Some((tag, request)) = syncer.rules.next_request(now) {
+            let buffer = &mut host.buffers[usize::from(tag.0)];
+            if request.op == RequestOp::Read {
+                buffer.clear();
+                buffer.resize(region, u64::MAX);
+            }
+            host.shard.handle_request(now, tag, request);
+            moved = true;
+        }
+        let wakes = syncer.rules.poll_wake();
+        let outcome = syncer.rules.outcome();
+        let node = syncer.node;
+        self.wake_shards(wakes);
+        if let Some(outcome) = outcome {
+            self.trace.say(self.now, || format!("  sync of node {node} has ended: {outcome:?}"));
+            self.end_sync(shard, node, outcome.is_ok());
+        }
+        moved
+    }
+
+    fn end_sync(&mut self, shard: usize, node: usize, whole: bool) {
+        self.daemon.hosts[shard].syncer = None;
+        let open: Vec<usize> = self.daemon.hosts[shard]
+            .links
+            .iter()
+            .filter(|link| link.state != State::Idle)
+            .map(|link| link.conn)
+            .collect();
+        for conn in open {
+            self.hang_up_client(conn, true);
+        }
+        if let (Some(owner), Some(shared)) = (&self.daemon.owner, self.daemon.shared.clone()) {
+            let view = idle(owner.rules.view());
+            let sequence = self.daemon.hosts[shard].shard.sequence();
+            self.daemon.hosts[shard] = self.sync_host(&view, &shared, sequence);
+        }
+        self.owner_hears(self.daemon.life, Told::Synced { node, whole });
+    }
+
+    /// All replicas that count as in sync hold the same; and once nothing hinders it, all of them are in sync.
+    pub(crate) fn check_replicas(&mut self) {
+        let Some(owner) = &self.daemon.owner else { return };
+        if self.plan.copies == 1 || self.verdict.is_err() {
+            return;
+        }
+        let mut found = None;
+        for node in 0..self.plan.volumes.len() {
+            let targets = node * self.plan.copies..(node + 1) * self.plan.copies;
+            let in_sync: Vec<usize> =
+                targets.clone().filter(|target| owner.rules.role(*target) == Role::InSync).collect();
+            let up = |target: usize| {
+                let server = &self.servers[self.nodes[target].server];
+                server.up && server.since + REJOIN < self.now
+            };
+            if in_sync.len() < targets.len() && self.plan.rates.sync_eio == 0 && targets.clone().all(up) {
+                found = Some(("liveness", format!("of node {node} only the targets {in_sync:?} are in sync")));
+            }
+            let used = usize::try_from(self.plan.used[node]).unwrap_or(0);
+            for pair in in_sync.windows(2) {
+                let (one, other) = (self.nodes[pair[0]].content(), self.nodes[pair[1]].content());
+                if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector]) {
+                    found = Some((
+                        "replicas",
+                        format!("targets {} and {} differ in sector {sector} of node {node}", pair[0], pair[1]),
+                    ));
+                }
+            }
+        }
+        if let Some((rule, text)) = found {
+            self.fail(rule, text);
+        }
+    }
+}
+
+/// A view in which nothing is attached.
+pub(crate) fn idle(view: &View) -> Arc<View> {
+    let mut view = view.clone();
+    view.targets.iter_mut().for_each(|target| target.role = Role::Absent);
+    Arc::new(view)
+}
