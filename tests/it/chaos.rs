@@ -5,8 +5,10 @@ mod client;
 mod dice;
 mod journal;
 mod kills;
+mod points;
 mod proxy;
 mod storm;
+mod trap;
 
 /// How often the random tests go round: 30, or what `ROUNDS` says.
 fn rounds() -> u32 {

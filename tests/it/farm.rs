@@ -32,6 +32,22 @@ impl Process {
         Process { child }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it runs; it is looked at for as long as `patience` lasts, or until it has ended.
+    pub(crate) fn outlives(&mut self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.child.try_wait().unwrap().is_none() {
+            if Instant::now() > until {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        false
+    }
+
     /// SIGKILL, and wait.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
@@ -54,6 +70,18 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// One with the pool `dir/pool{index}`, not started.
+    pub(crate) fn new(dir: &Path, index: usize) -> Server {
+        let pool = dir.join(format!("pool{index}"));
+        std::fs::create_dir_all(&pool).unwrap();
+        Server { address: free_address(), pool, log: dir.join(format!("server{index}.log")), process: None }
+    }
+
+    /// Its process, if it was started.
+    pub(crate) fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.process = None;
     }
@@ -88,10 +116,7 @@ impl Farm {
         std::fs::create_dir_all(&dir).unwrap();
         let mut farm = Farm { dir, servers: Vec::new(), array: None };
         for index in 0..servers {
-            let pool = farm.dir.join(format!("pool{index}"));
-            std::fs::create_dir_all(&pool).unwrap();
-            let log = farm.dir.join(format!("server{index}.log"));
-            let mut server = Server { address: free_address(), pool, log, process: None };
+            let mut server = Server::new(&farm.dir, index);
             server.start();
             farm.servers.push(server);
         }
@@ -110,6 +135,11 @@ impl Farm {
         self.array = Some(Process::start(&mut command, &log));
         let socket = self.socket();
         wait("dstd array", &log, || UnixStream::connect(&socket).is_ok());
+    }
+
+    /// The array daemon's process, if it was started.
+    pub(crate) fn array_process(&mut self) -> Option<&mut Process> {
+        self.array.as_mut()
     }
 
     pub(crate) fn kill_array(&mut self) {

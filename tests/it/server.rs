@@ -1,6 +1,6 @@
 //! The server through its sockets: volumes, sessions, requests, hostile peers, and what survives it.
 
-mod client;
+pub(crate) mod client;
 mod hostile;
 mod kept;
 mod requests;
