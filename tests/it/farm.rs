@@ -142,6 +142,11 @@ impl Farm {
         self.array.as_mut()
     }
 
+    /// The array daemon's process id.
+    pub(crate) fn array_id(&self) -> u32 {
+        self.array.as_ref().unwrap().id()
+    }
+
     pub(crate) fn kill_array(&mut self) {
         self.array = None;
     }

@@ -100,18 +100,27 @@ pub fn free(target: &Target, array: Id, host: Id) -> Result<(), Refusal> {
         Err(why) if why.errno == Errno::ENOENT => return Ok(()),
         found => found?,
     };
-    if found.member.is_none_or(|member| member.id != array) {
+    let nobodys = found.member.is_none();
+    if found.member.is_some_and(|member| member.id != array) {
         return Ok(());
     }
-    if let Some(claim) = found.claim.filter(|claim| claim.host != host) {
+    if let Some(claim) = found.claim.filter(|claim| !nobodys && claim.host != host) {
         let text = format!("another host has claimed it ({}, epoch {})", claim.host, claim.epoch.0);
         return Err(Refusal::new(Errno::EBUSY, text));
     }
     match target {
         Target::Remote { server, volume } => {
             let ask = Named { name: volume.clone(), array: Some(array), force: false };
-            ask_server::<_, Volume>(server, Op::VolumeFree, &ask).map(drop)
+            // Also when it looks like nobody's: the server does one change of a volume after the other, so this comes after what
+            // a dead daemon may still have there; the look did not.
+            let Err(why) = ask_server::<_, Volume>(server, Op::VolumeFree, &ask) else { return Ok(()) };
+            match stat(server, volume) {
+                Err(missing) if missing.errno == Errno::ENOENT => Ok(()),
+                Ok(found) if found.array.as_ref().is_none_or(|member| member.id != array) => Ok(()),
+                _ => Err(why),
+            }
         }
+        Target::Local(_) if nobodys => Ok(()),
         Target::Local(path) => label::free(path, array),
     }
 }

@@ -1,7 +1,10 @@
 //! The array daemon and its records.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{DEATH, MOST, Tally};
@@ -118,7 +121,7 @@ fn survives(verb: &str, prepare: &[&str]) {
     let mut tally = Tally::default();
     for nth in 1..=MOST {
         bring(&bed);
-        let trap = Trap::set(bed.farm.array_process().unwrap().id(), nth);
+        let trap = Trap::set(bed.farm.array_id(), nth);
         let output = bed.farm.try_dst(&bed.words(verb));
         let answered = output.status.success();
         let patience = if answered { Duration::from_millis(30) } else { DEATH };
@@ -157,4 +160,32 @@ fn the_daemon_dies_while_it_stops_an_array() {
 #[test]
 fn the_daemon_dies_while_it_removes_an_array() {
     survives("remove", &["create"]);
+}
+
+/// A server that is slow at its disk has the dead daemon's request still in its hands when the next daemon takes it back.
+#[test]
+fn what_a_dead_daemon_still_has_at_a_slow_server_is_taken_back_too() {
+    let mut bed = Bed::new();
+    let server = bed.farm.servers[0].process().unwrap().id();
+    let mut slow = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=fsync:delay_enter=700000", "-p", &server.to_string()])
+        .spawn()
+        .expect("strace: `make setup` installs it");
+    std::thread::sleep(Duration::from_millis(500));
+    let words = bed.words("create");
+    std::thread::scope(|scope| {
+        let create = scope.spawn(|| bed.farm.try_dst(&words));
+        std::thread::sleep(Duration::from_millis(500));
+        kill(Pid::from_raw(bed.farm.array_id().cast_signed()), Signal::SIGKILL).unwrap();
+        assert!(!create.join().unwrap().status.success(), "the server was not slow");
+    });
+    bed.restart();
+    let nothing = (None, vec![false; 2]);
+    bed.settled("create at a slow server", [&nothing, &nothing]);
+    kill(Pid::from_raw(slow.id().cast_signed()), Signal::SIGINT).unwrap();
+    slow.wait().unwrap();
+    // What is still to come has come.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(bed.picture(), nothing);
+    bed.leave();
 }
