@@ -79,6 +79,20 @@ impl fmt::Display for NodeId {
     }
 }
 
+impl FromStr for NodeId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NodeId, String> {
+        let start = text.strip_prefix("n-").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        start.and_then(|digits| digits.parse().ok()).map(|start| NodeId(Lba(start))).ok_or_else(|| {
+            format!(
+                "'{}' is not a node: nodes are named by their first sector, such as n-0 or n-800",
+                text.escape_default()
+            )
+        })
+    }
+}
+
 /// The claim number of a volume: it only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -276,6 +290,14 @@ mod tests {
         assert!(!Extent::new(9, 8).within(16));
         assert!(Extent::new(0, 2).overlaps(Extent::new(1, 1)));
         assert!(!Extent::new(0, 2).overlaps(Extent::new(2, 1)));
+    }
+
+    #[test]
+    fn nodes_round_trip() {
+        assert_eq!("n-800".parse(), Ok(NodeId(Lba(800))));
+        for bad in ["", "n-", "800", "n-+1", "n--1", "n-99999999999999999999", "N-1"] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

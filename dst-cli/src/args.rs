@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use dst::control::spec::{Alg, Frontend};
 use dst::control::target::{ServerAddress, Target};
 use dst::limits;
-use dst::units::{check_name, parse_duration, parse_size};
+use dst::units::{NodeId, check_name, parse_duration, parse_size};
 
 /// Builds block devices out of disks of several machines.
 #[derive(Parser)]
@@ -74,6 +74,24 @@ pub(crate) enum Verb {
         #[arg(value_parser = name)]
         array: String,
         /// Even when a server does not answer
+        #[arg(long)]
+        force: bool,
+    },
+    /// Brings an array to this machine out of what its volumes know of it
+    #[command(
+        after_help = "For an array whose machine is lost, or that shall be used here from now on. One of its volumes is enough: its label names \
+        the others, each is checked. Nothing but the record on this machine is written; then 'dst start ARRAY --take-over' takes the array from \
+        the other machine. The labels have the servers' addresses as that machine knew them: they must be the same seen from here.\n\n\
+        Example:\n  dst import kano:20070/data0"
+    )]
+    Import {
+        /// HOST:PORT/VOLUME, or the absolute path of a local target
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Its name here [default: the one it has]
+        #[arg(long, value_parser = name)]
+        name: Option<String>,
+        /// Even when a replica that the others call in sync is not there: it may know of more than they do
         #[arg(long)]
         force: bool,
     },
@@ -165,6 +183,27 @@ pub(crate) enum ReplicaVerb {
         /// The array
         #[arg(value_parser = name)]
         array: String,
+    },
+    /// Gives a node a further replica; it is never read before it has been filled
+    Add {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+        /// The node, such as n-0
+        node: NodeId,
+        /// HOST:PORT/VOLUME (port 20070 if left out), or the absolute path of a file or block device
+        target: Target,
+    },
+    /// Takes a replica from a node and frees its volume; erases nothing
+    Remove {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+        /// The node, such as n-0
+        node: NodeId,
+        /// Which of its replicas: K of 'dst replica list'
+        #[arg(value_name = "K")]
+        replica: usize,
     },
 }
 
@@ -261,6 +300,9 @@ mod tests {
             "dst start a --frontend nbd:127.0.0.1:10809 --queues 2 --depth 64 --io-timeout 5s",
             "dst create a --alg linear --replicas 2 h:1/v,i:1/v /dev/sdb,h:1/w",
             "dst replica list a",
+            "dst replica add a n-800 h:1/v",
+            "dst replica remove a n-800 1",
+            "dst import h:1/v --name b --force",
             "dst start a --take-over --force",
             "dst stop a --force",
             "dst remove a --force --json",
@@ -278,6 +320,9 @@ mod tests {
             "dst start a --frontend fuse",
             "dst start a/b",
             "dst start a --force",
+            "dst replica add a 800 h:1/v",
+            "dst replica remove a n-800",
+            "dst import v",
             "dst volume create h/v --size ten",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).err().unwrap().exit_code(), 2, "{line}");

@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
-use dst::control::command::{Arrays, Create, Force, Removed, Start, Terms};
+use dst::control::command::{Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
 use dst::control::spec::RunOptions;
 use dst::control::status::ArrayStatus;
@@ -39,6 +39,26 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             warn(&removed.warnings);
             render::one(&removed, json, |removed| format!("removed {}", removed.name))
         }
+        Verb::Import { target, name, force } => {
+            let import = Import { target: target.to_string(), name, force };
+            let imported: ArrayStatus = daemon.ask("POST", "/v1/import", &import)?;
+            warn(&imported.warnings);
+            render::one(&imported, json, |array| render::made("imported", array))
+        }
+        Verb::Replica(ReplicaVerb::Add { array, node, target }) => {
+            let path = format!("/v1/arrays/{array}/nodes/{node}/replicas");
+            let changed: ArrayStatus = daemon.ask("POST", &path, &NewReplica { target: target.to_string() })?;
+            warn(&changed.warnings);
+            render::one(&changed, json, |array| {
+                format!("added {target} to {node} of {}: it is filled while the array is started", array.name)
+            })
+        }
+        Verb::Replica(ReplicaVerb::Remove { array, node, replica }) => {
+            let path = format!("/v1/arrays/{array}/nodes/{node}/replicas/{replica}");
+            let changed: ArrayStatus = daemon.ask("DELETE", &path, &())?;
+            warn(&changed.warnings);
+            render::one(&changed, json, |array| format!("removed replica {replica} of {node} of {}", array.name))
+        }
         Verb::Replica(ReplicaVerb::List { array }) => {
             let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{array}"), &())?;
             render::one(&array.nodes, json, |_| render::replicas(&array))
@@ -63,7 +83,7 @@ fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(),
     // A path is the daemon's to open, and its folder is another one.
     let made: ArrayStatus = daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, replicas, targets })?;
     warn(&made.warnings);
-    render::one(&made, json, render::created)
+    render::one(&made, json, |array| render::made("created", array))
 }
 
 fn run_start(daemon: &Daemon, typed: StartArguments, json: bool) -> Result<(), String> {

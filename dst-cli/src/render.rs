@@ -71,10 +71,10 @@ fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-/// The answer to `create`.
-pub(crate) fn created(array: &ArrayStatus) -> String {
+/// The answer to `create` and `import`.
+pub(crate) fn made(how: &str, array: &ArrayStatus) -> String {
     let (size, layout) = size_and_layout(array);
-    format!("created {}: {size}, {layout}, {}. Start it with: dst start {}", array.name, nodes(array), array.name)
+    format!("{how} {}: {size}, {layout}, {}. Start it with: dst start {}", array.name, nodes(array), array.name)
 }
 
 fn nodes(array: &ArrayStatus) -> String {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::errno::Errno;
-use crate::units::check_name;
+use crate::units::{NodeId, check_name};
 
 /// The version of the API, as in its paths.
 pub const API_VERSION: u32 = 1;
@@ -65,6 +65,28 @@ pub struct Start {
     pub terms: Terms,
 }
 
+/// Body of `POST /v1/import`: an array that volumes know of, and this machine does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// One of its volumes: `HOST:PORT/VOLUME` or an absolute path.
+    pub target: String,
+    /// Its name here; the one that it has, where this is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Even when a replica that the others call in sync is not there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// Body of `POST /v1/arrays/NAME/nodes/NODE/replicas`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewReplica {
+    /// Where it is to live.
+    pub target: String,
+}
+
 /// Something that changes arrays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -85,6 +107,26 @@ pub enum Command {
         name: String,
         /// Even while it is in use.
         force: bool,
+    },
+    /// Makes a record out of what volumes know of their array.
+    Import(Import),
+    /// Gives a node a further replica, to be filled.
+    AddReplica {
+        /// The array.
+        name: String,
+        /// The node.
+        node: NodeId,
+        /// Where the replica is to live.
+        target: String,
+    },
+    /// Takes a replica from a node, and frees its volume.
+    RemoveReplica {
+        /// The array.
+        name: String,
+        /// The node.
+        node: NodeId,
+        /// Which of the node's replicas, from 0.
+        replica: usize,
     },
     /// Frees its volumes and forgets it.
     Remove {
@@ -215,6 +257,7 @@ pub struct Force {
 pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, Refusal> {
     let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(1).collect();
     let named = |name: &str| check_name(name).map(|()| name.to_owned()).map_err(|why| Refusal::new(Errno::EINVAL, why));
+    let typed = |node: &str| node.parse::<NodeId>().map_err(|why| Refusal::new(Errno::EINVAL, why));
     match (method, parts.as_slice()) {
         ("GET", ["v1"]) => Ok(Ask::Version),
         ("GET", ["v1", "arrays"]) => Ok(Ask::List),
@@ -236,9 +279,25 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             };
             Ok(Ask::Do(Command::Remove { name: named(name)?, force }))
         }
-        (_, ["v1"] | ["v1", "arrays"] | ["v1", "arrays", _] | ["v1", "arrays", _, "start" | "stop"]) => {
-            Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default())))
+        ("POST", ["v1", "import"]) => Ok(Ask::Do(Command::Import(parse(body)?))),
+        ("POST", ["v1", "arrays", name, "nodes", node, "replicas"]) => {
+            let NewReplica { target } = parse(body)?;
+            Ok(Ask::Do(Command::AddReplica { name: named(name)?, node: typed(node)?, target }))
         }
+        ("DELETE", ["v1", "arrays", name, "nodes", node, "replicas", replica]) => {
+            let bad = |_| Refusal::new(Errno::EINVAL, format!("'{}' is no replica's number", replica.escape_default()));
+            let replica = replica.parse().map_err(bad)?;
+            Ok(Ask::Do(Command::RemoveReplica { name: named(name)?, node: typed(node)?, replica }))
+        }
+        (
+            _,
+            ["v1"]
+            | ["v1", "import" | "arrays"]
+            | ["v1", "arrays", _]
+            | ["v1", "arrays", _, "start" | "stop"]
+            | ["v1", "arrays", _, "nodes", _, "replicas"]
+            | ["v1", "arrays", _, "nodes", _, "replicas", _],
+        ) => Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default()))),
         _ => Err(Refusal::new(Errno::ENOENT, format!("there is nothing at {}", path.escape_default()))),
     }
 }
@@ -305,12 +364,35 @@ mod tests {
     }
 
     #[test]
+    fn replicas_and_imports_are_routed() {
+        let node = NodeId(crate::units::Lba(800));
+        let import = Import { target: "h:1/v".to_owned(), name: None, force: false };
+        let name = "a".to_owned();
+        for (method, path, body, command) in [
+            ("POST", "/v1/import", r#"{"target":"h:1/v"}"#, Command::Import(import)),
+            (
+                "POST",
+                "/v1/arrays/a/nodes/n-800/replicas",
+                r#"{"target":"h:1/v"}"#,
+                Command::AddReplica { name: name.clone(), node, target: "h:1/v".to_owned() },
+            ),
+            ("DELETE", "/v1/arrays/a/nodes/n-800/replicas/2", "", Command::RemoveReplica { name, node, replica: 2 }),
+        ] {
+            assert_eq!(route(method, path, "", body.as_bytes()), Ok(Ask::Do(command)));
+        }
+    }
+
+    #[test]
     fn what_is_not_in_the_table() {
         let status = |method, path, query, body| route(method, path, query, body).unwrap_err().http_status();
         assert_eq!(status("GET", "/", "", b""), 404);
         assert_eq!(status("GET", "/v2/arrays", "", b""), 404);
         assert_eq!(status("PUT", "/v1/arrays/a", "", b""), 405);
         assert_eq!(status("GET", "/v1/arrays/a/start", "", b""), 405);
+        assert_eq!(status("GET", "/v1/arrays/a/nodes/n-0/replicas", "", b""), 405);
+        assert_eq!(status("GET", "/v1/import", "", b""), 405);
+        assert_eq!(status("DELETE", "/v1/arrays/a/nodes/800/replicas/0", "", b""), 400);
+        assert_eq!(status("DELETE", "/v1/arrays/a/nodes/n-800/replicas/x", "", b""), 400);
         assert_eq!(status("GET", "/v1/arrays/..", "", b""), 400);
         assert_eq!(status("DELETE", "/v1/arrays/a", "sure=yes", b""), 400);
         assert_eq!(status("POST", "/v1/arrays", "", b"{"), 400);

@@ -19,8 +19,13 @@ use crate::limits;
 use crate::units::{Epoch, Id, Time};
 use crate::wire::volume::{Claim, Member};
 
+use self::import::Gathering;
+use self::replicas::Change;
+
+mod import;
 mod muster;
 pub mod plan;
+mod replicas;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -183,6 +188,10 @@ enum Life {
     Parking(Ticket, Option<Refusal>),
     /// Ended by itself: what is left of it is cleared away.
     Reaping(String),
+    /// Import: the record is written, in place of a former one.
+    Adopting(Ticket, Vec<String>, Option<Box<ArraySpec>>),
+    /// The replicas of a node are changed.
+    Changing(Ticket, usize, Change),
     /// Remove: the targets are asked whether they are there.
     Visiting(Ticket),
     /// Remove: the record is written as `removing`.
@@ -222,6 +231,7 @@ pub struct Owner {
     host: Id,
     arrays: BTreeMap<String, Array>,
     jobs: BTreeMap<JobId, String>,
+    imports: BTreeMap<JobId, Gathering>,
     next_job: u64,
     closing: bool,
 }
@@ -242,7 +252,9 @@ impl Owner {
             }
             Event::Done { job, outcome, fresh } => {
                 // Work of a start that was given up reports to nobody.
-                if let Some(name) = self.jobs.remove(&job)
+                if let Some(gathering) = self.imports.remove(&job) {
+                    self.gather(gathering, outcome, &mut effects);
+                } else if let Some(name) = self.jobs.remove(&job)
                     && let Some(mut array) = self.arrays.remove(&name)
                 {
                     array.job = None;
@@ -255,7 +267,7 @@ impl Owner {
             Event::Tick => self.tick(now, &mut effects),
             Event::Shutdown => self.close(&mut effects),
         }
-        if self.closing && self.arrays.values().all(|array| array.job.is_none()) {
+        if self.closing && self.imports.is_empty() && self.arrays.values().all(|array| array.job.is_none()) {
             effects.push(Effect::Exit);
         }
         effects
@@ -369,18 +381,23 @@ impl Owner {
         }
         let name = match command {
             Command::Create(create) => return self.create(ticket, &create, fresh, effects),
-            Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => {
-                name.clone()
-            }
+            Command::Import(import) => return self.import(ticket, import, effects),
+            Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => name,
+            Command::AddReplica { ref name, .. } | Command::RemoveReplica { ref name, .. } => name,
         };
-        let Some(mut array) = self.arrays.remove(&name) else {
-            return Err(Refusal::no_such_array(&name));
+        let Some(mut array) = self.arrays.remove(name) else {
+            return Err(Refusal::no_such_array(name));
         };
+        let name = array.spec.name.clone();
         let result = match command {
             Command::Start { run, terms, .. } => self.start(ticket, &mut array, run, terms, effects),
             Command::Stop { force, .. } => self.stop(ticket, &mut array, force, effects),
             Command::Remove { force, .. } => self.remove(ticket, &mut array, force, effects),
-            Command::Create(_) => Ok(()),
+            Command::AddReplica { node, target, .. } => self.add_replica(ticket, &mut array, node, &target, effects),
+            Command::RemoveReplica { node, replica, .. } => {
+                self.remove_replica(ticket, &mut array, (node, replica), fresh, effects)
+            }
+            Command::Create(_) | Command::Import(_) => Ok(()),
         };
         self.arrays.insert(name, array);
         result
@@ -392,8 +409,7 @@ impl Owner {
             return Err(array.name_taken());
         }
         if self.arrays.len() >= limits::ARRAYS_MAX {
-            let text = format!("there are {} arrays already, the most that one dstd owns", limits::ARRAYS_MAX);
-            return Err(Refusal::new(Errno::ENOSPC, text));
+            return Err(plan::too_many());
         }
         let mut array = Array::new(spec, Life::Stopped);
         let survey = Work::Survey(array.targets());
@@ -528,6 +544,12 @@ impl Owner {
                         self.forget(&mut array, asker, Ok(Answer::Removed(removed)), effects);
                     }
                 }
+            }
+            (Life::Adopting(ticket, warnings, former), Outcome::Saved(saved)) => {
+                return self.adopted(array, (ticket, warnings, former), saved, effects);
+            }
+            (Life::Changing(ticket, node, change), outcome) => {
+                self.advance_change(&mut array, (ticket, node, change), outcome, effects);
             }
             (_, outcome) => self.advance_run(&mut array, outcome, fresh, now, effects),
         }

@@ -48,6 +48,27 @@ impl Process {
         false
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// SIGSTOP, and waits until no thread of it runs any more.
+    pub(crate) fn freeze(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let until = Instant::now() + READY;
+        while !std::fs::read_dir(&tasks).unwrap().flatten().all(stopped) {
+            assert!(Instant::now() < until, "it does not stop");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// SIGKILL, and wait.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
@@ -100,6 +121,40 @@ impl Server {
     }
 }
 
+/// A further array daemon with a state directory of its own: what another machine would be.
+pub(crate) struct Host {
+    pub(crate) process: Process,
+    socket: PathBuf,
+}
+
+impl Host {
+    /// Runs `dst` with these words there; it must succeed. What it printed, without the last newline.
+    pub(crate) fn dst(&self, words: &str) -> String {
+        let output = run_dst(&self.socket, words);
+        assert!(output.status.success(), "dst {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Runs `dst` with these words there; it must fail. What it said.
+    pub(crate) fn dst_fails(&self, words: &str) -> String {
+        let output = run_dst(&self.socket, words);
+        assert_eq!(output.status.code(), Some(1), "dst {words}: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn run_dst(socket: &Path, words: &str) -> Output {
+    Command::new(binary("dst")).arg("--socket").arg(socket).args(words.split_whitespace()).output().unwrap()
+}
+
+fn array_daemon(state: &Path, socket: &Path, log: &Path) -> Process {
+    let mut command = Command::new(binary("dstd"));
+    command.arg("array").arg("--state-dir").arg(state).arg("--socket").arg(socket);
+    let process = Process::start(&mut command, log);
+    wait("dstd array", log, || UnixStream::connect(socket).is_ok());
+    process
+}
+
 /// See the module's description.
 pub(crate) struct Farm {
     pub(crate) dir: PathBuf,
@@ -129,12 +184,14 @@ impl Farm {
     }
 
     pub(crate) fn start_array(&mut self) {
-        let log = self.dir.join("array.log");
-        let mut command = Command::new(binary("dstd"));
-        command.arg("array").arg("--state-dir").arg(self.dir.join("state")).arg("--socket").arg(self.socket());
-        self.array = Some(Process::start(&mut command, &log));
-        let socket = self.socket();
-        wait("dstd array", &log, || UnixStream::connect(&socket).is_ok());
+        self.array = Some(array_daemon(&self.dir.join("state"), &self.socket(), &self.dir.join("array.log")));
+    }
+
+    /// Another machine.
+    pub(crate) fn host(&self, name: &str) -> Host {
+        let socket = self.dir.join(format!("{name}.sock"));
+        let process = array_daemon(&self.dir.join(name), &socket, &self.dir.join(format!("{name}.log")));
+        Host { process, socket }
     }
 
     /// The array daemon's process, if it was started.
@@ -153,8 +210,7 @@ impl Farm {
 
     /// Runs `dst` with these words, whatever comes of it.
     pub(crate) fn try_dst(&self, words: &str) -> Output {
-        let words = words.split_whitespace();
-        Command::new(binary("dst")).arg("--socket").arg(self.socket()).args(words).output().unwrap()
+        run_dst(&self.socket(), words)
     }
 
     /// Runs `dst` with these words; it must succeed. What it printed, without the last newline.

@@ -8,6 +8,7 @@ mod cli;
 mod corpus;
 mod farm;
 mod host;
+mod hosts;
 mod nbd;
 mod server;
 mod shadow;

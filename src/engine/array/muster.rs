@@ -172,7 +172,8 @@ fn unfit(spec: &ArraySpec, node: &NodeSpec, at: usize, replica: &ReplicaSpec, fo
             format!(
                 "split brain: its label has generation {} (written by host {}), the record here has {}, and neither came from \
                  the other: both sides may have acknowledged writes that the other lacks. Nothing is served until you choose: \
-                 {again} gives up what that volume has; 'dst import {} --name NAME' on its own shows what it has",
+                 {again} gives up what that volume has; to keep that instead, free the node's other volumes with 'dst volume \
+                 free' and 'dst import {}' on a host that has no record of the array",
                 label.generation.id, label.host, node.generation.id, replica.target
             ),
         )),

@@ -11,6 +11,7 @@ use crate::errno::Errno;
 use crate::geometry::map::{BadGeometry, Geometry};
 use crate::limits;
 use crate::units::{Epoch, Id, Lba, NodeId, SECTOR_BYTES, check_name, format_size};
+use crate::wire::volume::Member;
 
 /// Volumes are used in whole pages of sectors, so that any logical block fits.
 const PAGE_SECTORS: u64 = 8;
@@ -111,13 +112,7 @@ pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) ->
             Err(why) => return refuse(at, why.errno, why.text.clone()),
         };
         if let Some(member) = &here.member {
-            let why = format!(
-                "in use by array '{}' (node {}): take another volume, or remove that array; if that array is gone for good, \
-                 free the volume with '{}'",
-                member.name,
-                member.node,
-                free_command(targets[at])
-            );
+            let why = in_use(member, targets[at]);
             return refuse(at, Errno::EBUSY, why);
         }
         let same = |other: &Result<Found, Refusal>| other.as_ref().is_ok_and(|other| other.identity == here.identity);
@@ -210,12 +205,34 @@ pub(super) fn first_error<T>(spec: &ArraySpec, results: &[Result<T, Refusal>]) -
 
 /// What to say about each volume that still names the array.
 pub(super) fn left_assigned(spec: &ArraySpec, results: &[Result<(), Refusal>]) -> Vec<String> {
-    let left = spec.replicas().zip(results).filter_map(|((_, replica), result)| {
-        let why = result.as_ref().err()?;
-        let free = free_command(&replica.target);
-        Some(format!("{} stays assigned to '{}' ({}): free it with '{free}'", replica.target, spec.name, why.text))
-    });
+    let left = spec
+        .replicas()
+        .zip(results)
+        .filter_map(|((_, replica), result)| Some(self::left(&replica.target, &spec.name, result.as_ref().err()?)));
     left.collect()
+}
+
+/// What to say about a volume that still names the array called `name`.
+pub(super) fn left(target: &Target, name: &str, why: &Refusal) -> String {
+    let free = free_command(target);
+    format!("{target} stays assigned to '{name}' ({}): free it with '{free}'", why.text)
+}
+
+/// Why a volume of another array cannot be had.
+pub(super) fn in_use(member: &Member, target: &Target) -> String {
+    format!(
+        "in use by array '{}' (node {}): take another volume, or remove that array; if that array is gone for good, free the \
+         volume with '{}'",
+        member.name,
+        member.node,
+        free_command(target)
+    )
+}
+
+/// No place for a further array.
+pub(super) fn too_many() -> Refusal {
+    let text = format!("there are {} arrays already, the most that one dstd owns", limits::ARRAYS_MAX);
+    Refusal::new(Errno::ENOSPC, text)
 }
 
 fn free_command(target: &Target) -> String {

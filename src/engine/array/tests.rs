@@ -1,14 +1,19 @@
 //! The owner against a world in memory: every command in every state, every failure, a crash after every step.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::control::member::MemberLabel;
+use crate::control::replica::ReplicaState;
 use crate::control::spec::Alg;
 use crate::control::status::State;
 
+mod background;
 mod claims;
 mod create;
+mod import;
+mod replicas;
 
 /// A volume of the world.
 #[derive(Clone, Debug)]
@@ -39,6 +44,14 @@ struct World {
     busy: bool,
     /// Work of these kinds fails.
     broken: BTreeSet<&'static str>,
+}
+
+/// An id that no other call returns.
+fn fresh() -> Id {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    Id(id)
 }
 
 fn refused(text: &str) -> Refusal {
@@ -224,7 +237,6 @@ struct Daemon {
     todo: VecDeque<(JobId, Work)>,
     replies: BTreeMap<u64, Result<Answer, Refusal>>,
     tickets: u64,
-    jobs: u8,
     now: Time,
     exited: bool,
 }
@@ -232,7 +244,7 @@ struct Daemon {
 impl Daemon {
     fn boot(world: &World) -> Daemon {
         let (owner, todo, replies) = (Owner::default(), VecDeque::new(), BTreeMap::new());
-        let mut daemon = Daemon { owner, todo, replies, tickets: 0, jobs: 0, now: Time(0), exited: false };
+        let mut daemon = Daemon { owner, todo, replies, tickets: 0, now: Time(0), exited: false };
         let decode = |(name, bytes): (&String, &Vec<u8>)| {
             (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
         };
@@ -254,8 +266,7 @@ impl Daemon {
 
     fn ask(&mut self, command: Command) -> u64 {
         self.tickets += 1;
-        let fresh = Id([100 + u8::try_from(self.tickets).unwrap(); 16]);
-        self.event(Event::Command { ticket: Ticket(self.tickets), command, fresh });
+        self.event(Event::Command { ticket: Ticket(self.tickets), command, fresh: fresh() });
         self.tickets
     }
 
@@ -263,9 +274,7 @@ impl Daemon {
     fn step(&mut self, world: &mut World) -> bool {
         let Some((job, work)) = self.todo.pop_front() else { return false };
         let outcome = world.perform(work);
-        self.jobs += 1;
-        let fresh = Id(std::array::from_fn(|at| if at < 15 { world.host.0[0] } else { self.jobs }));
-        self.event(Event::Done { job, outcome, fresh });
+        self.event(Event::Done { job, outcome, fresh: fresh() });
         true
     }
 
@@ -338,6 +347,38 @@ fn started() -> (World, Daemon) {
     daemon.run(&mut world, start()).unwrap();
     (world, daemon)
 }
+
+/// Another machine.
+const OTHER: Id = Id([201; 16]);
+const FOUR: [&str; 4] = ["s1:1/v", "s2:1/v", "s3:1/v", "s4:1/v"];
+const TAKE: Terms = Terms { take_over: true, force: false };
+const FORCE: Terms = Terms { take_over: true, force: true };
+
+/// Two nodes of two replicas, stopped.
+fn pairs() -> (World, Daemon) {
+    let mut world = World::new(&FOUR);
+    let mut daemon = Daemon::boot(&world);
+    let targets = ["s1:1/v,s2:1/v".to_owned(), "s3:1/v,s4:1/v".to_owned()].to_vec();
+    let (name, alg) = ("a".to_owned(), Alg::Linear);
+    let command = Command::Create(Create { name, alg, chunk: None, block: 512, replicas: 2, targets });
+    daemon.run(&mut world, command).unwrap();
+    (world, daemon)
+}
+
+/// The same record on another machine, whose daemon has just started.
+fn copied(world: &mut World) -> Daemon {
+    let records = world.records.clone();
+    world.go_to(OTHER);
+    world.records = records;
+    Daemon::boot(world)
+}
+
+fn states(world: &World) -> Vec<ReplicaState> {
+    world.spec().replicas().map(|(_, replica)| replica.state).collect()
+}
+
+const IN: ReplicaState = ReplicaState::InSync;
+const OUT: ReplicaState = ReplicaState::Stale;
 
 #[test]
 fn the_whole_life() {
@@ -425,72 +466,6 @@ fn removal_wants_every_server_or_force() {
     assert_eq!(removed.warnings.len(), 1);
     assert!(removed.warnings[0].contains("s2:1/v stays assigned to 'a'"), "{:?}", removed.warnings);
     assert!(daemon.state("a").is_none() && world.records.is_empty());
-}
-
-#[test]
-fn a_started_array_comes_back_in_the_background() {
-    let (mut world, _) = started();
-    world.running.clear();
-    world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
-    let mut daemon = Daemon::boot(&world);
-    daemon.settle(&mut world);
-    assert_eq!(daemon.state("a"), Some(State::Starting));
-    assert!(daemon.why("a").contains("node n-256 (s3:1/v): connection refused"), "{}", daemon.why("a"));
-    assert!(daemon.error(&mut world, start()).contains("give up with 'dst stop a'"));
-    assert!(daemon.error(&mut world, remove(false)).contains("'dst stop a' first"));
-    daemon.pass(&mut world);
-    daemon.now = daemon.owner.next_wake();
-    daemon.event(Event::Tick);
-    assert!(daemon.why("a").contains("connection refused"), "it is shown while it is tried again");
-    daemon.settle(&mut world);
-    world.broken.insert("launch");
-    world.volumes.get_mut(THREE[2]).unwrap().reachable = true;
-    daemon.pass(&mut world);
-    assert_eq!((daemon.state("a"), daemon.why("a").as_str()), (Some(State::Starting), "it broke"));
-    world.broken.clear();
-    daemon.pass(&mut world);
-    assert_eq!(daemon.state("a"), Some(State::Started));
-    assert_eq!(daemon.owner.next_wake(), Time::NEVER);
-    assert!(world.epochs.last().unwrap().1 > Epoch(1));
-    assert_eq!(daemon.owner.view()[0].spec.as_ref().unwrap().run.queues, 3, "options come back");
-}
-
-#[test]
-fn a_start_can_be_given_up_at_every_step() {
-    for steps in 0..6 {
-        let (mut world, _) = started();
-        world.running.clear();
-        world.volumes.get_mut(THREE[2]).unwrap().reachable = steps > 0;
-        let mut daemon = Daemon::boot(&world);
-        for _ in 0..steps.max(1) {
-            daemon.step(&mut world);
-        }
-        daemon.run(&mut world, stop(false)).unwrap();
-        assert_eq!(daemon.state("a"), Some(State::Stopped), "after {steps} steps");
-        assert!(world.running.is_empty());
-        assert_eq!(ArraySpec::decode("a", &world.records["a"]).unwrap().phase, Phase::Stopped);
-    }
-}
-
-#[test]
-fn an_array_that_died_can_be_stopped_and_started() {
-    let died = |epoch| Event::Died { name: "a".to_owned(), epoch, why: "fenced".to_owned() };
-    let (mut world, mut daemon) = started();
-    daemon.event(died(Epoch(9)));
-    assert_eq!(daemon.state("a"), Some(State::Started), "that was another life");
-    daemon.event(died(Epoch(1)));
-    daemon.settle(&mut world);
-    assert!(world.running.is_empty());
-    assert_eq!((daemon.state("a"), daemon.why("a").as_str()), (Some(State::Failed), "fenced"));
-    assert!(daemon.error(&mut world, remove(false)).contains("'dst stop a' first"));
-    daemon.run(&mut world, start()).unwrap();
-    daemon.event(died(Epoch(2)));
-    daemon.settle(&mut world);
-    world.volumes.get_mut(THREE[0]).unwrap().reachable = false;
-    assert!(daemon.error(&mut world, start()).contains("connection refused"));
-    assert_eq!(daemon.state("a"), Some(State::Failed));
-    daemon.run(&mut world, stop(false)).unwrap();
-    assert_eq!(daemon.state("a"), Some(State::Stopped));
 }
 
 #[test]

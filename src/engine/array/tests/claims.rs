@@ -1,39 +1,6 @@
 //! Who may start an array, out of which replicas: claims, labels, generations.
 
 use super::*;
-use crate::control::replica::ReplicaState;
-
-/// Another machine.
-const OTHER: Id = Id([201; 16]);
-const FOUR: [&str; 4] = ["s1:1/v", "s2:1/v", "s3:1/v", "s4:1/v"];
-const TAKE: Terms = Terms { take_over: true, force: false };
-const FORCE: Terms = Terms { take_over: true, force: true };
-
-/// Two nodes of two replicas, stopped.
-fn pairs() -> (World, Daemon) {
-    let mut world = World::new(&FOUR);
-    let mut daemon = Daemon::boot(&world);
-    let targets = ["s1:1/v,s2:1/v".to_owned(), "s3:1/v,s4:1/v".to_owned()].to_vec();
-    let (name, alg) = ("a".to_owned(), Alg::Linear);
-    let command = Command::Create(Create { name, alg, chunk: None, block: 512, replicas: 2, targets });
-    daemon.run(&mut world, command).unwrap();
-    (world, daemon)
-}
-
-/// The same record on another machine, whose daemon has just started.
-fn copied(world: &mut World) -> Daemon {
-    let records = world.records.clone();
-    world.go_to(OTHER);
-    world.records = records;
-    Daemon::boot(world)
-}
-
-fn states(world: &World) -> Vec<ReplicaState> {
-    world.spec().replicas().map(|(_, replica)| replica.state).collect()
-}
-
-const IN: ReplicaState = ReplicaState::InSync;
-const OUT: ReplicaState = ReplicaState::Stale;
 
 #[test]
 fn the_epoch_is_greater_than_any_that_was_seen() {

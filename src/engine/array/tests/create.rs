@@ -1,7 +1,7 @@
 //! Creating arrays: what is refused, what is left behind.
 
 use super::*;
-use crate::control::replica::{Generation, ReplicaState};
+use crate::control::replica::Generation;
 
 #[test]
 fn a_create_that_cannot_be_is_refused_with_words() {

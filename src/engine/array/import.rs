@@ -1,0 +1,356 @@
+//! The owner's part that brings an array back out of what its volumes know of it: `dst import`.
+//!
+//! One volume's label names others, theirs name more, until every node has been met. Which replicas are in sync, the newest label
+//! of each node says; all that it calls in sync must have been seen, because one that was not may know of more.
+
+use std::collections::BTreeMap;
+
+use super::{Array, Effect, Found, JobId, Life, Outcome, Owner, Ticket, Work, plan, view};
+use crate::control::command::{Answer, Import, Refusal};
+use crate::control::member::MemberLabel;
+use crate::control::replica::{ReplicaSpec, Standing};
+use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
+use crate::control::status::ArrayStatus;
+use crate::control::target::Target;
+use crate::errno::Errno;
+use crate::limits;
+use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
+
+/// What every target that was asked has answered.
+type Known = BTreeMap<Target, Result<Found, Refusal>>;
+
+/// An import under way: not an array yet, it has no name.
+pub(super) struct Gathering {
+    ticket: Ticket,
+    first: Target,
+    name: Option<String>,
+    force: bool,
+    asked: Vec<Target>,
+    known: Known,
+}
+
+/// What an import does next.
+enum Step {
+    /// Asks targets that a label has named.
+    Ask(Vec<Target>),
+    /// All nodes have been met: the record, and what to say about it.
+    Whole(Box<ArraySpec>, Vec<String>),
+}
+
+/// A label with the volume that has it.
+struct Told<'a> {
+    target: &'a Target,
+    label: MemberLabel,
+}
+
+impl Owner {
+    pub(super) fn import(&mut self, ticket: Ticket, import: Import, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let invalid = |text: String| Refusal::new(Errno::EINVAL, text);
+        let first: Target = import.target.parse().map_err(invalid)?;
+        if let Some(name) = &import.name {
+            crate::units::check_name(name).map_err(invalid)?;
+        }
+        let (name, force, asked) = (import.name, import.force, vec![first.clone()]);
+        self.ask(Gathering { ticket, first, name, force, asked, known: Known::new() }, effects);
+        Ok(())
+    }
+
+    fn ask(&mut self, gathering: Gathering, effects: &mut Vec<Effect>) {
+        self.next_job += 1;
+        let job = JobId(self.next_job);
+        effects.push(Effect::Work(job, Work::Survey(gathering.asked.clone())));
+        self.imports.insert(job, gathering);
+    }
+
+    /// Takes the answers of the targets that were asked.
+    pub(super) fn gather(&mut self, mut gathering: Gathering, outcome: Outcome, effects: &mut Vec<Effect>) {
+        let Outcome::Surveyed(found) = outcome else {
+            debug_assert!(false, "an import does not expect {outcome:?}");
+            return;
+        };
+        let ticket = gathering.ticket;
+        gathering.known.extend(std::mem::take(&mut gathering.asked).into_iter().zip(found));
+        let next = match self.closing {
+            true => Err(Refusal::new(Errno::ESHUTDOWN, "dstd is ending: nothing was imported")),
+            false => step(&gathering, self.host),
+        };
+        let adopted = match next {
+            Ok(Step::Ask(targets)) => {
+                gathering.asked = targets;
+                return self.ask(gathering, effects);
+            }
+            Ok(Step::Whole(spec, warnings)) => self.adopt(ticket, *spec, warnings, effects),
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = adopted {
+            effects.push(Effect::Reply(ticket, Err(refusal)));
+        }
+    }
+
+    /// Makes the record this machine's, in place of a stale one of the same array.
+    fn adopt(
+        &mut self,
+        ticket: Ticket,
+        spec: ArraySpec,
+        warnings: Vec<String>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let name = spec.name.clone();
+        if let Some(other) = self.arrays.values().find(|array| array.spec.id == spec.id && array.spec.name != name) {
+            let text = format!("this array is here already, as '{}': import it under that name", other.spec.name);
+            return Err(Refusal::new(Errno::EEXIST, text));
+        }
+        let former = match self.arrays.get(&name) {
+            None if self.arrays.len() >= limits::ARRAYS_MAX => return Err(plan::too_many()),
+            None => None,
+            Some(array) if array.spec.id != spec.id => return Err(array.name_taken()),
+            Some(array) if !matches!(array.life, Life::Stopped) => {
+                let text = format!("array '{name}' is here and in use: 'dst stop {name}' first");
+                return Err(Refusal::new(Errno::EBUSY, text));
+            }
+            Some(array) => {
+                supersedes(&spec, &array.spec)?;
+                Some(Box::new(array.spec.clone()))
+            }
+        };
+        let mut array = Array::new(spec, Life::Stopped);
+        self.save(&mut array, Phase::Stopped, Life::Adopting(ticket, warnings, former), effects);
+        self.arrays.insert(name, array);
+        Ok(())
+    }
+
+    /// The record is written, or not. `None`: the array is no more.
+    pub(super) fn adopted(
+        &mut self,
+        mut array: Array,
+        (ticket, warnings, former): (Ticket, Vec<String>, Option<Box<ArraySpec>>),
+        saved: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Array> {
+        array.life = Life::Stopped;
+        match saved {
+            Ok(()) => {
+                let status = ArrayStatus { warnings, ..view::status(&array) };
+                effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(status)))));
+                Some(array)
+            }
+            Err(why) => {
+                effects.push(Effect::Reply(ticket, Err(why)));
+                array.spec = *former?;
+                Some(array)
+            }
+        }
+    }
+}
+
+/// Whether what the labels say may take the place of the record that is here.
+fn supersedes(labels: &ArraySpec, record: &ArraySpec) -> Result<(), Refusal> {
+    for (told, here) in labels.nodes.iter().zip(&record.nodes) {
+        let why = match told.generation.standing(&here.generation) {
+            Standing::Same | Standing::Newer => continue,
+            Standing::Older => "the record here is newer than the labels: 'dst start' goes on with it",
+            Standing::Split => {
+                "split brain: neither the labels nor the record here come from the other. To keep what the volumes have, stop dstd, move \
+                 the array's record away, and import again"
+            }
+        };
+        return Err(Refusal::new(Errno::EEXIST, format!("array '{}', node {}: {why}", record.name, here.start)));
+    }
+    Ok(())
+}
+
+fn refuse<T>(errno: Errno, why: &str) -> Result<T, Refusal> {
+    Err(Refusal::new(errno, format!("nothing was imported: {why}")))
+}
+
+/// The label of a volume of the array, if it is this volume's own.
+fn told<'a>(array: Id, target: &'a Target, found: &Found) -> Option<Told<'a>> {
+    let label = MemberLabel::decode(found.label.as_deref()?).ok()?;
+    let own = label.node()?.replicas.get(label.replica)?.volume == found.volume;
+    let ours = found.member.as_ref().is_some_and(|member| member.id == array) && label.array == array;
+    (own && ours).then_some(Told { target, label })
+}
+
+/// The array that the first volume belongs to.
+fn identity(first: &Target, known: &Known) -> Result<Id, Refusal> {
+    let found = match known.get(first) {
+        Some(Ok(found)) => found,
+        Some(Err(why)) => return refuse(why.errno, &format!("{first}: {}", why.text)),
+        None => return refuse(Errno::EINVAL, &format!("{first} was not asked")),
+    };
+    let Some(member) = &found.member else {
+        return refuse(Errno::EINVAL, &format!("{first} belongs to no array"));
+    };
+    let Some(text) = &found.label else {
+        let why = format!(
+            "{first} belongs to array '{}', but has no label: labels are written when an array is started, and this one never was, so \
+             it has no data. Free the volume and create the array anew",
+            member.name
+        );
+        return refuse(Errno::EINVAL, &why);
+    };
+    if let Err(bad) = MemberLabel::decode(text) {
+        return refuse(Errno::EIO, &format!("the label of {first} is {bad}"));
+    }
+    if told(member.id, first, found).is_none() {
+        let why =
+            format!("{first} has the label of another volume: it is a copy, or was made again; it is not this array's");
+        return refuse(Errno::EINVAL, &why);
+    }
+    Ok(member.id)
+}
+
+fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
+    let Gathering { first, known, force, .. } = gathering;
+    let array = identity(first, known)?;
+    let all = known.iter().filter_map(|(target, found)| told(array, target, found.as_ref().ok()?));
+    let labels: Vec<Told<'_>> = all.collect();
+    let named = labels.iter().flat_map(|told| &told.label.nodes).flat_map(|node| &node.replicas);
+    let ask: std::collections::BTreeSet<&Target> =
+        named.map(|replica| &replica.target).filter(|target| !known.contains_key(*target)).collect();
+    if !ask.is_empty() {
+        if known.len() + ask.len() > limits::NODES_MAX * limits::REPLICAS_MAX {
+            return refuse(Errno::EOVERFLOW, "the labels name more volumes than an array can have");
+        }
+        return Ok(Step::Ask(ask.into_iter().cloned().collect()));
+    }
+    let Some(last) = labels.iter().max_by_key(|told| told.label.epoch) else {
+        return refuse(Errno::EIO, "no label can be used");
+    };
+    let like = &last.label;
+    let differs = |told: &&Told<'_>| {
+        let label = &told.label;
+        (label.alg, label.chunk, label.block, label.count) != (like.alg, like.chunk, like.block, like.count)
+    };
+    if let Some(other) = labels.iter().find(differs) {
+        return refuse(
+            Errno::EIO,
+            &format!("the labels of {} and {} describe different arrays", last.target, other.target),
+        );
+    }
+    let mut warnings = Vec::new();
+    let nodes = (0..like.count).map(|at| node(at, &labels, known, *force, &mut warnings)).collect::<Result<_, _>>()?;
+    let claims =
+        known.values().flatten().filter(|found| found.member.as_ref().is_some_and(|member| member.id == array));
+    let claims: Vec<_> = claims.filter_map(|found| found.claim).collect();
+    if let Some(claim) = claims.iter().find(|claim| claim.host != host) {
+        let by = format!("host {}, epoch {}", claim.host, claim.epoch.0);
+        warnings.push(format!("its volumes are claimed by another host ({by}): 'dst start --take-over' takes them"));
+    }
+    let epoch = claims.iter().map(|claim| claim.epoch).fold(like.epoch, Epoch::max);
+    let spec = ArraySpec {
+        name: gathering.name.clone().unwrap_or_else(|| like.name.clone()),
+        id: array,
+        phase: Phase::Stopped,
+        alg: like.alg,
+        chunk: like.chunk,
+        block: like.block,
+        epoch,
+        nodes,
+        run: RunOptions::default(),
+    };
+    if let Err(bad) = plan::geometry(&spec) {
+        return refuse(Errno::EIO, &format!("the labels describe an array that cannot be: {bad}"));
+    }
+    Ok(Step::Whole(Box::new(spec), warnings))
+}
+
+/// One node as its newest label describes it, if what it calls in sync has been seen.
+fn node(
+    at: usize,
+    labels: &[Told<'_>],
+    known: &Known,
+    force: bool,
+    warnings: &mut Vec<String>,
+) -> Result<NodeSpec, Refusal> {
+    let own: Vec<&Told<'_>> =
+        labels.iter().filter(|told| told.label.node().is_some_and(|node| node.at == at)).collect();
+    let newest = own.iter().filter(|told| {
+        let newer = |other: &&Told<'_>| {
+            matches!(told.label.generation.standing(&other.label.generation), Standing::Same | Standing::Newer)
+        };
+        own.iter().all(newer)
+    });
+    let Some(newest) = newest.max_by_key(|told| told.label.epoch) else {
+        let Some(one) = own.first() else { return unmet(at, labels, known) };
+        let split = |told: &&&Told<'_>| told.label.generation.standing(&one.label.generation) == Standing::Split;
+        let other = own.iter().find(split).map_or_else(|| one.target.to_string(), |told| told.target.to_string());
+        let why = format!(
+            "split brain: the labels of {} and {other} have generations of which neither came from the other: each side may have \
+             acknowledged writes that the other lacks. Import nothing until you have chosen: free the volume that loses with 'dst volume free'",
+            one.target
+        );
+        return refuse(Errno::EBUSY, &why);
+    };
+    let label = newest.label.node().ok_or_else(|| Refusal::new(Errno::EIO, "a label without its node"))?;
+    let array = newest.label.array;
+    let mut seen = 0;
+    for replica in &label.replicas {
+        let what = format!("node {} ({})", label.start, replica.target);
+        match (met(array, known, replica, label.sectors), replica.state.is_in_sync()) {
+            (Ok(()), true) => seen += 1,
+            (Ok(()), false) => warnings.push(format!("{what} is {}", replica.state.word())),
+            (Err(why), false) => {
+                warnings.push(format!("{what}, which is {}, cannot be used: {why}", replica.state.word()))
+            }
+            (Err(why), true) if force => warnings.push(format!("{what}, which is in sync, was not seen: {why}")),
+            (Err(why), true) => {
+                let text = format!(
+                    "{what}: {why}. The others call it in sync, so it may know of more than they do: bring it back, or import with --force"
+                );
+                return refuse(why.errno, &text);
+            }
+        }
+    }
+    if seen == 0 {
+        let why = format!("node {}: none of its replicas that are in sync was seen", label.start);
+        return refuse(Errno::ENOENT, &why);
+    }
+    let (start, sectors, replicas) = (label.start, label.sectors, label.replicas.clone());
+    Ok(NodeSpec { start, sectors, replicas, generation: newest.label.generation.clone() })
+}
+
+/// A node of which no volume has a label that can be used.
+fn unmet(at: usize, labels: &[Told<'_>], known: &Known) -> Result<NodeSpec, Refusal> {
+    let told = labels.iter().flat_map(|told| &told.label.nodes).find(|node| node.at == at);
+    let Some(node) = told else {
+        return refuse(Errno::ENOENT, &format!("no label names node {} of the array", at + 1));
+    };
+    let array = labels.first().map_or(Id::NIL, |told| told.label.array);
+    let whys = node.replicas.iter().map(|replica| match met(array, known, replica, node.sectors) {
+        Ok(()) => format!("{}: it has no label of its own", replica.target),
+        Err(why) => format!("{}: {why}", replica.target),
+    });
+    let whys: Vec<String> = whys.collect();
+    refuse(Errno::ENOENT, &format!("node {} has no volume that is there and known: {}", node.start, whys.join("; ")))
+}
+
+/// Whether a replica is there, and is what a label says.
+fn met(array: Id, known: &Known, replica: &ReplicaSpec, sectors: u64) -> Result<(), Refusal> {
+    let found = match known.get(&replica.target) {
+        Some(found) => found.as_ref().map_err(Clone::clone)?,
+        None => return Err(Refusal::new(Errno::ENOENT, "it was not asked")),
+    };
+    let foreign = |why: String| Err(Refusal::new(Errno::EINVAL, why));
+    if found.volume != replica.volume {
+        let ids = format!("id {}, not {}", found.volume, replica.volume);
+        return foreign(format!("another volume is there ({ids}), without this array's data"));
+    }
+    match &found.member {
+        Some(member) if member.id == array => {}
+        Some(member) => return foreign(format!("it belongs to array '{}' now", member.name)),
+        None => return foreign("it was freed and belongs to no array".to_owned()),
+    }
+    if let Some(text) = &found.label {
+        match MemberLabel::decode(text) {
+            Ok(label) if label.array == array => {}
+            Ok(label) => return foreign(format!("its label is of another array, '{}'", label.name)),
+            Err(bad) => return Err(Refusal::new(Errno::EIO, format!("its label is {bad}"))),
+        }
+    }
+    if found.sectors < sectors {
+        let (has, uses) = (format_size(found.sectors * SECTOR_BYTES), format_size(sectors * SECTOR_BYTES));
+        return foreign(format!("it is too small: it has {has}, and the array uses {uses} of it"));
+    }
+    Ok(())
+}

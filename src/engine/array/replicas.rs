@@ -1,0 +1,228 @@
+//! The owner's part that gives a stopped array's node a further replica, or takes one away.
+//!
+//! *Adding* writes the record with the replica, which has nothing yet and is never read; then its volume is assigned; then its id
+//! is written. One whose id was never written refuses the start by name. *Removing* writes the record without the replica; then
+//! its volume is freed. The labels learn of it at the next start.
+
+use super::{Array, Effect, Found, Life, Outcome, Owner, Ticket, Work, plan, view};
+use crate::control::command::{Answer, Refusal};
+use crate::control::replica::{ReplicaSpec, ReplicaState};
+use crate::control::spec::{NodeSpec, Phase};
+use crate::control::status::ArrayStatus;
+use crate::control::target::Target;
+use crate::errno::Errno;
+use crate::limits;
+use crate::units::{Id, Lba, NodeId, SECTOR_BYTES, format_size};
+use crate::wire::volume::Member;
+
+/// What is under way with a node's replicas.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    /// Add: the target is asked what it is.
+    Probing(Target),
+    /// Add: the record is written with the replica.
+    Growing,
+    /// Add: its volume is assigned.
+    Enlisting,
+    /// Add: the record is written with the volume's id.
+    Enlisted,
+    /// Add failed: the record is written without the replica.
+    Shrinking(Refusal),
+    /// Remove: the record is written without the replica; the node as it was.
+    Dropping(Box<NodeSpec>, Target),
+    /// Remove: its volume is freed.
+    Releasing(Target),
+}
+
+impl Owner {
+    pub(super) fn add_replica(
+        &mut self,
+        ticket: Ticket,
+        array: &mut Array,
+        node: NodeId,
+        target: &str,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let at = array.stopped_node(node)?;
+        let target: Target = target.parse().map_err(|why: String| Refusal::new(Errno::EINVAL, why))?;
+        let count = array.spec.nodes[at].replicas.len();
+        if count >= limits::REPLICAS_MAX {
+            let text = format!("node {node} has {count} replicas already, the most there can be: remove one first");
+            return Err(Refusal::new(Errno::EINVAL, text));
+        }
+        if let Some((other, _)) = array.spec.replicas().find(|(_, replica)| replica.target == target) {
+            let text = format!("{target} is a replica of node {} already", other.start);
+            return Err(Refusal::new(Errno::EINVAL, text));
+        }
+        let survey = Work::Survey(vec![target.clone()]);
+        self.work(array, Life::Changing(ticket, at, Change::Probing(target)), survey, effects);
+        Ok(())
+    }
+
+    pub(super) fn remove_replica(
+        &mut self,
+        ticket: Ticket,
+        array: &mut Array,
+        (node, replica): (NodeId, usize),
+        fresh: Id,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let at = array.stopped_node(node)?;
+        let name = array.spec.name.clone();
+        let spec = &mut array.spec.nodes[at];
+        let former = Box::new(spec.clone());
+        let Some(gone) = spec.replicas.get(replica) else {
+            let text = format!("node {node} has no replica {replica}: 'dst replica list {name}' shows those there are");
+            return Err(Refusal::new(Errno::ENOENT, text));
+        };
+        let others = spec.replicas.iter().enumerate().filter(|(other, _)| *other != replica);
+        if !others.map(|(_, replica)| replica.state).any(ReplicaState::is_in_sync) {
+            let text = format!(
+                "replica {replica} of node {node} ({}) is the last one that is in sync: without it the node's data is lost. Add another and let \
+                 it fill first, or 'dst remove {name}' the array",
+                gone.target
+            );
+            return Err(Refusal::new(Errno::EBUSY, text));
+        }
+        let gone = spec.replicas.remove(replica);
+        if gone.state.is_in_sync() {
+            spec.generation = spec.generation.next(fresh);
+        }
+        let life = Life::Changing(ticket, at, Change::Dropping(former, gone.target));
+        self.save(array, Phase::Stopped, life, effects);
+        Ok(())
+    }
+
+    /// The part of [`Owner::advance`] that changes replicas.
+    pub(super) fn advance_change(
+        &mut self,
+        array: &mut Array,
+        (ticket, at, change): (Ticket, usize, Change),
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
+        let next = |change| Life::Changing(ticket, at, change);
+        match (change, outcome) {
+            (Change::Probing(target), Outcome::Surveyed(found)) => {
+                match fit(array, at, &target, found.into_iter().next()) {
+                    Ok(()) => {
+                        let state = ReplicaState::Syncing { from: Lba(0) };
+                        array.spec.nodes[at].replicas.push(ReplicaSpec { target, volume: Id::NIL, state });
+                        self.save(array, Phase::Stopped, next(Change::Growing), effects);
+                    }
+                    Err(refusal) => array.unchanged(ticket, refusal, effects),
+                }
+            }
+            (Change::Growing, Outcome::Saved(Ok(()))) => {
+                let (id, name) = (array.spec.id, array.spec.name.clone());
+                let node = &array.spec.nodes[at];
+                let member = Member { id, name, node: node.start.to_string() };
+                let added = node.replicas.last().map(|replica| (replica.target.clone(), member));
+                let assign = Work::Assign(added.into_iter().collect());
+                self.work(array, next(Change::Enlisting), assign, effects);
+            }
+            (Change::Growing, Outcome::Saved(Err(why))) => {
+                array.spec.nodes[at].replicas.pop();
+                array.unchanged(ticket, why, effects);
+            }
+            (Change::Enlisting, Outcome::Assigned(results)) => match results.into_iter().next() {
+                Some(Ok(volume)) => {
+                    if let Some(added) = array.spec.nodes[at].replicas.last_mut() {
+                        added.volume = volume;
+                    }
+                    self.save(array, Phase::Stopped, next(Change::Enlisted), effects);
+                }
+                other => {
+                    let why = other.and_then(Result::err);
+                    let why = why.unwrap_or_else(|| Refusal::new(Errno::EIO, "its volume was not assigned"));
+                    array.spec.nodes[at].replicas.pop();
+                    self.save(array, Phase::Stopped, next(Change::Shrinking(why)), effects);
+                }
+            },
+            (Change::Enlisted, Outcome::Saved(Ok(()))) => {
+                array.life = Life::Stopped;
+                let status = ArrayStatus { warnings: plan::shared_fate(&array.spec), ..view::status(array) };
+                effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(status)))));
+            }
+            (Change::Enlisted, Outcome::Saved(Err(why))) => {
+                // As it is in the record: known, and not to be used.
+                let node = &mut array.spec.nodes[at];
+                if let Some(added) = node.replicas.last_mut() {
+                    added.volume = Id::NIL;
+                }
+                let (name, start, replica) = (&array.spec.name, node.start, node.replicas.len() - 1);
+                let text = format!(
+                    "{why}. The replica is half added: 'dst replica remove {name} {start} {replica}', and add it again"
+                );
+                array.unchanged(ticket, Refusal::new(why.errno, text), effects);
+            }
+            (Change::Shrinking(why), Outcome::Saved(_)) => array.unchanged(ticket, why, effects),
+            (Change::Dropping(_, target), Outcome::Saved(Ok(()))) => {
+                let free = Work::Free(array.spec.id, vec![target.clone()]);
+                self.work(array, next(Change::Releasing(target)), free, effects);
+            }
+            (Change::Dropping(former, _), Outcome::Saved(Err(why))) => {
+                array.spec.nodes[at] = *former;
+                array.unchanged(ticket, why, effects);
+            }
+            (Change::Releasing(target), Outcome::Each(results)) => {
+                array.life = Life::Stopped;
+                let failed = results.into_iter().next().and_then(Result::err);
+                let warning = failed.map(|why| plan::left(&target, &array.spec.name, &why));
+                let status = ArrayStatus { warnings: warning.into_iter().collect(), ..view::status(array) };
+                effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(status)))));
+            }
+            (change, outcome) => debug_assert!(false, "{change:?} does not expect {outcome:?}"),
+        }
+    }
+}
+
+/// Whether a target can become a replica of a node.
+fn fit(array: &Array, at: usize, target: &Target, found: Option<Result<Found, Refusal>>) -> Result<(), Refusal> {
+    let found = found.unwrap_or_else(|| Err(Refusal::new(Errno::EIO, "it was not asked")));
+    let refuse = |errno, why: String| Err(Refusal::new(errno, format!("{target}: {why}; nothing was changed")));
+    let found = match found {
+        Ok(found) => found,
+        Err(why) => return refuse(why.errno, why.text),
+    };
+    let spec = &array.spec;
+    if let Some((node, same)) =
+        spec.replicas().find(|(_, replica)| !found.volume.is_nil() && replica.volume == found.volume)
+    {
+        return refuse(Errno::EINVAL, format!("it is the volume of node {} ({})", node.start, same.target));
+    }
+    if let Some(member) = &found.member {
+        return refuse(Errno::EBUSY, plan::in_use(member, target));
+    }
+    let needed = spec.nodes[at].sectors;
+    if found.sectors < needed {
+        let (has, needs) = (format_size(found.sectors * SECTOR_BYTES), format_size(needed * SECTOR_BYTES));
+        return refuse(Errno::EINVAL, format!("too small with {has}: the node has {needs}"));
+    }
+    Ok(())
+}
+
+impl Array {
+    /// The place of a node of an array that is not in use.
+    fn stopped_node(&self, node: NodeId) -> Result<usize, Refusal> {
+        let name = &self.spec.name;
+        match &self.life {
+            Life::Stopped => {}
+            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) => {
+                let text = format!("array '{name}' is started: 'dst stop {name}' first");
+                return Err(Refusal::new(Errno::EBUSY, text));
+            }
+            _ => return Err(self.busy()),
+        }
+        self.spec.nodes.iter().position(|other| other.start == node).ok_or_else(|| {
+            let text = format!("array '{name}' has no node {node}: 'dst status {name}' shows its nodes");
+            Refusal::new(Errno::ENOENT, text)
+        })
+    }
+
+    /// A change that came to nothing.
+    fn unchanged(&mut self, ticket: Ticket, why: Refusal, effects: &mut Vec<Effect>) {
+        self.life = Life::Stopped;
+        effects.push(Effect::Reply(ticket, Err(why)));
+    }
+}
