@@ -192,6 +192,10 @@ enum Life {
     Adopting(Ticket, Vec<String>, Option<Box<ArraySpec>>),
     /// The replicas of a node are changed.
     Changing(Ticket, usize, Change),
+    /// The volumes of replicas that were half added or removed are freed.
+    Mending,
+    /// The record is written without such replicas.
+    Mended,
     /// Remove: the targets are asked whether they are there.
     Visiting(Ticket),
     /// Remove: the record is written as `removing`.
@@ -305,7 +309,7 @@ impl Owner {
     fn resume(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
         let targets = array.targets();
         match array.spec.phase {
-            Phase::Stopped => array.life = Life::Stopped,
+            Phase::Stopped => self.mend(array, effects),
             Phase::Started => {
                 let life = Life::Checking(None, array.spec.run.clone(), Terms::default());
                 self.work(array, life, Work::Survey(targets), effects);
@@ -548,6 +552,8 @@ impl Owner {
             (Life::Adopting(ticket, warnings, former), Outcome::Saved(saved)) => {
                 return self.adopted(array, (ticket, warnings, former), saved, effects);
             }
+            (Life::Mending, Outcome::Each(results)) => self.mended(&mut array, &results, effects),
+            (Life::Mended, Outcome::Saved(_)) => array.life = Life::Stopped,
             (Life::Changing(ticket, node, change), outcome) => {
                 self.advance_change(&mut array, (ticket, node, change), outcome, effects);
             }

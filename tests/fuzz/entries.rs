@@ -1,6 +1,7 @@
 //! What the fuzzer is let loose on: each decoder that a stranger's bytes reach, with what must hold whatever they are. The
 //! integration tests replay the corpus in `tests/data/corpus` through the same functions.
 
+use dst::control::member::MemberLabel;
 use dst::engine::request::RequestOp;
 use dst::limits;
 use dst::units::{Epoch, Extent};
@@ -67,6 +68,13 @@ pub fn volume(bytes: &[u8]) {
     let _ = volume::decode_message::<volume::Resize>(&header, bytes);
     let _ = volume::decode_message::<volume::Assign>(&header, bytes);
     let _ = volume::decode_message::<volume::LabelPut>(&header, bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = MemberLabel::decode(text);
+        // With its checksum put right, as whoever holds a claim could store it.
+        if let Some((_, body)) = text.split_once('\n') {
+            let _ = MemberLabel::decode(&format!("dst member 1 {:08x}\n{body}", message_crc(body.as_bytes())));
+        }
+    }
     let _ = volume::decode_message::<volume::Regions>(&header, bytes);
     let _ = volume::decode_message::<volume::RegionPage>(&header, bytes);
     let _ = volume::decode_message::<volume::List>(&header, bytes);

@@ -109,18 +109,28 @@ fn named(node: &NodeSpec, replica: &ReplicaSpec, why: &str) -> String {
 /// A volume that is there and is not what the record says.
 fn wrong(spec: &ArraySpec, (node, found): Met<'_>) -> Option<Trouble> {
     node.replicas.iter().zip(found).enumerate().find_map(|(at, (replica, found))| {
-        let (errno, why) = unfit(spec, node, at, replica, found.as_ref().ok()?)?;
+        let (errno, why) = match found {
+            _ if replica.volume.is_nil() => half_done(spec, node, at),
+            Ok(found) => unfit(spec, node, at, replica, found)?,
+            Err(_) => return None,
+        };
         Some((errno, named(node, replica, &why)))
     })
+}
+
+/// A replica without a volume: a daemon ended in the middle of a change, and this one could not free the volume.
+fn half_done(spec: &ArraySpec, node: &NodeSpec, at: usize) -> Trouble {
+    let again = format!("'dst replica remove {} {} {at}'", spec.name, node.start);
+    (
+        Errno::EBUSY,
+        format!("it was being added or removed when dstd ended, and its volume could not be freed since: {again}"),
+    )
 }
 
 fn unfit(spec: &ArraySpec, node: &NodeSpec, at: usize, replica: &ReplicaSpec, found: &Found) -> Option<Trouble> {
     let (name, start) = (&spec.name, node.start);
     let again = format!("'dst replica remove {name} {start} {at}'");
     match &found.member {
-        _ if replica.volume.is_nil() => {
-            return Some((Errno::EBUSY, format!("it was being added when dstd ended: {again}, and add it again")));
-        }
         Some(member) if member.id != spec.id => {
             let text = format!("the volume belongs to array '{}' now: it may not have this array's data", member.name);
             return Some((Errno::EBUSY, text));

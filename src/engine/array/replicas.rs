@@ -1,8 +1,8 @@
 //! The owner's part that gives a stopped array's node a further replica, or takes one away.
 //!
-//! *Adding* writes the record with the replica, which has nothing yet and is never read; then its volume is assigned; then its id
-//! is written. One whose id was never written refuses the start by name. *Removing* writes the record without the replica; then
-//! its volume is freed. The labels learn of it at the next start.
+//! In between the record has a replica without a volume: it has nothing, and is never started with. *Adding* writes it so, assigns
+//! the volume, writes the volume's id. *Removing* writes it so, frees the volume, writes the record without it. A daemon that finds
+//! one frees its volume and takes it out, whichever it was. The labels learn of a change at the next start.
 
 use super::{Array, Effect, Found, Life, Outcome, Owner, Ticket, Work, plan, view};
 use crate::control::command::{Answer, Refusal};
@@ -28,13 +28,41 @@ pub(super) enum Change {
     Enlisted,
     /// Add failed: the record is written without the replica.
     Shrinking(Refusal),
-    /// Remove: the record is written without the replica; the node as it was.
-    Dropping(Box<NodeSpec>, Target),
+    /// Remove: the record is written with the replica, but without its volume; the node as it was.
+    Dropping(Box<NodeSpec>, usize),
     /// Remove: its volume is freed.
-    Releasing(Target),
+    Releasing(usize),
+    /// Remove: the record is written without the replica; then this is said.
+    Dropped(Vec<String>),
 }
 
+/// A replica that has nothing of the node.
+const EMPTY: ReplicaState = ReplicaState::Syncing { from: Lba(0) };
+
 impl Owner {
+    /// Ends a change that was cut off by the end of the daemon that made it, if there is one.
+    pub(super) fn mend(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
+        let half = array.spec.replicas().filter(|(_, replica)| replica.volume.is_nil());
+        let half: Vec<Target> = half.map(|(_, replica)| replica.target.clone()).collect();
+        if half.is_empty() {
+            array.life = Life::Stopped;
+            return;
+        }
+        self.work(array, Life::Mending, Work::Free(array.spec.id, half), effects);
+    }
+
+    /// The volumes of such changes are free, or could not be freed: then the start is refused by their names.
+    pub(super) fn mended(&mut self, array: &mut Array, results: &[Result<(), Refusal>], effects: &mut Vec<Effect>) {
+        if results.iter().any(Result::is_err) {
+            array.life = Life::Stopped;
+            return;
+        }
+        for node in &mut array.spec.nodes {
+            node.replicas.retain(|replica| !replica.volume.is_nil());
+        }
+        self.save(array, Phase::Stopped, Life::Mended, effects);
+    }
+
     pub(super) fn add_replica(
         &mut self,
         ticket: Ticket,
@@ -84,12 +112,12 @@ impl Owner {
             );
             return Err(Refusal::new(Errno::EBUSY, text));
         }
-        let gone = spec.replicas.remove(replica);
         if gone.state.is_in_sync() {
             spec.generation = spec.generation.next(fresh);
         }
-        let life = Life::Changing(ticket, at, Change::Dropping(former, gone.target));
-        self.save(array, Phase::Stopped, life, effects);
+        let (target, volume) = (spec.replicas[replica].target.clone(), Id::NIL);
+        spec.replicas[replica] = ReplicaSpec { target, volume, state: EMPTY };
+        self.save(array, Phase::Stopped, Life::Changing(ticket, at, Change::Dropping(former, replica)), effects);
         Ok(())
     }
 
@@ -157,20 +185,30 @@ impl Owner {
                 array.unchanged(ticket, Refusal::new(why.errno, text), effects);
             }
             (Change::Shrinking(why), Outcome::Saved(_)) => array.unchanged(ticket, why, effects),
-            (Change::Dropping(_, target), Outcome::Saved(Ok(()))) => {
-                let free = Work::Free(array.spec.id, vec![target.clone()]);
-                self.work(array, next(Change::Releasing(target)), free, effects);
+            (Change::Dropping(_, replica), Outcome::Saved(Ok(()))) => {
+                let free = Work::Free(array.spec.id, vec![array.spec.nodes[at].replicas[replica].target.clone()]);
+                self.work(array, next(Change::Releasing(replica)), free, effects);
             }
             (Change::Dropping(former, _), Outcome::Saved(Err(why))) => {
                 array.spec.nodes[at] = *former;
                 array.unchanged(ticket, why, effects);
             }
-            (Change::Releasing(target), Outcome::Each(results)) => {
-                array.life = Life::Stopped;
+            (Change::Releasing(replica), Outcome::Each(results)) => {
+                let gone = array.spec.nodes[at].replicas.remove(replica);
                 let failed = results.into_iter().next().and_then(Result::err);
-                let warning = failed.map(|why| plan::left(&target, &array.spec.name, &why));
-                let status = ArrayStatus { warnings: warning.into_iter().collect(), ..view::status(array) };
+                let warnings = failed.map(|why| plan::left(&gone.target, &array.spec.name, &why)).into_iter().collect();
+                self.save(array, Phase::Stopped, next(Change::Dropped(warnings)), effects);
+            }
+            (Change::Dropped(warnings), Outcome::Saved(Ok(()))) => {
+                array.life = Life::Stopped;
+                let status = ArrayStatus { warnings, ..view::status(array) };
                 effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(status)))));
+            }
+            (Change::Dropped(_), Outcome::Saved(Err(why))) => {
+                let text = format!(
+                    "{why}. The replica is gone, and the record here still has it: start dstd again when there is room"
+                );
+                array.unchanged(ticket, Refusal::new(why.errno, text), effects);
             }
             (change, outcome) => debug_assert!(false, "{change:?} does not expect {outcome:?}"),
         }

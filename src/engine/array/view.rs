@@ -16,7 +16,7 @@ pub(super) fn state(life: &Life) -> State {
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
         Life::Visiting(_) | Life::Dooming(..) | Life::Freeing(..) => State::Removing,
         Life::Failed(_) | Life::Reaping(_) => State::Failed,
-        Life::Stopped | Life::Adopting(..) | Life::Changing(..) => State::Stopped,
+        Life::Stopped | Life::Adopting(..) | Life::Changing(..) | Life::Mending | Life::Mended => State::Stopped,
         Life::Corrupt(_) => State::Corrupt,
     }
 }

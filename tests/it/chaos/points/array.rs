@@ -15,20 +15,23 @@ const NAME: &str = "points";
 /// What a new daemon needs at most to end what its predecessor had begun.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// The array's state, and whether its volumes have an owner.
-type Picture = (Option<String>, Vec<bool>);
+/// The array's state, where its replicas live, and whether the volumes have an owner.
+type Picture = (Option<String>, Vec<String>, Vec<bool>);
 
 struct Bed {
     farm: Farm,
     volumes: Vec<String>,
+    /// Of no array, but as a second replica.
+    spare: String,
 }
 
 impl Bed {
-    /// Two volumes with data that was written through an array.
+    /// Two volumes with data that was written through an array, and one to spare.
     fn new() -> Bed {
         let farm = Farm::new(2);
         let volumes = (0..2).map(|index| farm.volume(index, "v", "1M")).collect();
-        let bed = Bed { farm, volumes };
+        let spare = farm.volume(0, "spare", "1M");
+        let bed = Bed { farm, volumes, spare };
         bed.create();
         bed.start();
         run("qemu-io", &["-f", "raw", "-c", "write -P 0x5d 0 2M", "-c", "flush", &bed.uri()]);
@@ -44,6 +47,8 @@ impl Bed {
         match verb {
             "create" => format!("create {NAME} --alg striped --chunk 16K {}", self.volumes.join(" ")),
             "start" => format!("start {NAME} --queues 2 --frontend nbd:{}/{NAME}.nbd", self.farm.dir.display()),
+            "replica add" => format!("replica add {NAME} n-0 {}", self.spare),
+            "replica remove" => format!("replica remove {NAME} n-0 1"),
             verb => format!("{verb} {NAME}"),
         }
     }
@@ -56,10 +61,13 @@ impl Bed {
         self.farm.dst(&self.words("start"));
     }
 
-    fn state(&self) -> Option<String> {
+    fn array(&self) -> Option<Value> {
         let listed: Value = serde_json::from_str(&self.farm.dst("list --json")).unwrap();
-        let mut arrays = listed["arrays"].as_array().unwrap().iter();
-        arrays.find(|array| array["name"] == NAME).map(|array| array["state"].as_str().unwrap().to_owned())
+        listed["arrays"].as_array().unwrap().iter().find(|array| array["name"] == NAME).cloned()
+    }
+
+    fn state(&self) -> Option<String> {
+        self.array().map(|array| array["state"].as_str().unwrap().to_owned())
     }
 
     fn picture(&self) -> Picture {
@@ -67,7 +75,12 @@ impl Bed {
             let volume: Value = serde_json::from_str(&self.farm.dst(&format!("volume stat {target} --json"))).unwrap();
             !volume["array"].is_null()
         };
-        (self.state(), self.volumes.iter().map(owned).collect())
+        let array = self.array().unwrap_or_default();
+        let nodes = array["nodes"].as_array().into_iter().flatten();
+        let replicas = nodes.flat_map(|node| node["replicas"].as_array().into_iter().flatten());
+        let targets = replicas.map(|replica| replica["target"].as_str().unwrap().to_owned()).collect();
+        let state = array["state"].as_str().map(str::to_owned);
+        (state, targets, self.volumes.iter().chain([&self.spare]).map(owned).collect())
     }
 
     /// Waits until the array is as it is to be in one of two ways.
@@ -98,13 +111,16 @@ impl Bed {
         if self.state().is_none() {
             self.create();
         }
+        if self.picture().1.contains(&self.spare) {
+            self.farm.dst(&self.words("replica remove"));
+        }
         if self.state().as_deref() == Some("stopped") {
             self.start();
         }
         run("qemu-io", &["-f", "raw", "-c", "read -P 0x5d 0 2M", &self.uri()]);
         self.farm.dst(&self.words("stop"));
         self.farm.dst(&self.words("remove"));
-        assert_eq!(self.picture(), (None, vec![false; 2]));
+        assert_eq!(self.picture(), (None, vec![], vec![false; 3]));
     }
 }
 
@@ -162,6 +178,16 @@ fn the_daemon_dies_while_it_removes_an_array() {
     survives("remove", &["create"]);
 }
 
+#[test]
+fn the_daemon_dies_while_it_adds_a_replica() {
+    survives("replica add", &["create"]);
+}
+
+#[test]
+fn the_daemon_dies_while_it_removes_a_replica() {
+    survives("replica remove", &["create", "replica add"]);
+}
+
 /// A server that is slow at its disk has the dead daemon's request still in its hands when the next daemon takes it back.
 #[test]
 fn what_a_dead_daemon_still_has_at_a_slow_server_is_taken_back_too() {
@@ -180,7 +206,7 @@ fn what_a_dead_daemon_still_has_at_a_slow_server_is_taken_back_too() {
         assert!(!create.join().unwrap().status.success(), "the server was not slow");
     });
     bed.restart();
-    let nothing = (None, vec![false; 2]);
+    let nothing = (None, vec![], vec![false; 3]);
     bed.settled("create at a slow server", [&nothing, &nothing]);
     kill(Pid::from_raw(slow.id().cast_signed()), Signal::SIGINT).unwrap();
     slow.wait().unwrap();
