@@ -40,6 +40,7 @@ pub mod store {
     pub mod kept;
     pub mod pool;
     pub mod record;
+    pub mod region;
     pub mod session;
     pub mod state;
     pub mod volume;

@@ -39,6 +39,12 @@ pub const DIGEST_RANGE_BYTES_MAX: u32 = 16 << 20;
 pub const LABEL_BYTES_MAX: usize = 16 << 10;
 /// The grain of sync, of the region log and of verification, bytes: what is copied again after a crash for one write.
 pub const REGION_BYTES: u64 = 1 << 20;
+/// Regions of a volume that has a log: what its bits take in memory stays some MiB, its pages on the disk some more. 128 TiB.
+pub const REGIONS_MAX: u64 = 1 << 27;
+/// Runs of regions in one answer: each takes up to 40 bytes of a message.
+pub const REGION_RUNS_MAX: usize = 1024;
+/// Marks are cleaned once in so many flushes that allow it: a region that is written all the time is not marked all the time.
+pub const REGION_CLEAN_FLUSHES: u32 = 16;
 /// Largest body of a management message or HELLO, bytes.
 pub const MESSAGE_BYTES_MAX: u32 = 64 << 10;
 /// Data buffer of one tag in the ublk frontend, bytes.

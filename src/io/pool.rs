@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -96,6 +96,22 @@ impl DirPool {
             self.explain(&format!("the state file of volume '{name}' cannot be made"), content.len() as u64, &error)
         };
         self.store_state(name, &content).map_err(failed)
+    }
+
+    /// Makes the state file longer, before the volume grows.
+    pub fn grow_state(&self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let grown = || -> io::Result<()> {
+            let file = OpenOptions::new().write(true).open(self.state_path(name))?;
+            file.write_all_at(bytes, offset)?;
+            file.sync_all()
+        };
+        match grown() {
+            // It is made as long as it must be when the volume is attached.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            grown => grown.map_err(|error| {
+                self.explain(&format!("the state file of volume '{name}' cannot grow"), bytes.len() as u64, &error)
+            }),
+        }
     }
 
     /// Its space is taken by writing it, so no later write of it needs any.

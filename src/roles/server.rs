@@ -348,6 +348,7 @@ async fn answer(registry: &Arc<Registry>, header: &Header, body: &[u8]) -> Vec<u
         Op::VolumeAssign => reply(header, body, |ask| registry.assign(ask)).await,
         Op::VolumeFree => reply(header, body, |ask| registry.free(ask)).await,
         Op::LabelPut => reply(header, body, |ask| registry.put_label(ask)).await,
+        Op::Regions => reply(header, body, |ask| registry.regions(ask)).await,
         _ => explained(header, Errno::EOPNOTSUPP, "this is not a volume message".to_owned()),
     }
 }

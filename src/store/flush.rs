@@ -30,6 +30,10 @@ pub struct Flushes {
     clean: u64,
     /// What the sync in flight covers.
     running: Option<u64>,
+    /// Points given: one for each sync that was started, one for each flush that found nothing to do.
+    points: u64,
+    /// That of the sync in flight.
+    point: u64,
     failed: bool,
 }
 
@@ -37,7 +41,14 @@ impl Flushes {
     /// The account of a server that begins to serve; whether a sync has failed in a former life.
     pub fn new(failed: bool) -> Flushes {
         let failed = failed && !planted(Bug::FlushFailureForgotten);
-        Flushes { written: u64::from(!planted(Bug::ServerStartsClean)), clean: 0, running: None, failed }
+        Flushes {
+            written: u64::from(!planted(Bug::ServerStartsClean)),
+            clean: 0,
+            running: None,
+            points: 0,
+            point: 0,
+            failed,
+        }
     }
 
     /// Counts a write, discard or zero. To be called before it is acknowledged.
@@ -59,8 +70,25 @@ impl Flushes {
         let wanted = self.running.is_none() && !self.failed && needs.0 > self.clean;
         if wanted {
             self.running = Some(self.written);
+            self.point = self.tick();
         }
         wanted
+    }
+
+    /// A moment: what has ended before it has a smaller number, and is covered by what is told with it.
+    pub fn tick(&mut self) -> u64 {
+        self.points += 1;
+        self.points
+    }
+
+    /// How many such moments there were.
+    pub fn ticks(&self) -> u64 {
+        self.points
+    }
+
+    /// The moment at which the sync that has just ended was started.
+    pub fn synced(&self) -> u64 {
+        self.point
     }
 
     /// The sync in flight has ended.

@@ -3,8 +3,10 @@
 //! Every refusal says what, why, and what to do next.
 
 use crate::errno::Errno;
+use crate::limits;
 use crate::store::record::{Record, check_size, check_volume_name};
-use crate::units::{Id, format_size};
+use crate::store::region::Layout;
+use crate::units::{Id, SECTOR_BYTES, format_size};
 use crate::wire::volume::{Assign, Create, Member, Named, Resize};
 
 /// A refusal: for branching, and for people.
@@ -22,6 +24,13 @@ pub fn create(ask: &Create, id: Id) -> Result<Record, Refusal> {
 pub fn resize(ask: &Resize, record: &Record, connections: u32) -> Result<Record, Refusal> {
     let name = &ask.name;
     check_size(ask.size).map_err(|text| (Errno::EINVAL, text))?;
+    if layout(record.size).is_some() && layout(ask.size).is_none() {
+        let text = format!(
+            "volume '{name}' cannot grow to {}: it would be too large for its region log",
+            format_size(ask.size)
+        );
+        return Err((Errno::EFBIG, text));
+    }
     if ask.size < record.size {
         let from_to = format!("from {} to {}", format_size(record.size), format_size(ask.size));
         if connections > 0 {
@@ -44,6 +53,11 @@ pub fn resize(ask: &Resize, record: &Record, connections: u32) -> Result<Record,
         }
     }
     Ok(Record { size: ask.size, ..record.clone() })
+}
+
+/// The regions of a volume of this size; `None` when they are too many for a log.
+pub fn layout(bytes: u64) -> Option<Layout> {
+    Layout::new(bytes / SECTOR_BYTES, limits::REGION_BYTES / SECTOR_BYTES)
 }
 
 /// Whether the volume may be removed.
@@ -171,6 +185,10 @@ mod tests {
         assert_eq!(errno(resize(&ask(4096, true), &record(None), 1)), Errno::EBUSY);
         assert_eq!(resize(&ask(4096, true), &record(None), 0).unwrap().size, 4096);
         assert_eq!(errno(resize(&ask(1, true), &record(None), 0)), Errno::EINVAL);
+        let most = limits::REGIONS_MAX * limits::REGION_BYTES;
+        assert!(resize(&ask(most, false), &record(None), 0).is_ok());
+        assert_eq!(errno(resize(&ask(most + 4096, false), &record(None), 0)), Errno::EFBIG);
+        assert!(resize(&ask(most * 2, false), &Record { size: most + 4096, ..record(None) }, 0).is_ok());
     }
 
     #[test]

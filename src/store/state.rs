@@ -2,10 +2,12 @@
 //! order in which changes become durable.
 //!
 //! The state file lies beside the data and is as large as it ever gets from the start, so a full pool never stops a claim. It
-//! begins with two slots of `SLOT_BYTES`. A change is written into the older one, so a write that is torn leaves the state before
+//! begins with two slots of `SLOT_BYTES`; the pages of the region log follow (`store/region.rs`). A change is written into the older one, so a write that is torn leaves the state before
 //! it. A slot: magic, sequence, the volume's id, the fields, CRC32C over its head and the label, which starts at `LABEL_AT`.
 
 use crate::limits;
+use crate::store::region;
+use crate::store::region::{Layout, PageWrite};
 use crate::store::session::Claim;
 use crate::units::{Epoch, Id, SECTOR_BYTES};
 
@@ -120,10 +122,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// The content of a new volume's state file.
-pub fn fresh(volume: Id) -> Vec<u8> {
+pub fn fresh(volume: Id, layout: Option<Layout>) -> Vec<u8> {
     let mut bytes = State::default().encode(volume, 0);
     bytes.resize(SLOTS_BYTES, 0);
+    bytes.extend(region::fresh(0..layout.map_or(0, Layout::pages)));
     bytes
+}
+
+/// What the file of a volume that grows has more, and where; `None` when nothing.
+pub fn growth(from: Option<Layout>, to: Option<Layout>) -> Option<(u64, Vec<u8>)> {
+    let pages = from.map_or(0, Layout::pages)..to.map_or(0, Layout::pages);
+    let offset = SLOTS_BYTES as u64 + pages.start * region::PAGE_BYTES as u64;
+    (!pages.is_empty()).then(|| (offset, region::fresh(pages)))
 }
 
 /// What a state file says, `None` when neither slot can be used: a crash never leaves that.
@@ -132,13 +142,31 @@ pub fn load(bytes: &[u8], volume: Id) -> Option<(u64, State)> {
     slots.into_iter().flatten().filter_map(|slot| State::decode(slot, volume)).max_by_key(|(sequence, _)| *sequence)
 }
 
+/// Which part of the state file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A slot.
+    State,
+    /// A page of the region log.
+    Page(u64),
+}
+
 /// Bytes for the state file: durable there before the world says that they are saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
+    /// Which part; one write of each at a time.
+    pub part: Part,
     /// Where in the file, bytes; a whole number of sectors.
     pub offset: u64,
     /// Whole sectors.
     pub bytes: Vec<u8>,
+}
+
+impl From<PageWrite> for Write {
+    fn from(write: PageWrite) -> Write {
+        let offset = (SLOTS_BYTES + usize::try_from(write.page).unwrap_or(0) * region::PAGE_BYTES) as u64;
+        Write { part: Part::Page(write.page), offset, bytes: write.bytes.to_vec() }
+    }
 }
 
 /// The state as it is on the disk and as it is to be. One write at a time; what changes meanwhile shares the next.
@@ -187,7 +215,7 @@ impl Book {
         self.running = Some(self.wanted.clone());
         let sequence = self.sequence + 1;
         let offset = if sequence.is_multiple_of(2) { 0 } else { SLOT_BYTES as u64 };
-        Some(Write { offset, bytes: self.wanted.encode(self.volume, sequence) })
+        Some(Write { part: Part::State, offset, bytes: self.wanted.encode(self.volume, sequence) })
     }
 
     /// The write has ended: what became of the changes up to the one returned.
@@ -236,7 +264,7 @@ mod tests {
         assert_eq!(State::decode(&bytes[..LABEL_AT], VOLUME), None);
         assert_eq!(load(&[], VOLUME), None);
         assert_eq!(load(&[0; SLOTS_BYTES], VOLUME), None);
-        assert_eq!(load(&fresh(VOLUME), VOLUME), Some((0, State::default())));
+        assert_eq!(load(&fresh(VOLUME, None), VOLUME), Some((0, State::default())));
     }
 
     /// A file, and what a book writes into it.
@@ -248,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_torn_write_leaves_the_state_before_it() {
-        let mut file = fresh(VOLUME);
+        let mut file = fresh(VOLUME, None);
         let mut before = State::default();
         for round in 0..6u64 {
             let mut book = Book::new(VOLUME, load(&file, VOLUME).unwrap());

@@ -9,6 +9,7 @@
 
 mod admission;
 mod keep;
+mod log;
 mod request;
 
 use std::collections::VecDeque;
@@ -19,11 +20,12 @@ use crate::limits;
 use crate::store::flush::{Ask as Asked, Flushes, Point};
 use crate::store::kept::Kept;
 use crate::store::pool::Refusal;
+use crate::store::region::{Layout, Log};
 pub use crate::store::session::Conn;
 use crate::store::session::Sessions;
-use crate::store::state::{Book, State, Write};
+use crate::store::state::{Book, Part, State, Write};
 use crate::store::volume::admission::Knock;
-pub use crate::store::volume::keep::Ask;
+pub use crate::store::volume::keep::{Ask, Told};
 use crate::store::volume::keep::{Failing, Then};
 use crate::store::volume::request::Parked;
 use crate::units::{Epoch, Extent, Id};
@@ -91,8 +93,10 @@ pub enum Event<'a> {
         /// Which.
         conn: Conn,
     },
-    /// The write of the state file has ended.
+    /// A write of the state file has ended.
     Saved {
+        /// Of which part.
+        part: Part,
         /// How; after a success it is durable.
         result: Result<(), Errno>,
     },
@@ -109,6 +113,8 @@ pub enum Event<'a> {
     Resized {
         /// The new one.
         sectors: u64,
+        /// Its regions; the state file has room for them.
+        layout: Option<Layout>,
     },
 }
 
@@ -157,7 +163,7 @@ pub struct Work {
 pub enum Effect {
     /// Work for the disk.
     Disk(Work),
-    /// Bytes for the state file; one write at a time.
+    /// Bytes for the state file; one write of each part at a time.
     Save(Write),
     /// What was written is durable, or cannot be made so.
     Stopped,
@@ -166,7 +172,7 @@ pub enum Effect {
         /// The world's number for it.
         number: u64,
         /// What was done, or why not.
-        result: Result<(), Refusal>,
+        result: Result<Told, Refusal>,
     },
     /// An answer. After it is sent the slot is free again. The answer to a read or a
     /// digest carries what the disk has made of it when it succeeded.
@@ -207,7 +213,7 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug)]
 enum Running {
     Sync,
-    Data { conn: Conn, slot: Slot, op: DiskOp, header: Header, channel: u16, session: Id },
+    Data { conn: Conn, slot: Slot, op: DiskOp, header: Header, channel: u16, session: Id, logged: bool },
 }
 
 /// An answer that waits for a sync.
@@ -241,6 +247,8 @@ pub struct Volume {
     lost: bool,
     /// Changes that wait until something is written down.
     parked: Vec<Parked>,
+    /// `None`: it has too many regions.
+    log: Option<Log>,
     /// The server stops when this is durable.
     stopping: Option<Point>,
     effects: VecDeque<Effect>,
@@ -248,13 +256,14 @@ pub struct Volume {
 
 impl Volume {
     /// A volume of `sectors` sectors that nobody is attached to, with what its former server has left in its state file.
-    pub fn new(config: Config, sectors: u64, book: Book) -> Volume {
+    pub fn new(config: Config, sectors: u64, book: Book, log: Option<Log>) -> Volume {
         let kept = book.durable();
         let lost = kept.dirty && kept.boot != config.boot && !planted(Bug::LossNotCounted);
         Volume {
             config,
             lost,
             parked: Vec::new(),
+            log,
             stopping: None,
             sectors,
             sessions: Sessions::new(book.durable().claim),
@@ -279,10 +288,11 @@ impl Volume {
             Event::Request { conn, slot, header, intact } => self.request(conn, slot, header, intact),
             Event::DiskDone { job, result } => self.disk_done(job, result),
             Event::Gone { conn } => self.gone(conn),
-            Event::Saved { result } => self.saved(result),
+            Event::Saved { part: Part::State, result } => self.saved(result),
+            Event::Saved { part: Part::Page(_), result } => self.page_saved(result),
             Event::Ask { number, ask } => self.ask(number, ask),
             Event::Stop => self.stop(),
-            Event::Resized { sectors } => self.sectors = sectors,
+            Event::Resized { sectors, layout } => self.resize(sectors, layout),
         }
     }
 
@@ -302,7 +312,11 @@ impl Volume {
         self.free.push(job.0);
         match running {
             Running::Sync => self.synced(result),
-            Running::Data { conn, slot, op, header, channel, session } => {
+            Running::Data { conn, slot, op, header, channel, session, logged } => {
+                if logged {
+                    let landed = (self.flushes.ticks(), result.is_err());
+                    self.end_touch(&header, Some(landed));
+                }
                 // A failed write may have left something behind, so it counts too. A durable one needs no flush.
                 if op.changes() && (op != DiskOp::Write { durable: true } || result.is_err()) {
                     self.flushes.wrote();
@@ -331,7 +345,10 @@ impl Volume {
 
     fn flush(&mut self, conn: Conn, slot: Slot, header: &Header) {
         match self.flushes.ask() {
-            Asked::Clean => self.reply(conn, slot, header, Ok(())),
+            Asked::Clean => {
+                let moment = self.flushes.tick();
+                self.flushed(conn, slot, header, moment);
+            }
             Asked::Failed => self.fail_flush(conn, slot, *header, Errno::EIO),
             Asked::Wait(needs) => {
                 self.waiters.push(Waiter { conn, slot, header: *header, needs });
@@ -366,7 +383,8 @@ impl Volume {
             match result {
                 Ok(()) if !self.flushes.covers(needs) => self.waiters.push(waiter),
                 Err(errno) if self.flushes.is_failed() => self.fail_flush(conn, slot, header, errno),
-                other => self.reply(conn, slot, &header, other),
+                Ok(()) => self.flushed(conn, slot, &header, self.flushes.synced()),
+                Err(errno) => self.reply(conn, slot, &header, Err(errno)),
             }
         }
         if let Some(needs) = self.stopping
@@ -414,7 +432,7 @@ impl Volume {
         self.waiters.retain(|waiter| waiter.conn != conn);
         self.failing.retain(|failing| failing.conn != conn);
         self.knocks.retain(|knock| knock.conn != conn);
-        self.parked.retain(|parked| parked.conn != conn);
+        self.drop_parked(conn);
     }
 
     fn reply(&mut self, conn: Conn, slot: Slot, header: &Header, result: Result<(), Errno>) {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use dst::errno::Errno;
 use dst::store::budget::Budget;
-use dst::store::state::{Book, State};
+use dst::store::region::{self, Layout, Log};
+use dst::store::state::{Book, Part, State};
 use dst::store::volume::{Config, Conn, Effect, Event, Job, Slot, Volume};
 use dst::units::{Epoch, Id};
 use dst::wire::frame::{HEADER_BYTES, Header};
@@ -35,7 +36,7 @@ struct World {
     sectors: u64,
     peers: BTreeMap<Conn, Peer>,
     jobs: Vec<Job>,
-    saving: bool,
+    saving: Vec<Part>,
     next: u64,
 }
 
@@ -44,9 +45,11 @@ pub fn run(script: &[u8]) {
     let id = |byte| Id([byte; 16]);
     let sparse = script.len().is_multiple_of(2);
     let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), boot: id(7), sparse };
-    let volume = Volume::new(config, SECTORS, Book::new(id(9), (0, State::default())));
+    let layout = Layout { region_sectors: 64, regions: (SECTORS + 256 * 8).div_ceil(64) };
+    let log = Some(Log::load(&region::fresh(0..layout.pages()), layout));
+    let volume = Volume::new(config, SECTORS, Book::new(id(9), (0, State::default())), log);
     let mut world =
-        World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), saving: false, next: 0 };
+        World { volume, sectors: SECTORS, peers: BTreeMap::new(), jobs: Vec::new(), saving: Vec::new(), next: 0 };
     let mut script = script;
     while let Some((&[what, which, how], rest)) = script.split_first_chunk::<3>() {
         script = rest;
@@ -63,11 +66,12 @@ pub fn run(script: &[u8]) {
             _ => {
                 world.sectors = SECTORS + u64::from(which) * 8;
                 let sectors = world.sectors;
-                world.tell(Event::Resized { sectors });
+                let layout = Layout::new(SECTORS + 256 * 8, 64);
+                world.tell(Event::Resized { sectors, layout });
             }
         }
     }
-    while !world.jobs.is_empty() || world.saving {
+    while !world.jobs.is_empty() || !world.saving.is_empty() {
         world.save(0);
         world.disk(0, 0);
     }
@@ -128,9 +132,9 @@ impl World {
     }
 
     fn save(&mut self, how: u8) {
-        if std::mem::take(&mut self.saving) {
+        if let Some(part) = self.saving.pop() {
             let result = if how == 1 { Err(Errno::EIO) } else { Ok(()) };
-            self.tell(Event::Saved { result });
+            self.tell(Event::Saved { part, result });
         }
     }
 
@@ -159,9 +163,9 @@ impl World {
                 self.jobs.push(work.job);
             }
             Effect::Save(write) => {
-                assert!(!self.saving, "two writes of the state");
+                assert!(!self.saving.contains(&write.part), "two writes of one part");
                 assert!(write.bytes.len().is_multiple_of(512));
-                self.saving = true;
+                self.saving.push(write.part);
             }
             Effect::Stopped => panic!("nobody stops it"),
             Effect::Answer { .. } => panic!("nobody has asked"),

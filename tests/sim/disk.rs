@@ -7,6 +7,7 @@
 
 use dst::errno::Errno;
 use dst::store::volume::{DiskOp, Work};
+use dst::units::Extent;
 
 use crate::rng::Rng;
 
@@ -82,6 +83,17 @@ impl Disk {
     /// Whether a server of another life than `life` has something in flight.
     pub(crate) fn is_haunted(&self, life: u32) -> bool {
         self.inflight.iter().flatten().any(|io| io.life != life)
+    }
+
+    /// Whether everything written in the extent is durable, and nothing of it is in flight.
+    pub(crate) fn is_settled(&self, extent: Extent) -> bool {
+        let inside = |sector: usize| extent.overlaps(Extent::new(sector as u64, 1));
+        let flying = |io: &Io| io.work.op.changes() && io.work.extent.overlaps(extent);
+        !self.inflight.iter().flatten().any(flying)
+            && !self
+                .log
+                .iter()
+                .any(|volatile| inside(volatile.sector) && volatile.order > self.stable_order[volatile.sector])
     }
 
     /// Whether nothing is in flight.

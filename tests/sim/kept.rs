@@ -5,6 +5,7 @@
 //! welcome before, or as old and another's; once a flush was answered with an error, none of that volume succeeds.
 
 use dst::errno::Errno;
+use dst::store::region::{Layout, Log};
 use dst::store::state::{self, Book, State, Write};
 use dst::store::volume::Event as Told;
 use dst::units::{Epoch, Extent, Id};
@@ -16,12 +17,16 @@ use crate::net::{Body, Pipe};
 use crate::server::{Accepted, id_of};
 use crate::world::{Conn, Event, MILLI, Phase, World};
 
+/// Small, so that a volume has some.
+const REGION_SECTORS: u64 = 8;
+
 /// A volume's state file, and what the world knows of the promises made with it.
 pub(crate) struct Kept {
     volume: Id,
     bytes: Vec<u8>,
-    /// The write on its way, and its number: events of those before it mean nothing.
-    writing: Option<Write>,
+    layout: Option<Layout>,
+    /// The writes on their way, and their numbers.
+    writing: Vec<(u64, Write)>,
     serial: u64,
     /// The latest claim that was welcome.
     welcome: Option<(Epoch, Id)>,
@@ -36,19 +41,23 @@ pub(crate) struct Kept {
     pub(crate) changed: bool,
     /// The least and the most losses that the next HELLO may be told.
     losses: (u64, u64),
+    /// The latest point of a flush. A volume that is alone has all its targets flushed when it is.
+    pub(crate) point: u64,
     /// The next sync fails: the error of the last one was seen by a process that died before it could write that down. (The
     /// kernel would forget it; a few microseconds that `docs/CONTRACT.md` owns up to.)
     pub(crate) doomed: bool,
 }
 
 impl Kept {
-    pub(crate) fn new(node: usize) -> Kept {
+    pub(crate) fn new(node: usize, sectors: u64) -> Kept {
         let volume = id_of(node);
-        let bytes = state::fresh(volume);
-        let (writing, welcome) = (None, None);
+        let layout = Layout::new(sectors, REGION_SECTORS);
+        let bytes = state::fresh(volume, layout);
+        let (writing, welcome) = (Vec::new(), None);
         Kept {
             volume,
             bytes,
+            layout,
             writing,
             serial: 0,
             welcome,
@@ -58,6 +67,7 @@ impl Kept {
             asked: false,
             changed: false,
             losses: (0, 0),
+            point: 0,
             doomed: false,
         }
     }
@@ -66,9 +76,13 @@ impl Kept {
         state::load(&self.bytes, self.volume)
     }
 
-    /// The first `sectors` sectors of the write on its way land, and nothing more.
-    fn land(&mut self, sectors: usize) {
-        let Some(write) = self.writing.take() else { return };
+    /// The log as a crash now would leave it.
+    fn log(&self) -> Option<Log> {
+        Some(Log::load(&self.bytes[state::SLOTS_BYTES..], self.layout?))
+    }
+
+    /// The first `sectors` sectors of a write land, and nothing more.
+    fn land(&mut self, write: &Write, sectors: usize) {
         let at = usize::try_from(write.offset).unwrap_or(usize::MAX);
         let bytes = write.bytes.len().min(sectors * 512);
         self.bytes[at..at + bytes].copy_from_slice(&write.bytes[..bytes]);
@@ -94,7 +108,7 @@ impl Kept {
     }
 
     pub(crate) fn is_saving(&self) -> bool {
-        self.writing.is_some()
+        !self.writing.is_empty()
     }
 
     /// A sync of the disk has ended.
@@ -105,27 +119,28 @@ impl Kept {
 
 impl World {
     /// What a server that begins to serve finds.
-    pub(crate) fn found_state(&mut self, node: usize) -> Book {
+    pub(crate) fn found_state(&mut self, node: usize) -> (Book, Option<Log>) {
         let kept = &mut self.nodes[node].kept;
         let volume = kept.volume;
-        let found = kept.found();
+        let (found, log) = (kept.found(), kept.log());
         kept.doomed = kept.sync_failed && found.as_ref().is_none_or(|(_, state)| !state.flush_failed);
         if found.is_none() {
             self.fail("4.1", format!("neither slot of the state of v{node} can be used"));
         }
-        Book::new(volume, found.unwrap_or_default())
+        (Book::new(volume, found.unwrap_or_default()), log)
     }
 
     /// The rules want their state saved.
     pub(crate) fn save(&mut self, node: usize, write: Write) {
         let takes = self.disk_time(node);
         let kept = &mut self.nodes[node].kept;
-        if kept.writing.replace(write).is_some() {
-            self.fail("4.1", format!("two writes of the state of v{node} at a time"));
+        if kept.writing.iter().any(|(_, other)| other.part == write.part) {
+            self.fail("4.1", format!("two writes of {:?} of v{node} at a time", write.part));
         }
         let kept = &mut self.nodes[node].kept;
         kept.serial += 1;
         let serial = kept.serial;
+        kept.writing.push((serial, write));
         self.queue.push(self.now + takes, Event::Saved { node, serial });
         if self.plan.zombies && self.phase == Phase::Work && self.rng.one_in(8) {
             let server = self.nodes[node].server;
@@ -137,30 +152,56 @@ impl World {
 
     pub(crate) fn saved(&mut self, node: usize, serial: u64) {
         let (kept, server) = (&self.nodes[node].kept, self.nodes[node].server);
-        if kept.serial != serial || kept.writing.is_none() {
-            return;
-        }
+        let Some(at) = kept.writing.iter().position(|(number, _)| *number == serial) else { return };
         if self.nodes[node].stalled > 0 || self.servers[server].paused > 0 {
             self.queue.push(self.now + MILLI, Event::Saved { node, serial });
             return;
         }
-        self.nodes[node].kept.land(usize::MAX / 512);
+        let (_, write) = self.nodes[node].kept.writing.remove(at);
+        self.check_cleaned(node, &write);
+        self.nodes[node].kept.land(&write, usize::MAX / 512);
         self.trace.note(self.now, 150, node as u64);
-        self.trace.say(self.now, || format!("  state v{node} is saved"));
-        self.tell_rules(node, Told::Saved { result: Ok(()) });
+        self.trace.say(self.now, || format!("  state v{node}: {:?} is saved", write.part));
+        self.tell_rules(node, Told::Saved { part: write.part, result: Ok(()) });
     }
 
     /// The server dies; with `power` its machine.
     pub(crate) fn state_cut(&mut self, node: usize, power: bool) {
-        let whole = self.nodes[node].kept.writing.as_ref().map_or(0, |write| write.bytes.len() / 512);
-        let landed = match power {
-            true => usize::try_from(self.rng.below(whole as u64 + 1)).unwrap_or(0),
-            false => whole * usize::from(self.rng.percent(50)),
-        };
-        let kept = &mut self.nodes[node].kept;
-        kept.land(landed);
+        for (_, write) in std::mem::take(&mut self.nodes[node].kept.writing) {
+            let whole = write.bytes.len() / 512;
+            let landed = match power {
+                true => usize::try_from(self.rng.below(whole as u64 + 1)).unwrap_or(0),
+                false => whole * usize::from(self.rng.percent(50)),
+            };
+            self.nodes[node].kept.land(&write, landed);
+        }
         if power {
-            kept.reboot();
+            self.nodes[node].kept.reboot();
+        }
+    }
+
+    /// What reaches the disk of a session with a log is marked.
+    pub(crate) fn check_marked(&mut self, node: usize, extent: Extent) {
+        let marked = self.nodes[node].kept.log().is_some_and(|log| log.is_durable(extent));
+        if self.plan.logged && !marked {
+            self.fail("7.1", format!("{extent:?} of v{node} is changed and not marked"));
+        }
+    }
+
+    /// What loses its mark is on the disk, and nothing of it is under way.
+    fn check_cleaned(&mut self, node: usize, write: &Write) {
+        let kept = &mut self.nodes[node].kept;
+        let Some(before) = kept.log() else { return };
+        let former = kept.bytes.clone();
+        kept.land(write, usize::MAX / 512);
+        let Some(after) = kept.log() else { return };
+        kept.bytes = former;
+        let regions = kept.layout.map_or(0, |layout| layout.regions);
+        for region in 0..regions {
+            let extent = Extent::new(region * REGION_SECTORS, REGION_SECTORS);
+            if before.is_durable(extent) && !after.is_durable(extent) && !self.nodes[node].is_settled(extent) {
+                self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
+            }
         }
     }
 
@@ -183,10 +224,11 @@ impl World {
     }
 
     /// A flush is answered.
-    pub(crate) fn check_flush(&mut self, node: usize, result: Result<(), Errno>) {
+    pub(crate) fn check_flush(&mut self, node: usize, result: Result<(), Errno>, point: u64) {
         let kept = &mut self.nodes[node].kept;
         match result {
             Ok(()) if kept.told_failed => self.fail("2.2", format!("a flush of v{node} succeeds after one has failed")),
+            Ok(()) => kept.point = point,
             Err(Errno::EIO) => kept.told_failed = true,
             _ => {}
         }

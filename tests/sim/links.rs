@@ -106,7 +106,7 @@ impl World {
         self.link_mut(conn).state = State::Greeting;
         let hello = Hello {
             versions: (1, 1),
-            features: features::DATA_CRC,
+            features: if self.plan.logged { features::OURS } else { features::DATA_CRC },
             array: ARRAY,
             session: session(self.daemon.life),
             host: Id([0x77; 16]),

@@ -101,6 +101,8 @@ pub(crate) struct Plan {
     pub(crate) rates: Rates,
     /// Servers die while they write down whose a volume is, and former owners come back.
     pub(crate) zombies: bool,
+    /// Sessions ask for a region log.
+    pub(crate) logged: bool,
     /// The disks may lose power.
     pub(crate) mortal: bool,
     pub(crate) requests: u64,
@@ -152,6 +154,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         faults: Vec::new(),
         rates: Rates::default(),
         zombies: false,
+        logged: rng.percent(50),
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),

@@ -71,10 +71,17 @@ impl Node {
 
     pub(crate) fn new(node: usize, server: usize, sectors: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
-        let kept = Kept::new(node);
+        let kept = Kept::new(node, sectors);
         let (rules, held, finished) = (None, Vec::new(), Vec::new());
         let (slow, stalled, told_stop, stopped) = (0, 0, false, false);
         Node { server, sectors, rules, disk, kept, slow, stalled, held, finished, told_stop, stopped }
+    }
+}
+
+impl Node {
+    /// Whether nothing of the extent could be lost or change by itself.
+    pub(crate) fn is_settled(&self, extent: Extent) -> bool {
+        self.disk.is_settled(extent)
     }
 }
 
@@ -143,8 +150,8 @@ impl World {
                 boot: self.nodes[node].kept.boot_id(),
                 sparse: self.plan.sparse,
             };
-            let book = self.found_state(node);
-            self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors, book));
+            let (book, log) = self.found_state(node);
+            self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors, book, log));
             self.haunt(node);
             if life > 0 {
                 self.node_trouble(node, false);
@@ -369,6 +376,10 @@ impl World {
         if self.servers[self.nodes[node].server].stopping && header.op.is_io() {
             return self.reply(conn, slot, &header.reply(Err(Errno::ESHUTDOWN)));
         }
+        let header = match header.op {
+            Op::Flush if self.plan.logged => header.with_point(self.nodes[node].kept.point),
+            _ => header,
+        };
         self.nodes[node].kept.asked |= changes(header.op);
         if let Some(rules) = &mut self.nodes[node].rules {
             rules.handle(Told::Request { conn: ConnId(conn as u64), slot, header: &header, intact });
@@ -455,7 +466,7 @@ impl World {
             return;
         }
         if header.op == Op::Flush {
-            self.check_flush(self.conns[conn].node, header.result());
+            self.check_flush(self.conns[conn].node, header.result(), header.point());
         }
         let node = self.conns[conn].node;
         self.nodes[node].kept.changed |= changes(header.op) && header.status == 0;
@@ -541,6 +552,7 @@ impl World {
             std::mem::swap(accepted.slot(slot), &mut values);
         }
         if work.op.changes() {
+            self.check_marked(node, work.extent);
             self.check_place(node, &work, &values);
         }
         let doomed = work.op == DiskOp::Sync && self.nodes[node].kept.doomed;

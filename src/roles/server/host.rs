@@ -18,9 +18,10 @@ use crate::io::disk::Disk;
 use crate::limits;
 use crate::roles::server::connection::Connection;
 use crate::roles::server::fail_stop::FailStop;
+use crate::store::pool;
 use crate::store::pool::Refusal;
-use crate::store::state::{State, Write};
-use crate::store::volume::{Ask, Conn, DiskOp, Effect, Event, Job, Slot, Volume, Work};
+use crate::store::state::{Part, State, Write};
+use crate::store::volume::{Ask, Conn, DiskOp, Effect, Event, Job, Slot, Told, Volume, Work};
 use crate::units::SECTOR_BYTES;
 use crate::wire::digest::Hasher;
 
@@ -28,7 +29,7 @@ use crate::wire::digest::Hasher;
 pub(crate) type Shown = Arc<Mutex<Option<State>>>;
 
 /// Who waits for the answer to an [`Ask`].
-pub(crate) type Asker = tokio::sync::oneshot::Sender<Result<(), Refusal>>;
+pub(crate) type Asker = tokio::sync::oneshot::Sender<Result<Told, Refusal>>;
 
 /// A volume and everyone attached to it.
 pub(crate) struct Host<D> {
@@ -238,8 +239,10 @@ impl<D: Disk> Host<D> {
             warn!(volume = self.name, ?errno, "the state file cannot be written");
         }
         self.saving.set(self.saving.get() - 1);
-        self.rules.borrow_mut().handle(Event::Saved { result });
-        self.show();
+        self.rules.borrow_mut().handle(Event::Saved { part: write.part, result });
+        if write.part == Part::State {
+            self.show();
+        }
         self.obey();
     }
 
@@ -350,6 +353,6 @@ impl<D: Disk> Host<D> {
 
     /// The size in sectors that a peer may use.
     pub(crate) fn resized(self: &Rc<Host<D>>, bytes: u64) {
-        self.handle(Event::Resized { sectors: bytes / SECTOR_BYTES });
+        self.handle(Event::Resized { sectors: bytes / SECTOR_BYTES, layout: pool::layout(bytes) });
     }
 }

@@ -20,12 +20,13 @@ use crate::roles::server::fail_stop::FailStop;
 use crate::roles::server::host::{Asker, Host, Shown};
 use crate::roles::server::rude::Rude;
 use crate::store::record::Record;
+use crate::store::region::Log;
 use crate::store::state::Book;
 use crate::store::volume::{Ask, Config, Conn, Event, Volume};
 use crate::units::Id;
 use crate::wire::frame::Header;
 use crate::wire::session::Hello;
-use crate::wire::volume::LabelPut;
+use crate::wire::volume::{LabelPut, Regions};
 
 /// A HELLO that found its volume.
 pub(crate) struct Arrival {
@@ -49,6 +50,7 @@ pub(crate) struct Opened {
     pub(crate) state: DataFile,
     /// What the state file says.
     pub(crate) book: Book,
+    pub(crate) log: Option<Log>,
     pub(crate) shown: Shown,
 }
 
@@ -56,6 +58,7 @@ pub(crate) struct Opened {
 pub(crate) enum Question {
     Free,
     Label(LabelPut),
+    Regions(Regions),
 }
 
 /// What an owner thread is told.
@@ -93,6 +96,7 @@ pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>,
                         let ask = match &question {
                             Question::Free => Ask::Free,
                             Question::Label(put) => Ask::Label(put),
+                            Question::Regions(ask) => Ask::Regions(ask),
                         };
                         host.ask(ask, asker);
                     }
@@ -139,7 +143,7 @@ impl Owner {
     }
 
     fn open(&mut self, files: Opened) {
-        let Opened { name, record, data, state, book, shown } = files;
+        let Opened { name, record, data, state, book, log, shown } = files;
         info!(volume = name, direct = data.is_direct(), "opened");
         if book.durable().flush_failed {
             warn!(
@@ -149,7 +153,7 @@ impl Owner {
         }
         let (instance, boot) = (self.instance, self.boot);
         let config = Config { name: name.clone(), id: record.id, instance, boot, sparse: record.sparse };
-        let rules = Volume::new(config, record.sectors(), book);
+        let rules = Volume::new(config, record.sectors(), book, log);
         let disks = (UringDisk::new(data), UringDisk::new(state));
         self.hosts.insert(record.id, Host::new(name, rules, disks, shown, Rc::clone(&self.pool)));
     }

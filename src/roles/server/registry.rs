@@ -25,14 +25,16 @@ use crate::roles::server::rude::Rude;
 use crate::store::pool as rules;
 use crate::store::pool::Refusal;
 use crate::store::record::Record;
+use crate::store::region::{Layout, Log};
 use crate::store::session::Claim;
 use crate::store::state;
 use crate::store::state::{Book, State};
+use crate::store::volume::Told;
 use crate::units::{Id, check_name};
 use crate::wire::frame::Header;
 use crate::wire::session::Hello;
 use crate::wire::volume as wire;
-use crate::wire::volume::{Assign, Create, LabelPut, List, Named, Page, Resize, Volume};
+use crate::wire::volume::{Assign, Create, LabelPut, List, Named, Page, RegionPage, Regions, Resize, Volume};
 
 /// How often a volume's file is asked whether its dead predecessor's I/O has ended.
 const PREDECESSOR_POLL: Duration = Duration::from_millis(10);
@@ -206,7 +208,9 @@ impl Registry {
             entries.insert(ask.name.clone(), Arc::clone(&entry));
         }
         let (name, new) = (ask.name.clone(), record.clone());
-        if let Err(refusal) = self.blocking(move |pool| pool.create(&name, &new, &state::fresh(new.id))).await {
+        if let Err(refusal) =
+            self.blocking(move |pool| pool.create(&name, &new, &state::fresh(new.id, rules::layout(new.size)))).await
+        {
             locked(&self.entries).remove(&ask.name);
             return Err(refusal);
         }
@@ -272,7 +276,14 @@ impl Registry {
             self.open_entry(&entry, &mut gate, &from).await?;
         }
         let (name, old, new) = (entry.name.clone(), from, to.clone());
-        self.blocking(move |pool| pool.resize(&name, &old, &new)).await?;
+        let growth = state::growth(rules::layout(old.size), rules::layout(new.size));
+        self.blocking(move |pool| {
+            if let Some((offset, pages)) = growth {
+                pool.grow_state(&name, offset, &pages)?;
+            }
+            pool.resize(&name, &old, &new)
+        })
+        .await?;
         entry.set(Known::Volume(to.clone()));
         self.tell(to.id, Mail::Resized { volume: to.id, bytes: to.size }).await?;
         info!(volume = ask.name, size = to.size, "resized");
@@ -342,8 +353,20 @@ impl Registry {
         self.blocking(move |_| Ok(registry.describe(&described, record))).await
     }
 
+    /// Tells which regions are marked.
+    pub(crate) async fn regions(self: &Arc<Registry>, ask: Regions) -> Result<RegionPage, Refusal> {
+        let entry = self.entry(&ask.name)?;
+        let mut gate = entry.gate.lock().await;
+        let record = entry.record()?;
+        self.open_entry(&entry, &mut gate, &record).await?;
+        match self.ask(record.id, Question::Regions(ask)).await? {
+            Told::Regions(page) => Ok(page),
+            Told::Done => Err(stopping()),
+        }
+    }
+
     /// Asks a volume's owner thread, which has its files.
-    async fn ask(&self, volume: Id, question: Question) -> Result<(), Refusal> {
+    async fn ask(&self, volume: Id, question: Question) -> Result<Told, Refusal> {
         let (asker, answer) = oneshot::channel();
         self.tell(volume, Mail::Ask { volume, question, asker }).await?;
         answer.await.unwrap_or_else(|_| Err(stopping()))
@@ -400,27 +423,29 @@ impl Registry {
     /// Opens a volume's files; waits until a dead predecessor's I/O on them has ended.
     async fn open_files(self: &Arc<Registry>, entry: &Arc<Entry>, record: &Record) -> Result<Opened, Refusal> {
         let name = &entry.name;
-        let (volume, id) = (name.clone(), record.id);
-        self.blocking(move |pool| pool.ensure_state(&volume, || state::fresh(id))).await?;
+        let (volume, id, layout) = (name.clone(), record.id, rules::layout(record.size));
+        self.blocking(move |pool| pool.ensure_state(&volume, || state::fresh(id, layout))).await?;
         let data = self.open_file(name, DirPool::data_path).await?;
         let state = self.open_file(name, DirPool::state_path).await?;
         let (volume, registry) = (name.clone(), Arc::clone(self));
-        let found = self.blocking(move |_| registry.load_state(&volume, id)).await?;
+        let (book, log) = self.blocking(move |_| registry.load_state(&volume, id, layout)).await?;
         let (name, record, shown) = (name.clone(), record.clone(), Arc::clone(&entry.shown));
-        Ok(Opened { name, record, data, state, book: Book::new(id, found), shown })
+        Ok(Opened { name, record, data, state, book, log, shown })
     }
 
-    fn load_state(&self, name: &str, id: Id) -> Result<(u64, State), Refusal> {
+    fn load_state(&self, name: &str, id: Id, layout: Option<Layout>) -> Result<(Book, Option<Log>), Refusal> {
         let path = self.pool.state_path(name);
         let bytes = self.pool.read_state(name).map_err(|error| unreadable(name, &error))?;
-        state::load(&bytes, id).ok_or_else(|| {
+        let found = state::load(&bytes, id).ok_or_else(|| {
             let text = format!(
                 "the state of volume '{name}' is damaged: neither half of '{}' can be used. It says who has the volume and whether a flush \
                  has failed. If the array is stopped and the data is known to be good, move the file away: the volume then starts without",
                 path.display()
             );
             (Errno::EIO, text)
-        })
+        })?;
+        let pages = bytes.get(state::SLOTS_BYTES..).unwrap_or_default();
+        Ok((Book::new(id, found), layout.map(|layout| Log::load(pages, layout))))
     }
 
     async fn open_file(

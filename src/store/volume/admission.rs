@@ -12,7 +12,7 @@ use crate::store::state::State;
 use crate::store::volume::keep::Then;
 use crate::store::volume::{BYTES_MAX, Effect, REQUESTS_MAX, Volume};
 use crate::units::Epoch;
-use crate::wire::session::{Hello, Welcome, features};
+use crate::wire::session::{Hello, Welcome};
 use crate::wire::volume::Member;
 
 /// A HELLO that is not decided.
@@ -38,7 +38,7 @@ impl Volume {
             claim: Claim { array: hello.array, epoch, session: hello.session, host: hello.host },
             channel: hello.channel,
             version,
-            features: hello.features & features::DATA_CRC,
+            features: hello.features & self.served(),
             array: member.name.clone(),
         });
         self.decide();
@@ -144,6 +144,9 @@ impl Volume {
         match result {
             Ok(()) => {
                 self.kept.clear();
+                if let Some(log) = &mut self.log {
+                    log.claimed(self.flushes.ticks());
+                }
                 let mut gone = Vec::new();
                 self.sessions.take(Some(claim), |conn, why| gone.push((conn, why)));
                 let array = self.knocks.front().map(|knock| knock.array.clone()).unwrap_or_default();

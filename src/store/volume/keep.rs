@@ -10,7 +10,7 @@ use crate::store::session::{Claim, Conn};
 use crate::store::state::State;
 use crate::store::volume::{Effect, Slot, Volume};
 use crate::wire::frame::Header;
-use crate::wire::volume::LabelPut;
+use crate::wire::volume::{LabelPut, RegionPage, Regions};
 
 /// What somebody asks about the volume as a whole.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,17 @@ pub enum Ask<'a> {
     Free,
     /// Stores a label.
     Label(&'a LabelPut),
+    /// Tells the marked regions.
+    Regions(&'a Regions),
+}
+
+/// What an [`Ask`] is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is done, durably.
+    Done,
+    /// Part of the marked regions.
+    Regions(RegionPage),
 }
 
 /// Who waits for a write of the state.
@@ -72,7 +83,7 @@ impl Volume {
                 Then::Claim(claim) => self.claimed(claim, result),
                 Then::Failed => self.tell_failed(),
                 Then::Lost => self.counted(result),
-                Then::Dirty => self.unpark(result),
+                Then::Dirty => self.unpark(false, result.is_err()),
                 Then::Stopped => self.effects.push_back(Effect::Stopped),
                 Then::Free(number) => self.answer_ask(number, result),
                 Then::Label(number) => {
@@ -117,19 +128,16 @@ impl Volume {
                 Ok(()) => self.keep(|state| state.label = Some(put.label.clone()), Then::Label(number)),
                 Err(refusal) => self.effects.push_back(Effect::Answer { number, result: Err(refusal) }),
             },
+            Ask::Regions(ask) => {
+                let result = self.regions(ask).map(Told::Regions);
+                self.effects.push_back(Effect::Answer { number, result });
+            }
         }
     }
 
     fn check_label(&self, put: &LabelPut) -> Result<(), Refusal> {
         let name = &self.config.name;
-        let asks = (put.array, put.epoch, put.owner);
-        if self.sessions.claim().map(|held| (held.array, held.epoch, held.session)) != Some(asks) {
-            let text = format!(
-                "the label of volume '{name}' is for whoever has claimed it, and epoch {} of array {} has not or no longer; is the array started on another host?",
-                put.epoch.0, put.array
-            );
-            return Err((Errno::EBADE, text));
-        }
+        self.check_owner("the label", (put.array, put.epoch, put.owner))?;
         if put.label.len() > limits::LABEL_BYTES_MAX || put.label.chars().any(|one| one.is_control() && one != '\n') {
             let text = format!(
                 "a label is text of at most {} bytes without control characters; the one for volume '{name}' is not",
@@ -150,6 +158,6 @@ impl Volume {
                 ),
             )
         };
-        self.effects.push_back(Effect::Answer { number, result: result.map_err(failed) });
+        self.effects.push_back(Effect::Answer { number, result: result.map(|()| Told::Done).map_err(failed) });
     }
 }

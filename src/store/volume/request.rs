@@ -18,6 +18,8 @@ pub(super) struct Parked {
     pub(super) conn: Conn,
     slot: Slot,
     header: Header,
+    /// It counts as under way in the region log.
+    logged: bool,
 }
 
 impl Volume {
@@ -32,7 +34,12 @@ impl Volume {
         }
         let Some(op) = self.disk_op(header) else {
             return match header.op {
-                Op::Flush => self.flush(conn, slot, header),
+                Op::Flush => {
+                    if attached.features & features::REGION_LOG != 0 {
+                        self.hear(header);
+                    }
+                    self.flush(conn, slot, header)
+                }
                 _ => self.reply(conn, slot, header, Ok(())),
             };
         };
@@ -40,10 +47,15 @@ impl Volume {
             // It was carried out for the channel's former connection.
             return self.answer(conn, slot, header, op, result);
         }
-        if op.changes() && !self.may_change() {
-            return self.parked.push(Parked { conn, slot, header: *header });
+        let logged = op.changes() && attached.features & features::REGION_LOG != 0;
+        if logged {
+            self.touch(header);
         }
-        self.carry_out(&attached, slot, header, op);
+        let dated = !op.changes() || self.may_change();
+        if !dated || self.waits_for_mark(header, logged) {
+            return self.parked.push(Parked { conn, slot, header: *header, logged });
+        }
+        self.carry_out(&attached, slot, header, op, logged);
     }
 
     /// What a request is for the disk; `None` when it is nothing.
@@ -77,37 +89,63 @@ impl Volume {
         Ok(())
     }
 
-    fn carry_out(&mut self, attached: &Attached, slot: Slot, header: &Header, op: DiskOp) {
+    fn carry_out(&mut self, attached: &Attached, slot: Slot, header: &Header, op: DiskOp, logged: bool) {
         let (conn, channel) = (attached.conn, attached.channel);
         self.sessions.started(conn);
         let session = self.sessions.claim().map_or(Id::NIL, |claim| claim.session);
-        let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session });
+        let job = self.start(Running::Data { conn, slot, op, header: *header, channel, session, logged });
         self.effects.push_back(Effect::Disk(Work { job, op, extent: header.extent(), place: Some((conn, slot)) }));
         if planted(Bug::ServerAcksEarly) && op == (DiskOp::Write { durable: false }) {
             self.reply(conn, slot, header, Ok(()));
         }
     }
 
+    fn is_dated(&self) -> bool {
+        let kept = self.book.durable();
+        kept.dirty && kept.boot == self.config.boot
+    }
+
     /// Whether it is durable that there are writes of this boot to lose. If not, it is on its way when this returns.
     fn may_change(&mut self) -> bool {
-        let (kept, boot) = (self.book.durable(), self.config.boot);
-        if kept.dirty && kept.boot == boot {
+        if self.is_dated() {
             return true;
         }
+        let boot = self.config.boot;
         if !self.saves.iter().any(|(_, then)| *then == Then::Dirty) {
             self.keep(|state| (state.dirty, state.boot) = (true, boot), Then::Dirty);
         }
         planted(Bug::LossCountedAtWrite)
     }
 
-    /// What the parked changes waited for is durable, or cannot be written.
-    pub(super) fn unpark(&mut self, result: Result<(), Errno>) {
-        for Parked { conn, slot, header } in std::mem::take(&mut self.parked) {
+    /// What parked changes waited for is durable, or cannot be written. Those that can go on do, those that cannot have failed.
+    pub(super) fn unpark(&mut self, unmarked: bool, undated: bool) {
+        for parked in std::mem::take(&mut self.parked) {
+            let Parked { conn, slot, header, logged } = parked;
+            let waits_for_mark = self.waits_for_mark(&header, logged);
             // Those of connections that were closed are not here any more.
-            match (self.sessions.live(conn).copied(), self.disk_op(&header), result) {
-                (_, _, Err(_)) => self.reply(conn, slot, &header, Err(Errno::EIO)),
-                (Some(attached), Some(op), Ok(())) => self.carry_out(&attached, slot, &header, op),
-                _ => {}
+            let (Some(attached), Some(op)) = (self.sessions.live(conn).copied(), self.disk_op(&header)) else {
+                continue;
+            };
+            if undated || (unmarked && waits_for_mark) {
+                if logged {
+                    self.end_touch(&header, None);
+                }
+                self.reply(conn, slot, &header, Err(Errno::EIO));
+            } else if waits_for_mark || !self.is_dated() {
+                self.parked.push(parked);
+            } else {
+                self.carry_out(&attached, slot, &header, op, logged);
+            }
+        }
+    }
+
+    /// A connection's parked changes are dropped.
+    pub(super) fn drop_parked(&mut self, conn: Conn) {
+        for parked in std::mem::take(&mut self.parked) {
+            match parked.conn == conn {
+                true if parked.logged => self.end_touch(&parked.header, None),
+                true => {}
+                false => self.parked.push(parked),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The rules of a volume against a model of the world: random attaches, requests, completions, failures and losses.
 
 mod kept;
+mod log;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU32;
@@ -13,6 +14,7 @@ use crate::store::session::Claim;
 use crate::store::state;
 use crate::wire::frame::{Op, flags};
 use crate::wire::session::features;
+use crate::wire::volume::{RegionPage, Regions};
 
 const SECTORS: u64 = 1 << 20;
 const ARRAY: Id = Id([0xa; 16]);
@@ -22,17 +24,20 @@ fn member() -> Member {
 }
 
 const BOOT: Id = Id([6; 16]);
+/// Two pages of small regions.
+const LAYOUT: Layout = Layout { region_sectors: 256, regions: SECTORS / 256 };
 const VOLUME: Id = Id([1; 16]);
 
 /// A volume whose server begins to serve with this state file.
 fn volume_from(file: &[u8]) -> Volume {
     let config = Config { name: "v".to_owned(), id: VOLUME, instance: Id([2; 16]), boot: BOOT, sparse: true };
-    Volume::new(config, SECTORS, Book::new(VOLUME, state::load(file, VOLUME).unwrap()))
+    let log = Log::load(&file[state::SLOTS_BYTES..], LAYOUT);
+    Volume::new(config, SECTORS, Book::new(VOLUME, state::load(file, VOLUME).unwrap()), Some(log))
 }
 
 fn volume(sparse: bool) -> Volume {
     let config = Config { name: "v".to_owned(), id: Id([1; 16]), instance: Id([2; 16]), boot: BOOT, sparse };
-    Volume::new(config, SECTORS, Book::new(Id([1; 16]), (0, State::default())))
+    Volume::new(config, SECTORS, Book::new(Id([1; 16]), (0, State::default())), None)
 }
 
 fn hello(session: u8, channel: u16) -> Hello {
@@ -55,7 +60,7 @@ fn settled(volume: &mut Volume) -> Vec<Effect> {
     let mut all = effects(volume);
     while let Some(at) = all.iter().position(|effect| matches!(effect, Effect::Save(_))) {
         all.remove(at);
-        volume.handle(Event::Saved { result: Ok(()) });
+        volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
         all.extend(effects(volume));
     }
     all
@@ -104,7 +109,7 @@ fn attached(sparse: bool) -> Volume {
     assert!(matches!(welcome[..], [Effect::Welcome { .. }]), "{welcome:?}");
     // The first change of a server's life waits until it is durable that there may be something to lose.
     assert!(matches!(ask(&mut volume, 0, &header(Op::Write, 1, false))[..], [Effect::Save(_)]));
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     let first = work(&effects(&mut volume));
     done(&mut volume, first, Ok(()));
     volume
@@ -129,10 +134,12 @@ fn each_op_becomes_its_work() {
         assert_eq!(work.op, expected, "{op:?} sparse {sparse}");
         assert_eq!(work.place.is_some(), op != Op::Flush);
         assert_eq!(work.extent, asked.extent());
-        assert_eq!(
-            done(&mut volume, work, Ok(())),
-            [Effect::Reply { conn: Conn(0), slot: Slot(3), header: asked.reply(Ok(())) }]
-        );
+        let all = done(&mut volume, work, Ok(()));
+        let [Effect::Reply { conn: Conn(0), slot: Slot(3), header }] = all[..] else { panic!("{all:?}") };
+        let point = header.point();
+        assert_eq!(point > 0, op == Op::Flush);
+        let expected = asked.reply(Ok(()));
+        assert_eq!(header, if op == Op::Flush { expected.with_point(point) } else { expected });
     }
 }
 
@@ -148,7 +155,7 @@ fn what_is_wrong_never_reaches_the_disk() {
     assert_eq!(answer(&ask(&mut volume, 0, &outside)), Err(Errno::EINVAL));
     assert_eq!(answer(&ask(&mut volume, 0, &header(Op::Read, 2, false))), Err(Errno::EBADE));
     assert_eq!(answer(&ask(&mut volume, 0, &header(Op::Keepalive, 9, false))), Ok(()));
-    volume.handle(Event::Resized { sectors: SECTORS * 2 });
+    volume.handle(Event::Resized { sectors: SECTORS * 2, layout: None });
     assert_eq!(work(&ask(&mut volume, 0, &outside)).op, DiskOp::Read);
     let again = header(Op::Hello, 1, false);
     assert!(matches!(ask(&mut volume, 1, &again)[..], [Effect::Close { .. }]));
@@ -174,7 +181,7 @@ fn a_failed_flush_says_why_once_and_is_never_undone() {
     let save = done(&mut volume, sync, Err(Errno::ENOSPC));
     assert!(matches!(save[..], [Effect::Save(_)]), "it is durable before anybody is told: {save:?}");
     assert_eq!(ask(&mut volume, 2, &header(Op::Flush, 1, false)), []);
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     assert!(volume.state().flush_failed);
     let mut answers = effects(&mut volume);
     assert_eq!(answer(&answers[2..]), Err(Errno::EIO));
@@ -268,7 +275,7 @@ struct World {
     sync_failed: bool,
     /// The state file, and the write to it that is on its way.
     file: Vec<u8>,
-    saving: Option<Write>,
+    saving: Vec<Write>,
     /// A write of it has failed.
     unsaved: bool,
     /// The latest claim that was ever welcomed.
@@ -285,8 +292,8 @@ impl World {
             written: 1,
             durable: 0,
             sync_failed: false,
-            file: state::fresh(VOLUME),
-            saving: None,
+            file: state::fresh(VOLUME, Some(LAYOUT)),
+            saving: Vec::new(),
             unsaved: false,
             held: None,
             next: 0,
@@ -335,10 +342,11 @@ impl World {
             }
             Action::Saved { fails } => self.saved(!fails),
             Action::Restart { landed } => {
-                if *landed && let Some(write) = self.saving.take() {
-                    self.put(&write);
+                for write in std::mem::take(&mut self.saving) {
+                    if *landed {
+                        self.put(&write);
+                    }
                 }
-                self.saving = None;
                 self.peers.clear();
                 self.disk.clear();
                 self.rules = volume_from(&self.file);
@@ -359,12 +367,15 @@ impl World {
     }
 
     fn saved(&mut self, lands: bool) {
-        let Some(write) = self.saving.take() else { return };
+        if self.saving.is_empty() {
+            return;
+        }
+        let write = self.saving.remove(0);
         self.unsaved |= !lands;
         if lands {
             self.put(&write);
         }
-        self.rules.handle(Event::Saved { result: if lands { Ok(()) } else { Err(Errno::EIO) } });
+        self.rules.handle(Event::Saved { part: write.part, result: if lands { Ok(()) } else { Err(Errno::EIO) } });
         assert_eq!(*self.rules.state(), self.kept());
         let all = effects(&mut self.rules);
         self.check(all);
@@ -397,8 +408,9 @@ impl World {
                     self.disk.push((work, self.written));
                 }
                 Effect::Save(write) => {
-                    assert!(self.saving.is_none(), "two writes of the state");
-                    self.saving = Some(write);
+                    let other = self.saving.iter().any(|other| other.part == write.part);
+                    assert!(!other, "two writes of one part");
+                    self.saving.push(write);
                 }
                 Effect::Stopped => panic!("nobody stops it"),
                 Effect::Answer { .. } => panic!("nobody has asked"),
@@ -504,7 +516,7 @@ proptest! {
             }
         }
         // When the disk has answered everything, everyone has been.
-        while !world.disk.is_empty() || world.saving.is_some() {
+        while !world.disk.is_empty() || !world.saving.is_empty() {
             world.saved(true);
             if !world.disk.is_empty() {
                 world.done(0, false);

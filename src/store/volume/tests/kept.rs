@@ -14,7 +14,7 @@ fn a_failure_that_cannot_be_saved_is_told() {
             _ => ask(&mut volume, 0, &header(Op::Flush, 1, false)),
         };
         assert!(matches!(save[..], [Effect::Save(_)]), "it is tried again with the next flush");
-        volume.handle(Event::Saved { result: Err(Errno::EIO) });
+        volume.handle(Event::Saved { part: Part::State, result: Err(Errno::EIO) });
         assert_eq!(answer(&effects(&mut volume)), Err(Errno::EIO));
     }
 }
@@ -31,14 +31,14 @@ fn a_claim_is_durable_before_its_welcome() {
     assert!(matches!(knock(&mut volume, 1, 5)[..], [Effect::Save(_)]));
     assert_eq!(knock(&mut volume, 2, 4), [], "who comes later waits");
     assert_eq!(work(&ask(&mut volume, 0, &header(Op::Read, 1, false))).op, DiskOp::Read, "the owner is still served");
-    volume.handle(Event::Saved { result: Err(Errno::EIO) });
+    volume.handle(Event::Saved { part: Part::State, result: Err(Errno::EIO) });
     let all = effects(&mut volume);
     assert!(
         matches!(&all[..], [Effect::Refuse { conn: Conn(1), errno: Errno::EIO, text }, Effect::Save(_)] if text.contains("cannot be written")),
         "{all:?}"
     );
     volume.handle(Event::Gone { conn: Conn(2) });
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     let all = effects(&mut volume);
     assert!(
         matches!(all[..], [Effect::Close { conn: Conn(0), .. }]),
@@ -69,15 +69,15 @@ fn a_label_is_its_owners() {
     assert_eq!(refused(&put(&mut volume, &label(1, 1, "\u{7}"))), Errno::EINVAL);
     assert_eq!(refused(&put(&mut volume, &label(1, 1, &"x".repeat(limits::LABEL_BYTES_MAX + 1)))), Errno::EINVAL);
     assert!(matches!(put(&mut volume, &label(1, 1, "first"))[..], [Effect::Save(_)]));
-    volume.handle(Event::Saved { result: Ok(()) });
-    assert_eq!(effects(&mut volume), [Effect::Answer { number: 7, result: Ok(()) }]);
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
+    assert_eq!(effects(&mut volume), [Effect::Answer { number: 7, result: Ok(Told::Done) }]);
     assert!(matches!(put(&mut volume, &label(1, 1, "second"))[..], [Effect::Save(_)]));
-    volume.handle(Event::Saved { result: Err(Errno::EIO) });
+    volume.handle(Event::Saved { part: Part::State, result: Err(Errno::EIO) });
     assert_eq!(refused(&effects(&mut volume)), Errno::EIO);
     attach(&mut volume, 1, 2, 2, 0);
     assert_eq!(volume.state().label.as_deref(), Some("first"), "what was not saved does not come back later");
     volume.handle(Event::Ask { number: 8, ask: Ask::Free });
-    assert_eq!(settled(&mut volume)[1..], [Effect::Answer { number: 8, result: Ok(()) }]);
+    assert_eq!(settled(&mut volume)[1..], [Effect::Answer { number: 8, result: Ok(Told::Done) }]);
     assert_eq!((volume.state().claim, volume.state().label.clone()), (None, None));
     let welcome = attach(&mut volume, 2, 1, 1, 0);
     assert!(matches!(welcome[..], [Effect::Welcome { .. }]), "a freed volume begins anew: {welcome:?}");
@@ -86,7 +86,7 @@ fn a_label_is_its_owners() {
 /// A volume whose server was started again in this boot, with the former one's state.
 fn restarted(former: &Volume, boot: u8) -> Volume {
     let config = Config { boot: Id([boot; 16]), ..former.config.clone() };
-    Volume::new(config, SECTORS, Book::new(VOLUME, (0, former.state().clone())))
+    Volume::new(config, SECTORS, Book::new(VOLUME, (0, former.state().clone())), None)
 }
 
 fn losses(volume: &mut Volume) -> u64 {
@@ -112,7 +112,7 @@ fn a_loss_is_counted_once_and_only_when_the_memory_was_lost() {
     assert_eq!(sync.op, DiskOp::Sync);
     assert!(matches!(done(&mut volume, sync, Ok(()))[..], [Effect::Save(_)]));
     assert!(volume.state().dirty);
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     assert_eq!(effects(&mut volume), [Effect::Stopped]);
     assert_eq!(losses(&mut restarted(&volume, 7)), 0);
     // One whose sync fails does not.
@@ -120,7 +120,7 @@ fn a_loss_is_counted_once_and_only_when_the_memory_was_lost() {
     volume.handle(Event::Stop);
     let sync = work(&effects(&mut volume));
     done(&mut volume, sync, Err(Errno::EIO));
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     assert_eq!(effects(&mut volume), [Effect::Stopped]);
     assert!(volume.state().flush_failed);
     assert_eq!(losses(&mut restarted(&volume, 7)), 1);
@@ -133,7 +133,7 @@ fn a_loss_that_cannot_be_counted_refuses() {
     for conn in 0..3 {
         volume.handle(Event::Attach { conn: Conn(conn), hello: &hello, epoch: Epoch(1), assigned: Some(&member) });
         assert!(matches!(effects(&mut volume)[..], [Effect::Save(_)]));
-        volume.handle(Event::Saved { result: Err(Errno::EIO) });
+        volume.handle(Event::Saved { part: Part::State, result: Err(Errno::EIO) });
         assert!(matches!(effects(&mut volume)[..], [Effect::Refuse { errno: Errno::EIO, .. }]));
     }
     assert_eq!(losses(&mut volume), 1);
@@ -146,14 +146,14 @@ fn changes_wait_for_what_must_be_written_down() {
         volume.handle(Event::Stop);
         let sync = work(&effects(&mut volume));
         done(&mut volume, sync, Ok(()));
-        volume.handle(Event::Saved { result: Ok(()) });
+        volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
         restarted(&volume, 6)
     };
     assert_eq!(losses(&mut volume), 0);
     assert_eq!(work(&ask(&mut volume, 9, &header(Op::Read, 1, false))).op, DiskOp::Read, "a read changes nothing");
     assert!(matches!(ask(&mut volume, 0, &header(Op::Write, 1, false))[..], [Effect::Save(_)]));
     assert_eq!(ask(&mut volume, 1, &header(Op::Discard, 1, false)), []);
-    volume.handle(Event::Saved { result: Err(Errno::ENOSPC) });
+    volume.handle(Event::Saved { part: Part::State, result: Err(Errno::ENOSPC) });
     let all = effects(&mut volume);
     assert_eq!(all.len(), 2);
     all.iter().for_each(|one| assert_eq!(answer(std::slice::from_ref(one)), Err(Errno::EIO)));
@@ -165,7 +165,7 @@ fn changes_wait_for_what_must_be_written_down() {
 /// The volume, after its only connection has gone while changes of it were parked.
 fn volume_with_gone(volume: &mut Volume) -> Volume {
     volume.handle(Event::Gone { conn: Conn(0) });
-    volume.handle(Event::Saved { result: Ok(()) });
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
     assert_eq!(effects(volume), []);
     restarted(volume, 6)
 }
