@@ -3,6 +3,7 @@
 pub(crate) mod client;
 mod hostile;
 mod kept;
+mod regions;
 mod requests;
 mod sessions;
 mod survival;

@@ -17,9 +17,6 @@ use crate::net::{Body, Pipe};
 use crate::server::{Accepted, id_of};
 use crate::world::{Conn, Event, MILLI, Phase, World};
 
-/// Small, so that a volume has some.
-const REGION_SECTORS: u64 = 8;
-
 /// A volume's state file, and what the world knows of the promises made with it.
 pub(crate) struct Kept {
     volume: Id,
@@ -49,9 +46,9 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    pub(crate) fn new(node: usize, sectors: u64) -> Kept {
+    pub(crate) fn new(node: usize, sectors: u64, region_sectors: u64) -> Kept {
         let volume = id_of(node);
-        let layout = Layout::new(sectors, REGION_SECTORS);
+        let layout = Layout::new(sectors, region_sectors);
         let bytes = state::fresh(volume, layout);
         let (writing, welcome) = (Vec::new(), None);
         Kept {
@@ -196,9 +193,9 @@ impl World {
         kept.land(write, usize::MAX / 512);
         let Some(after) = kept.log() else { return };
         kept.bytes = former;
-        let regions = kept.layout.map_or(0, |layout| layout.regions);
+        let Some(Layout { region_sectors, regions }) = kept.layout else { return };
         for region in 0..regions {
-            let extent = Extent::new(region * REGION_SECTORS, REGION_SECTORS);
+            let extent = Extent::new(region * region_sectors, region_sectors);
             if before.is_durable(extent) && !after.is_durable(extent) && !self.nodes[node].is_settled(extent) {
                 self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
             }

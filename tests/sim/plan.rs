@@ -154,7 +154,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         faults: Vec::new(),
         rates: Rates::default(),
         zombies: false,
-        logged: rng.percent(50),
+        logged: copies > 1 || rng.percent(50),
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),

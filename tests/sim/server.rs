@@ -69,9 +69,9 @@ impl Node {
         self.disk.content()
     }
 
-    pub(crate) fn new(node: usize, server: usize, sectors: u64) -> Node {
+    pub(crate) fn new(node: usize, server: usize, sectors: u64, region: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
-        let kept = Kept::new(node, sectors);
+        let kept = Kept::new(node, sectors, region);
         let (rules, held, finished) = (None, Vec::new(), Vec::new());
         let (slow, stalled, told_stop, stopped) = (0, 0, false, false);
         Node { server, sectors, rules, disk, kept, slow, stalled, held, finished, told_stop, stopped }
@@ -377,7 +377,8 @@ impl World {
             return self.reply(conn, slot, &header.reply(Err(Errno::ESHUTDOWN)));
         }
         let header = match header.op {
-            Op::Flush if self.plan.logged => header.with_point(self.nodes[node].kept.point),
+            // A volume that is alone has all its targets flushed when it is.
+            Op::Flush if self.plan.logged && self.plan.copies == 1 => header.with_point(self.nodes[node].kept.point),
             _ => header,
         };
         self.nodes[node].kept.asked |= changes(header.op);

@@ -262,7 +262,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         judge: Judge::new(rules),
         daemon: Daemon::off(),
         nodes: (plan.server_of.iter().enumerate())
-            .map(|(target, server)| Node::new(target, *server, plan.volumes[plan.node_of(target)]))
+            .map(|(target, server)| Node::new(target, *server, plan.volumes[plan.node_of(target)], plan.region))
             .collect(),
         record: Record { standings: vec![Standing::InSync; plan.server_of.len()], clean: true },
         spoiled: vec![false; plan.server_of.len()],

@@ -82,10 +82,9 @@ impl Volume {
 
     pub(super) fn resize(&mut self, sectors: u64, layout: Option<Layout>) {
         self.sectors = sectors;
-        match (&mut self.log, layout) {
-            (Some(log), Some(layout)) => log.resize(layout),
-            // What was too large for a log has none until the server starts again.
-            _ => {}
+        // What was too large for a log has none until the server starts again.
+        if let (Some(log), Some(layout)) = (&mut self.log, layout) {
+            log.resize(layout);
         }
     }
 

@@ -98,7 +98,7 @@ pub(crate) type Who = (u8, u64, u16);
 pub(crate) fn hello(volume: &str, (session, _, channel): Who) -> Hello {
     Hello {
         versions: (1, 1),
-        features: features::OURS,
+        features: features::DATA_CRC,
         array: array().id,
         session: Id([session; 16]),
         host: Id([0xb; 16]),
@@ -224,6 +224,15 @@ impl Client {
 
     pub(crate) fn flush(&mut self) -> Result<(), Errno> {
         self.call(Op::Flush, 0, 0).map(drop)
+    }
+
+    /// A flush that says what is flushed everywhere; the server's point of it.
+    pub(crate) fn flush_up_to(&mut self, point: u64) -> Result<u64, Errno> {
+        let header = self.header(Op::Flush, 0, 0).with_point(point);
+        self.send(&header, &[]);
+        let (reply, _) = self.receive();
+        assert_eq!((reply.op, reply.tag, reply.sequence), (Op::Flush, header.tag, header.sequence));
+        reply.result().map(|()| reply.point())
     }
 
     /// Whether the server has closed the connection; waits for it.

@@ -148,10 +148,10 @@ fn losses_are_told_after_a_power_cut_and_only_then() {
 }
 
 /// A pool on a filesystem of its own.
-struct Mount(Dir);
+pub(super) struct Mount(Dir);
 
 impl Mount {
-    fn new(bytes: &str) -> Option<Mount> {
+    pub(super) fn new(bytes: &str) -> Option<Mount> {
         let dir = Dir::new();
         let options = format!("size={bytes}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
@@ -162,7 +162,7 @@ impl Mount {
         None
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }
