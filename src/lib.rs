@@ -82,6 +82,7 @@ pub mod io {
     pub mod buffer;
     pub mod clock;
     pub mod config;
+    pub mod copying;
     pub mod disk;
     pub mod greet;
     pub mod http;
@@ -114,6 +115,7 @@ pub mod roles {
     /// Arrays: the owner, and the I/O threads.
     pub mod array {
         pub mod daemon;
+        pub mod keeper;
         pub mod launch;
         pub mod owner;
         pub mod path;

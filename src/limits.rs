@@ -82,6 +82,18 @@ pub const ORDERS_MAX: usize = 16;
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// A target that does not answer is left behind after this, where another one of its node has answered.
 pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// A target that is copied to is left behind when one write of the copy takes longer than this.
+pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// Regions that the sync engine has under way at a time, on each node.
+pub const SYNC_WINDOWS: usize = 4;
+/// Bytes a second that the sync engine copies at most, on each node: about what leaves a gigabit link to others.
+pub const SYNC_RATE: u64 = 200 << 20;
+/// How often the keeper of an array's replicas looks at its links.
+pub const KEEPER_TICK: Duration = Duration::from_millis(500);
+/// The same while something is to be done about a replica.
+pub const KEEPER_TICK_BUSY: Duration = Duration::from_millis(50);
+/// A change of the replicas that could not be made durable is tried again after this.
+pub const REGROUP_RETRY: Duration = Duration::from_secs(1);
 /// Shortest `--io-timeout`.
 pub const IO_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest `--io-timeout`.

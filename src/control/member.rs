@@ -155,6 +155,7 @@ mod tests {
             block: 512,
             epoch: Epoch(3),
             nodes: (0..nodes).map(node).collect(),
+            clean: false,
             run: RunOptions::default(),
         }
     }

@@ -223,6 +223,10 @@ pub struct ArraySpec<N = NodeSpec> {
     pub epoch: Epoch,
     /// Its nodes, in order.
     pub nodes: Vec<N>,
+    /// Replicas that are in sync are known to hold the same: nothing was in flight when the array was last served. False for a new
+    /// array, whose volumes may hold anything.
+    #[serde(default)]
+    pub clean: bool,
     /// How it runs, or ran last.
     pub run: RunOptions,
 }
@@ -245,6 +249,7 @@ impl ArraySpec<NodeSpec1> {
             chunk: self.chunk,
             block: self.block,
             epoch: self.epoch,
+            clean: false,
             run: self.run,
         }
     }
@@ -316,6 +321,7 @@ mod tests {
                 ],
                 generation: Generation::first(Id([7; 16])).next(Id([8; 16])),
             }],
+            clean: true,
             run: RunOptions { frontend: "nbd:/run/a.sock".parse().unwrap(), queues: 2, ..RunOptions::default() },
         }
     }
@@ -339,6 +345,7 @@ mod tests {
         let bytes = record::encode(KIND, 1, &old).unwrap();
         let mut expected = spec();
         expected.nodes[0].replicas.truncate(1);
+        expected.clean = false;
         expected.nodes[0].generation = Generation::first(Id([7; 16]));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
         let mixed = record::encode(KIND, 1, &spec()).unwrap();

@@ -126,6 +126,8 @@ impl Counters {
 /// What the data path says of one replica while the array is started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaLive {
+    /// How far it can be trusted now, and while it is synced how many of the node's bytes are the same on it; `None`: as recorded.
+    pub trust: Option<(Trust, Option<u64>)>,
     /// How its volume is attached.
     pub link: LinkState,
     /// How often the lost connection was tried since it was lost.
@@ -265,6 +267,9 @@ impl ArrayStatus {
         self.kernel = live.device.into_iter().collect();
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
             for (replica, live) in node.replicas.iter_mut().zip(live) {
+                if let Some((state, synced)) = live.trust {
+                    (replica.state, replica.synced) = (state, synced);
+                }
                 replica.link = live.link;
                 replica.tries = live.tries;
                 replica.down_seconds = live.down.as_secs();

@@ -14,6 +14,7 @@ use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
+use crate::engine::replicas::Standing;
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, Time};
@@ -25,6 +26,7 @@ use self::replicas::Change;
 mod import;
 mod muster;
 pub mod plan;
+mod regroup;
 mod replicas;
 mod run;
 #[cfg(test)]
@@ -76,6 +78,17 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// The replicas of a data path have changed: this is to be made durable. Answered by [`Effect::Regrouped`].
+    Regroup {
+        /// Its array.
+        name: String,
+        /// The epoch it runs under.
+        epoch: Epoch,
+        /// What each replica of each node is, in order.
+        standings: Vec<Standing>,
+        /// Random: the generation of the nodes that have changed.
+        fresh: Id,
+    },
     /// Time has passed; see [`Owner::next_wake`].
     Tick,
     /// The daemon is to end: what runs is halted, its record stays `started`.
@@ -87,6 +100,8 @@ pub enum Event {
 pub enum Effect {
     /// Answers a command.
     Reply(Ticket, Result<Answer, Refusal>),
+    /// What an array's data path had asked to be made durable is, or could not be.
+    Regrouped(String, bool),
     /// Does something that takes time, and reports it with [`Event::Done`].
     Work(JobId, Work),
     /// Everything has ended after [`Event::Shutdown`].
@@ -114,7 +129,9 @@ pub enum Work {
     Label(Id, Claim, Vec<(Target, String)>),
     /// Starts the data path and its frontend under a claim. Answered by [`Outcome::Launched`].
     Launch(Box<ArraySpec>, Claim),
-    /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Saved`].
+    /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Saved`].
+    Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
+    /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Halted`].
     Halt {
         /// The array.
         name: String,
@@ -138,6 +155,8 @@ pub enum Outcome {
     Claimed(Claim, Vec<Result<(), Refusal>>),
     /// The device's path or URI.
     Launched(Result<String, Refusal>),
+    /// Whether all replicas that are in sync are known to hold the same.
+    Halted(Result<bool, Refusal>),
 }
 
 /// What a target turned out to be.
@@ -182,6 +201,8 @@ enum Life {
     Labelling(Option<Ticket>, Claim, Vec<bool>),
     /// Start: the data path comes up.
     Launching(Option<Ticket>),
+    /// In use under this device, while a change of its replicas is made durable.
+    Regrouping(String),
     /// Stop: the data path ends.
     Halting(Option<Ticket>, String),
     /// Stop, or a failed start: the record is written as `stopped`; then this is answered.
@@ -227,6 +248,12 @@ struct Array {
     trouble: Option<String>,
     /// A stop that came while a start was under way.
     stop: Option<Ticket>,
+    /// The claim that it runs under.
+    claim: Option<Claim>,
+    /// What its record said of the replicas before this start: see [`ArraySpec::clean`].
+    was_clean: bool,
+    /// A change of its replicas that is to be made durable.
+    regroup: Option<(Vec<Standing>, Id)>,
 }
 
 /// The owner of all arrays of one state directory.
@@ -262,12 +289,22 @@ impl Owner {
                     && let Some(mut array) = self.arrays.remove(&name)
                 {
                     array.job = None;
-                    if let Some(array) = self.advance(array, outcome, fresh, now, &mut effects) {
+                    if let Some(mut array) = self.advance(array, outcome, fresh, now, &mut effects) {
+                        self.regroup(&mut array, &mut effects);
                         self.arrays.insert(name, array);
                     }
                 }
             }
             Event::Died { name, epoch, why } => self.bury(&name, epoch, why, &mut effects),
+            Event::Regroup { name, epoch, standings, fresh } => {
+                if let Some(mut array) = self.arrays.remove(&name) {
+                    if array.spec.epoch == epoch {
+                        array.regroup = Some((standings, fresh));
+                        self.regroup(&mut array, &mut effects);
+                    }
+                    self.arrays.insert(name, array);
+                }
+            }
             Event::Tick => self.tick(now, &mut effects),
             Event::Shutdown => self.close(&mut effects),
         }
@@ -444,7 +481,7 @@ impl Owner {
                 self.work(array, Life::Freeing(Some(ticket), true), free, effects);
                 Ok(())
             }
-            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, ..) => {
+            Life::Started(_) | Life::Regrouping(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, ..) => {
                 let name = &array.spec.name;
                 Err(Refusal::new(Errno::EBUSY, format!("array '{name}' is started: 'dst stop {name}' first")))
             }
@@ -581,7 +618,17 @@ impl Owner {
 
 impl Array {
     fn new(spec: ArraySpec, life: Life) -> Array {
-        Array { spec, life, job: None, tries: 0, trouble: None, stop: None }
+        Array {
+            spec,
+            life,
+            job: None,
+            tries: 0,
+            trouble: None,
+            stop: None,
+            claim: None,
+            was_clean: false,
+            regroup: None,
+        }
     }
 
     fn targets(&self) -> Vec<Target> {

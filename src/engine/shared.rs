@@ -121,6 +121,8 @@ pub(crate) fn add(gauge: &AtomicU64, more: u64) {
 pub struct TargetShared {
     counters: Vec<Counters>,
     gauges: Vec<Gauge>,
+    /// Shards that serve a frontend.
+    shards: usize,
     /// Shards that do not know the fate of something they had sent.
     holds: AtomicU32,
     /// A flush failed: nothing written before can be called durable any more (2.2).
@@ -131,14 +133,14 @@ pub struct TargetShared {
 pub type FlushMark = [u64; limits::SHARDS_MAX];
 
 impl TargetShared {
-    fn new(shards: usize) -> TargetShared {
-        let counters: Vec<Counters> = (0..shards).map(|_| Counters::default()).collect();
+    fn new(shards: usize, syncers: usize) -> TargetShared {
+        let counters: Vec<Counters> = (0..shards + syncers).map(|_| Counters::default()).collect();
         // A new daemon does not know what its predecessor left unflushed: everything counts as written.
         for counters in &counters {
             counters.acknowledged.store(u64::from(!planted(Bug::NewDaemonClean)), Ordering::Relaxed);
         }
-        let gauges = (0..shards).map(|_| Gauge::default()).collect();
-        TargetShared { counters, gauges, holds: AtomicU32::new(0), flush_failed: AtomicBool::new(false) }
+        let gauges = (0..shards + syncers).map(|_| Gauge::default()).collect();
+        TargetShared { counters, gauges, shards, holds: AtomicU32::new(0), flush_failed: AtomicBool::new(false) }
     }
 
     /// Shard `shard` is about to complete a write that is not durable by itself.
@@ -193,9 +195,9 @@ impl TargetShared {
         &self.gauges[shard]
     }
 
-    /// Every shard's gauge.
+    /// The gauge of every shard that serves a frontend.
     pub fn gauges(&self) -> &[Gauge] {
-        &self.gauges
+        &self.gauges[..self.shards]
     }
 }
 
@@ -203,13 +205,30 @@ impl TargetShared {
 #[derive(Debug)]
 pub struct Shared {
     targets: Vec<TargetShared>,
+    unsettled: AtomicBool,
 }
 
 impl Shared {
     /// For `targets` targets and `shards` shards.
     pub fn new(targets: usize, shards: usize) -> Shared {
-        debug_assert!(shards <= limits::SHARDS_MAX);
-        Shared { targets: (0..targets).map(|_| TargetShared::new(shards)).collect() }
+        Shared::with_sync(targets, shards, 0)
+    }
+
+    /// The same, and `syncers` shards of sync engines, which have the numbers after the others.
+    pub fn with_sync(targets: usize, shards: usize, syncers: usize) -> Shared {
+        debug_assert!(shards + syncers <= limits::SHARDS_MAX);
+        let target = |_| TargetShared::new(shards, syncers);
+        Shared { targets: (0..targets).map(target).collect(), unsettled: AtomicBool::new(false) }
+    }
+
+    /// A shard has ended with a write that may be on some targets and not on others.
+    pub fn note_unsettled(&self) {
+        self.unsettled.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether any shard has.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::SeqCst)
     }
 
     /// One target.

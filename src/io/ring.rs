@@ -9,6 +9,7 @@ use io_uring::{IoUring, squeue};
 
 use crate::engine::request::{Request, Tag};
 use crate::errno::Errno;
+use crate::units::Time;
 
 /// Bit 63 of `user_data`: the completion belongs to us and not to libublk.
 pub const FOREIGN: u64 = 1 << 63;
@@ -95,6 +96,11 @@ pub trait Frontend: Ring {
     /// The next request that has arrived whole. For a write its data is in the tag's buffer.
     fn next_request(&mut self) -> Option<(Tag, Request)>;
 
+    /// When `next_request` is to be asked again, if nothing else happens.
+    fn next_timeout(&self) -> Time {
+        Time::NEVER
+    }
+
     /// The start of a tag's data buffer: page-aligned, `buffer_bytes` long, the same for the frontend's life.
     fn buffer(&self, tag: Tag) -> *mut u8;
 
@@ -129,6 +135,10 @@ impl<F: Frontend + ?Sized> Frontend for &mut F {
 
     fn next_request(&mut self) -> Option<(Tag, Request)> {
         (**self).next_request()
+    }
+
+    fn next_timeout(&self) -> Time {
+        (**self).next_timeout()
     }
 
     fn buffer(&self, tag: Tag) -> *mut u8 {

@@ -250,6 +250,7 @@ mod tests {
             block: 512,
             epoch: Epoch(0),
             nodes: vec![NodeSpec { start: NodeId(Lba(0)), sectors: 8, replicas, generation }],
+            clean: false,
             run: RunOptions::default(),
         }
     }

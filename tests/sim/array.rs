@@ -131,7 +131,7 @@ impl World {
         let mut view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
         view.region_sectors = self.plan.region;
         view.replica_timeout = Duration::from_nanos(self.plan.patience);
-        let shared = Arc::new(Shared::new(nodes, self.plan.shards + 1));
+        let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
         let owner = Owner::new(view, &self.record);
         let view = Arc::clone(owner.rules.view());
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();

@@ -247,6 +247,7 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
         block: like.block,
         epoch,
         nodes,
+        clean: false,
         run: RunOptions::default(),
     };
     if let Err(bad) = plan::geometry(&spec) {

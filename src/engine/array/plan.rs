@@ -64,7 +64,8 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
     }
     let run = RunOptions::default();
     let (name, alg, block) = (create.name.clone(), create.alg, create.block);
-    let spec = ArraySpec { name, id, phase: Phase::Creating, alg, chunk, block, epoch: Epoch(0), nodes, run };
+    let spec =
+        ArraySpec { name, id, phase: Phase::Creating, alg, chunk, block, epoch: Epoch(0), nodes, clean: false, run };
     if alg == Alg::Striped {
         // Sizes that any chunk divides: only the chunk and the count can be wrong.
         lay(&spec, &vec![limits::CHUNK_BYTES_MAX / SECTOR_BYTES; spec.nodes.len()]).map_err(|bad| {
@@ -289,6 +290,7 @@ pub(super) fn nameless(name: &str) -> ArraySpec {
         block: 512,
         epoch: Epoch(0),
         nodes: Vec::new(),
+        clean: false,
         run: RunOptions::default(),
     }
 }

@@ -5,7 +5,7 @@ use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work, muster, plan};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaSpec;
-use crate::control::spec::{NodeSpec, Phase, RunOptions};
+use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::target::Target;
 use crate::errno::Errno;
 use crate::limits;
@@ -29,7 +29,7 @@ impl Owner {
                 self.work(array, Life::Checking(Some(ticket), run, terms), survey, effects);
                 Ok(())
             }
-            Life::Started(device) => {
+            Life::Started(device) | Life::Regrouping(device) => {
                 Err(Refusal::new(Errno::EBUSY, format!("array '{}' is started already, as {device}", array.spec.name)))
             }
             _ => Err(array.busy()),
@@ -61,7 +61,7 @@ impl Owner {
                 self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
                 Ok(())
             }
-            Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) | Life::Launching(_)
+            Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) | Life::Launching(_) | Life::Regrouping(_)
                 if array.stop.is_none() =>
             {
                 array.stop = Some(ticket);
@@ -74,7 +74,9 @@ impl Owner {
     /// A data path has ended by itself. Whatever of it is left must not stay in the way of the next one.
     pub(super) fn bury(&mut self, name: &str, epoch: Epoch, why: String, effects: &mut Vec<Effect>) {
         let Some(mut array) = self.arrays.remove(name) else { return };
-        if array.spec.epoch == epoch && matches!(array.life, Life::Started(_)) {
+        if array.spec.epoch == epoch && matches!(array.life, Life::Started(_) | Life::Regrouping(_)) {
+            self.give_up_job(&mut array);
+            array.regroup = None;
             let halt = Work::Halt { name: name.to_owned(), force: true };
             self.work(&mut array, Life::Reaping(why), halt, effects);
         }
@@ -99,6 +101,9 @@ impl Owner {
                     Ok(Muster { present, epoch }) => {
                         array.spec.run = run;
                         array.spec.epoch = epoch;
+                        // Until the array has been stopped in order it is not known what its last writes have reached.
+                        array.was_clean = std::mem::take(&mut array.spec.clean);
+                        array.regroup = None;
                         muster::go_without(&mut array.spec, &present, fresh);
                         self.save(array, Phase::Started, Life::Minting(asker, present), effects);
                     }
@@ -137,7 +142,9 @@ impl Owner {
             (Life::Labelling(asker, claim, present), Outcome::Each(results)) => match array.refused(&present, &results)
             {
                 None => {
-                    let launch = Work::Launch(Box::new(array.spec.clone()), claim);
+                    array.claim = Some(claim);
+                    let spec = ArraySpec { clean: array.was_clean, ..array.spec.clone() };
+                    let launch = Work::Launch(Box::new(spec), claim);
                     self.work(array, Life::Launching(asker), launch, effects);
                 }
                 Some(why) => self.not_started(array, asker, why, now, effects),
@@ -155,15 +162,19 @@ impl Owner {
             (Life::Launching(asker), Outcome::Launched(Err(why))) => {
                 self.not_started(array, asker, why, now, effects);
             }
-            (Life::Halting(asker, _), Outcome::Saved(Ok(()))) => match asker {
-                Some(ticket) => self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects),
-                None => array.life = Life::Stopped,
-            },
-            (Life::Halting(asker, device), Outcome::Saved(Err(why))) => {
+            (Life::Halting(asker, _), Outcome::Halted(Ok(settled))) => {
+                array.spec.clean = settled;
+                match asker {
+                    Some(ticket) => self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects),
+                    None => array.life = Life::Stopped,
+                }
+            }
+            (Life::Regrouping(device), Outcome::Saved(result)) => self.regrouped(array, device, result, effects),
+            (Life::Halting(asker, device), Outcome::Halted(Err(why))) => {
                 array.life = Life::Started(device);
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));
             }
-            (Life::Reaping(why), Outcome::Saved(_)) => array.life = Life::Failed(why),
+            (Life::Reaping(why), Outcome::Halted(_)) => array.life = Life::Failed(why),
             (Life::Parking(ticket, failed), Outcome::Saved(Ok(()))) => {
                 array.life = Life::Stopped;
                 let answer = failed.map_or_else(|| Ok(array.answer()), Err);
@@ -212,7 +223,7 @@ impl Array {
     }
 
     /// What each replica that is there is to know.
-    fn labels(&self, present: &[bool], host: Id) -> Result<Vec<(Target, String)>, Refusal> {
+    pub(super) fn labels(&self, present: &[bool], host: Id) -> Result<Vec<(Target, String)>, Refusal> {
         let label = |(node, replica, spec): (usize, usize, &ReplicaSpec)| {
             let text = MemberLabel::of(&self.spec, host, node, replica);
             let bad =

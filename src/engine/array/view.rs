@@ -11,7 +11,7 @@ pub(super) fn state(life: &Life) -> State {
         Life::Surveying(_) | Life::Recording(_) | Life::Assigning(_) | Life::Settling(_) => State::Creating,
         Life::Checking(..) | Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) => State::Starting,
         Life::Launching(_) | Life::Waiting(..) => State::Starting,
-        Life::Started(_) => State::Started,
+        Life::Started(_) | Life::Regrouping(_) => State::Started,
         Life::Halting(..) | Life::Parking(..) => State::Stopping,
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
         Life::Visiting(_) | Life::Dooming(..) | Life::Freeing(..) => State::Removing,
@@ -31,11 +31,12 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         // What is tried again in the background still has the trouble of the last time.
         Life::Checking(None, ..) | Life::Minting(None, _) | Life::Claiming(None, _) => array.trouble.clone(),
         Life::Labelling(None, ..) | Life::Launching(None) => array.trouble.clone(),
+        Life::Started(_) | Life::Regrouping(_) => array.trouble.clone(),
         Life::Undoing(None, _) | Life::Forgetting(None, _) | Life::Freeing(None, _) => array.trouble.clone(),
         _ => None,
     };
     let device = match &array.life {
-        Life::Started(device) | Life::Halting(_, device) => Some(device.clone()),
+        Life::Started(device) | Life::Regrouping(device) | Life::Halting(_, device) => Some(device.clone()),
         _ => None,
     };
     let node = |node: &crate::control::spec::NodeSpec| NodeStatus {

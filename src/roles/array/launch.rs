@@ -4,16 +4,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
+use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
-use crate::control::status::{Counters, LinkState, Live, ReplicaLive};
+use crate::control::status::{Counters, LinkState, Live, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
+use crate::engine::replicas::Standing;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
+use crate::engine::view::Role;
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::limits;
+use crate::roles::array::keeper::{KeeperHandle, Regroup};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
@@ -26,7 +30,13 @@ use crate::wire::volume::Claim;
 pub struct DataPaths;
 
 impl Launcher for DataPaths {
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<Arc<dyn Running>, Refusal> {
+    fn launch(
+        &self,
+        spec: &ArraySpec,
+        claim: &Claim,
+        died: Died,
+        regroup: Regroup,
+    ) -> Result<Arc<dyn Running>, Refusal> {
         let config = path_config(spec, claim)?;
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
@@ -43,10 +53,19 @@ impl Launcher for DataPaths {
                 died(why);
             }
         };
-        let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end));
+        let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end), regroup);
         let running = started.map_err(|error| not_started(spec, error))?;
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
-        Ok(Arc::new(Started { name: spec.name.clone(), device, shared, running: Mutex::new(running) }))
+        let keeper = running.keeper();
+        let replicas = spec.nodes.iter().map(|node| node.replicas.len()).collect();
+        Ok(Arc::new(Started {
+            name: spec.name.clone(),
+            device,
+            shared,
+            replicas,
+            keeper,
+            running: Mutex::new(running),
+        }))
     }
 
     fn clear_away(&self) {
@@ -80,25 +99,15 @@ fn check_listen(spec: &ArraySpec, address: &NbdAddress) -> Result<(), Refusal> {
 
 fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
     let geometry = plan::geometry(spec).map_err(|bad| Refusal::new(Errno::EINVAL, bad.to_string()))?;
-    let node = |node: &NodeSpec| {
-        let replica = match node.replicas.as_slice() {
-            [replica] => replica,
-            replicas => {
-                let text = format!(
-                    "array '{}' cannot start: node {} has {} replicas, which this dstd can record but not serve yet: use a newer one",
-                    spec.name,
-                    node.start,
-                    replicas.len()
-                );
-                return Err(Refusal::new(Errno::EOPNOTSUPP, text));
-            }
-        };
+    let replica = |replica: &ReplicaSpec| {
         let place = match &replica.target {
             Target::Remote { server, volume } => Place::Remote { address: resolve(server)?[0], volume: volume.clone() },
             Target::Local(path) => Place::Local(path.into()),
         };
-        Ok(NodeTarget { place, volume: replica.volume })
+        let standing = if replica.state.is_in_sync() { Standing::InSync } else { Standing::Stale };
+        Ok(NodeTarget { place, volume: replica.volume, standing })
     };
+    let node = |node: &NodeSpec| node.replicas.iter().map(replica).collect::<Result<Vec<_>, Refusal>>();
     let queues = match spec.run.queues {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::QUEUES_DEFAULT_MAX),
         given => given,
@@ -110,6 +119,7 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
         host: claim.host,
         epoch: claim.epoch,
         geometry,
+        clean: spec.clean,
         nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
         queues,
         depth: spec.run.depth,
@@ -137,6 +147,9 @@ struct Started {
     name: String,
     device: String,
     shared: Arc<Shared>,
+    /// How many each node has.
+    replicas: Vec<usize>,
+    keeper: Option<KeeperHandle>,
     /// Locked while it is stopped, never by readers.
     running: Mutex<running::Running>,
 }
@@ -147,16 +160,36 @@ impl Running for Started {
     }
 
     fn live(&self) -> Live {
-        let nodes: Vec<Vec<ReplicaLive>> = self.shared.targets().iter().map(|target| vec![live(target)]).collect();
+        let (roles, syncs) = self.keeper.as_ref().map(KeeperHandle::look).unwrap_or_default();
+        let trusted = |(target, shared): (usize, &TargetShared)| {
+            let synced = syncs.iter().find(|sync| sync.target == target).map(|sync| sync.synced);
+            ReplicaLive { trust: roles.get(target).map(|role| (trust(*role), synced)), ..live(shared) }
+        };
+        let mut targets = self.shared.targets().iter().enumerate().map(trusted);
+        let nodes = self.replicas.iter().map(|count| targets.by_ref().take(*count).collect()).collect::<Vec<Vec<_>>>();
         let counters = nodes.iter().flatten().fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
         Live { counters, nodes, device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default() }
     }
 
-    fn stop(&self, force: bool) -> Result<(), Refusal> {
+    fn regrouped(&self, durable: bool) {
+        if let Some(keeper) = &self.keeper {
+            keeper.saved(durable);
+        }
+    }
+
+    fn stop(&self, force: bool) -> Result<bool, Refusal> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.stop(force, limits::HALT_MAX).map_err(|refusal| {
             Refusal::new(refusal.errno, format!("array '{}' is not stopped: {}", self.name, refusal.text))
         })
+    }
+}
+
+fn trust(role: Role) -> Trust {
+    match role {
+        Role::InSync => Trust::InSync,
+        Role::Syncing => Trust::Syncing,
+        Role::Leaving | Role::Stale | Role::Absent => Trust::Stale,
     }
 }
 
@@ -184,7 +217,7 @@ fn live(target: &TargetShared) -> ReplicaLive {
     } else {
         gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
     };
-    ReplicaLive { link, tries: tries.unwrap_or(0), down, last_error, counters }
+    ReplicaLive { trust: None, link, tries: tries.unwrap_or(0), down, last_error, counters }
 }
 
 fn counted(gauge: &Gauge) -> Counters {

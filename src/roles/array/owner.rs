@@ -15,6 +15,7 @@ use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
 use crate::limits;
+use crate::roles::array::keeper::Regroup;
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::targets;
 use crate::units::{Id, Time};
@@ -155,6 +156,11 @@ impl OwnerLoop {
         for effect in effects {
             match effect {
                 Effect::Reply(ticket, result) => replies.push((ticket, result)),
+                Effect::Regrouped(name, durable) => {
+                    if let Some(running) = self.performer.running().get(&name) {
+                        running.regrouped(durable);
+                    }
+                }
                 Effect::Work(job, work) => self.waiting.push_back((job, work)),
                 Effect::Exit => self.exit = true,
             }
@@ -217,10 +223,11 @@ impl OwnerLoop {
         let given = work.clone();
         let act = move || {
             let died = death_notice(&messages, &work);
+            let regroup = regroup_notice(&messages, &work);
             let failed = failure(&work, "a defect of dstd: see its log");
             let (fresh, outcome) = match targets::random_id() {
                 Ok(fresh) => {
-                    let done = std::panic::catch_unwind(AssertUnwindSafe(|| performer.perform(work, died)));
+                    let done = std::panic::catch_unwind(AssertUnwindSafe(|| performer.perform(work, died, regroup)));
                     (fresh, done.unwrap_or(failed))
                 }
                 Err(why) => (Id::NIL, failure(&work, &why.text)),
@@ -246,6 +253,22 @@ fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(S
     })
 }
 
+/// What a data path that is launched calls when its replicas have changed.
+fn regroup_notice(messages: &SyncSender<Message>, work: &Work) -> Regroup {
+    let Work::Launch(spec, _) = work else { return Arc::new(|_| {}) };
+    let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
+    Arc::new(move |standings| {
+        let fresh = loop {
+            match targets::random_id() {
+                Ok(fresh) => break fresh,
+                // Nothing may go on without it.
+                Err(_) => std::thread::sleep(limits::REGROUP_RETRY),
+            }
+        };
+        let _ = messages.send(Message::Event(Event::Regroup { name: name.clone(), epoch, standings, fresh }));
+    })
+}
+
 /// The outcome of work that could not be performed at all.
 fn failure(work: &Work, why: &str) -> Outcome {
     let refusal = Refusal::new(Errno::EIO, why);
@@ -253,7 +276,8 @@ fn failure(work: &Work, why: &str) -> Outcome {
         Work::Survey(targets) => Outcome::Surveyed(targets.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Assign(members) => Outcome::Assigned(members.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Free(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
-        Work::Save(_) | Work::Forget(_) | Work::Halt { .. } => Outcome::Saved(Err(refusal)),
+        Work::Save(_) | Work::Forget(_) | Work::Regroup(..) => Outcome::Saved(Err(refusal)),
+        Work::Halt { .. } => Outcome::Halted(Err(refusal)),
         Work::Claim(_, epoch, targets) => {
             let claim = Claim { epoch: *epoch, owner: Id::NIL, host: Id::NIL };
             Outcome::Claimed(claim, targets.iter().map(|_| Err(refusal.clone())).collect())

@@ -5,12 +5,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use crate::engine::replicas::{Replicas, Standing};
 use crate::engine::request::ShardConfig;
 use crate::engine::shard::Shard;
 use crate::engine::shared::Shared;
-use crate::engine::view::View;
+use crate::engine::view::{Role, View};
 use crate::errno::Errno;
 use crate::geometry::map::Geometry;
 use crate::io::greet::{self, Refusal};
@@ -18,7 +20,8 @@ use crate::io::link::{Link, LinkConfig};
 use crate::io::local::{Local, LocalFile};
 use crate::io::wakeup::{Postbox, mailbox};
 use crate::limits;
-use crate::roles::array::worker::{Connection, Order, Seat};
+use crate::roles::array::keeper::Note;
+use crate::roles::array::worker::{Connection, Neighbours, Order, Seat};
 use crate::units::{Epoch, Id};
 use crate::wire::session::{Hello, VERSIONS, features};
 
@@ -36,13 +39,15 @@ pub enum Place {
     Local(PathBuf),
 }
 
-/// One node's target.
+/// One replica of a node.
 #[derive(Clone, Debug)]
 pub struct NodeTarget {
     /// Where it is.
     pub place: Place,
     /// The volume's own id, as the record knows it.
     pub volume: Id,
+    /// What the record says of it.
+    pub standing: Standing,
 }
 
 /// What is started.
@@ -60,8 +65,10 @@ pub struct PathConfig {
     pub epoch: Epoch,
     /// The layout.
     pub geometry: Geometry,
-    /// One target for each node, in order.
-    pub nodes: Vec<NodeTarget>,
+    /// The replicas of each node, in order.
+    pub nodes: Vec<Vec<NodeTarget>>,
+    /// Nothing was in flight when the array was last served.
+    pub clean: bool,
     /// I/O threads.
     pub queues: usize,
     /// Requests in flight in each.
@@ -85,15 +92,41 @@ pub struct Path {
     pub shared: Arc<Shared>,
     /// One for each I/O thread.
     pub orders: Vec<Postbox<Order>>,
+    /// Where a node has several replicas: what their keeper is made of.
+    pub replicas: Option<ReplicaParts>,
+}
+
+/// What the keeper of replicas is made of.
+pub struct ReplicaParts {
+    /// The rules, with the view that the threads begin with.
+    pub rules: Replicas,
+    /// Where notes to the keeper go, and where they come from.
+    pub sender: Sender<Note>,
+    /// See there.
+    pub notes: Receiver<Note>,
+    /// Makes seats for sync engines.
+    pub seats: SyncSeats,
+}
+
+impl PathConfig {
+    /// All targets, in order, each with its node.
+    fn targets(&self) -> impl Iterator<Item = (usize, &NodeTarget)> {
+        self.nodes.iter().enumerate().flat_map(|(node, replicas)| replicas.iter().map(move |replica| (node, replica)))
+    }
 }
 
 /// Attaches every target, and makes the seats of the I/O threads.
 pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
     let files = open_local(config)?;
     greet_remote(config)?;
-    let shared = Arc::new(Shared::new(config.nodes.len(), config.queues));
-    let volumes: Vec<Vec<Id>> = config.nodes.iter().map(|node| vec![node.volume]).collect();
-    let view = Arc::new(View::new(config.geometry.clone(), &volumes, config.epoch));
+    let ids = |replicas: &Vec<NodeTarget>| replicas.iter().map(|replica| replica.volume).collect();
+    let volumes: Vec<Vec<Id>> = config.nodes.iter().map(ids).collect();
+    let standings: Vec<Standing> = config.targets().map(|(_, target)| target.standing).collect();
+    let shared = Arc::new(Shared::with_sync(standings.len(), config.queues, 1));
+    let first = View::new(config.geometry.clone(), &volumes, config.epoch);
+    let rules = Replicas::new(first, &standings, config.clean);
+    let view = Arc::clone(rules.view());
+    let (keeper, notes) = channel();
     let mut orders = Vec::with_capacity(config.queues);
     let mut seats = Vec::with_capacity(config.queues);
     for index in 0..config.queues {
@@ -105,32 +138,71 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
         })?;
         let connections = connections(config, index, &shard, &files);
         orders.push(postbox);
-        seats.push(Seat { shard, connections, wakeup });
+        let shared = Arc::clone(&shared);
+        seats.push(Seat { shard, connections, wakeup, neighbours: None, shared, index });
     }
-    Ok((Path { shared, orders }, seats))
+    let replicas = (view.width() > 1).then(|| {
+        for seat in &mut seats {
+            seat.neighbours = Some(Neighbours { keeper: keeper.clone(), threads: orders.clone() });
+        }
+        let seats = SyncSeats { config: config.clone(), files, shared: Arc::clone(&shared) };
+        ReplicaParts { rules, sender: keeper, notes, seats }
+    });
+    Ok((Path { shared, orders, replicas }, seats))
+}
+
+/// Makes the seats of sync engines: each has connections of its own, on the channel after those of the I/O threads.
+pub struct SyncSeats {
+    config: PathConfig,
+    files: Vec<Option<LocalFile>>,
+    shared: Arc<Shared>,
+}
+
+impl SyncSeats {
+    /// A seat that is attached to two targets of a view alone. Sequences up to `sequence` were used before.
+    pub fn seat(
+        &self,
+        view: &View,
+        source: usize,
+        target: usize,
+        sequence: u32,
+    ) -> std::io::Result<(Seat, Postbox<Order>)> {
+        let mut view = view.clone();
+        for (index, of) in view.targets.iter_mut().enumerate() {
+            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
+        }
+        let index = self.config.queues;
+        let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: limits::TARGET_TIMEOUT };
+        let shard = Shard::after(config, Arc::new(view), Arc::clone(&self.shared), sequence);
+        let (postbox, wakeup) = mailbox(limits::ORDERS_MAX)?;
+        let connections = connections(&self.config, index, &shard, &self.files);
+        let shared = Arc::clone(&self.shared);
+        Ok((Seat { shard, connections, wakeup, neighbours: None, shared, index }, postbox))
+    }
 }
 
 fn connections(config: &PathConfig, index: usize, shard: &Shard, files: &[Option<LocalFile>]) -> Vec<Connection> {
     let channel = u16::try_from(index).unwrap_or(u16::MAX);
-    let connect = |(target, (node, file)): (usize, (&NodeTarget, &Option<LocalFile>))| match (&node.place, file) {
-        (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
-            target,
-            address: *address,
-            hello: hello(config, channel, volume),
-            epoch: config.epoch,
-        }))),
-        (Place::Local(_), Some(file)) => {
-            Connection::Local(Box::new(Local::new(target, file.clone(), node.volume, shard.parts())))
-        }
-        (Place::Local(path), None) => unreachable!("{} was opened by open_local", path.display()),
-    };
-    config.nodes.iter().zip(files).enumerate().map(connect).collect()
+    let connect =
+        |(target, ((node, at), file)): (usize, ((usize, &NodeTarget), &Option<LocalFile>))| match (&at.place, file) {
+            (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
+                target,
+                address: *address,
+                hello: hello(config, channel, volume, node),
+                epoch: config.epoch,
+            }))),
+            (Place::Local(_), Some(file)) => {
+                Connection::Local(Box::new(Local::new(target, file.clone(), at.volume, shard.parts())))
+            }
+            (Place::Local(path), None) => unreachable!("{} was opened by open_local", path.display()),
+        };
+    config.targets().zip(files).enumerate().map(connect).collect()
 }
 
-fn hello(config: &PathConfig, channel: u16, volume: &str) -> Hello {
+fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize) -> Hello {
     Hello {
         versions: (*VERSIONS.start(), *VERSIONS.end()),
-        features: features::DATA_CRC,
+        features: features::of_node(config.nodes[node].len()),
         array: config.array,
         session: config.session,
         host: config.host,
@@ -157,15 +229,16 @@ fn open_local(config: &PathConfig) -> Result<Vec<Option<LocalFile>>, StartError>
         }
         Ok(Some(file))
     };
-    config.nodes.iter().enumerate().map(open).collect()
+    config.targets().map(open).collect()
 }
 
 /// Says HELLO to each server once, so that a refusal has its words before anything is started.
 fn greet_remote(config: &PathConfig) -> Result<(), StartError> {
-    for (node, target) in config.nodes.iter().enumerate() {
+    // Of several replicas some may be away; the volumes of all that are there have accepted the claim already.
+    for (node, target) in config.targets().filter(|(node, _)| config.nodes[*node].len() == 1) {
         let Place::Remote { address, volume } = &target.place else { continue };
         let refuse = |refusal| StartError { node, refusal };
-        let welcome = greet::greet(*address, &hello(config, 0, volume), config.epoch).map_err(refuse)?;
+        let welcome = greet::greet(*address, &hello(config, 0, volume, node), config.epoch).map_err(refuse)?;
         let wanted = config.geometry.node_sectors(node);
         let why = if welcome.volume != target.volume {
             format!(

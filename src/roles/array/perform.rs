@@ -11,6 +11,7 @@ use crate::control::target::Target;
 use crate::engine::array::{Outcome, Work};
 use crate::io::state_dir::StateDir;
 use crate::limits;
+use crate::roles::array::keeper::Regroup;
 use crate::roles::array::targets;
 use crate::units::{Epoch, Id};
 use crate::wire::volume::Claim;
@@ -23,8 +24,12 @@ pub trait Running: Send + Sync {
     /// Figures of now. Never waits.
     fn live(&self) -> Live;
 
+    /// What it had asked to be made durable is, or could not be.
+    fn regrouped(&self, durable: bool);
+
     /// Takes no more requests, lets those in flight end within a bound, and ends. Refused while clients use it, unless `force`.
-    fn stop(&self, force: bool) -> Result<(), Refusal>;
+    /// Whether all replicas that are in sync are known to hold the same.
+    fn stop(&self, force: bool) -> Result<bool, Refusal>;
 }
 
 /// Called when a data path ended by itself, with the reason.
@@ -33,7 +38,14 @@ pub type Died = Box<dyn FnOnce(String) + Send>;
 /// What starts data paths.
 pub trait Launcher: Send + Sync {
     /// Attaches every node under a claim that its volumes have accepted, and shows the device.
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<Arc<dyn Running>, Refusal>;
+    /// `regroup` is for changes of its replicas.
+    fn launch(
+        &self,
+        spec: &ArraySpec,
+        claim: &Claim,
+        died: Died,
+        regroup: Regroup,
+    ) -> Result<Arc<dyn Running>, Refusal>;
 
     /// Removes what data paths of a dead daemon have left in the kernel.
     fn clear_away(&self);
@@ -53,8 +65,8 @@ impl Performer {
         Performer { state, launcher, running: Mutex::default() }
     }
 
-    /// Does what is asked; `died` is for a data path that is launched.
-    pub fn perform(&self, work: Work, died: Died) -> Outcome {
+    /// Does what is asked; `died` and `regroup` are for a data path that is launched.
+    pub fn perform(&self, work: Work, died: Died, regroup: Regroup) -> Outcome {
         match work {
             Work::Survey(targets) => Outcome::Surveyed(each(&targets, targets::look)),
             Work::Assign(members) => {
@@ -74,8 +86,9 @@ impl Performer {
             Work::Forget(name) => {
                 Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
             }
-            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died)),
-            Work::Halt { name, force } => Outcome::Saved(self.halt(&name, force)),
+            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died, regroup)),
+            Work::Regroup(spec, claim, labels) => Outcome::Saved(self.regroup(&spec, &claim, &labels)),
+            Work::Halt { name, force } => Outcome::Halted(self.halt(&name, force)),
         }
     }
 
@@ -105,21 +118,28 @@ impl Performer {
         }
     }
 
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died) -> Result<String, Refusal> {
-        let running = self.launcher.launch(spec, claim, died)?;
+    /// The record first: a label that is newer than it would say that the record is old.
+    fn regroup(&self, spec: &ArraySpec, claim: &Claim, labels: &[(Target, String)]) -> Result<(), Refusal> {
+        self.state.save(spec).map_err(|error| Refusal::new(error.errno, error.text))?;
+        let labelled = each(labels, |(target, label)| targets::put_label(target, spec.id, claim, label));
+        labelled.into_iter().collect()
+    }
+
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, regroup: Regroup) -> Result<String, Refusal> {
+        let running = self.launcher.launch(spec, claim, died, regroup)?;
         let device = running.device();
         link_device(&spec.name, &device);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), running);
         Ok(device)
     }
 
-    fn halt(&self, name: &str, force: bool) -> Result<(), Refusal> {
+    fn halt(&self, name: &str, force: bool) -> Result<bool, Refusal> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        let Some(running) = running else { return Ok(()) };
-        running.stop(force)?;
+        let Some(running) = running else { return Ok(false) };
+        let settled = running.stop(force)?;
         unlink_device(name);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        Ok(())
+        Ok(settled)
     }
 }
 

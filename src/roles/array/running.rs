@@ -17,7 +17,8 @@ use crate::io::nbd::listener::{Bound, Door, Listener, seat};
 use crate::io::ublk::{QueueMain, UblkConfig, UblkDevice, UblkError, UblkQueue, usable_queues};
 use crate::io::wakeup::Postbox;
 use crate::limits;
-use crate::roles::array::path::{Path, PathConfig, StartError, attach};
+use crate::roles::array::keeper::{Keeper, KeeperConfig, KeeperHandle, Regroup};
+use crate::roles::array::path::{Path, PathConfig, ReplicaParts, StartError, attach};
 use crate::roles::array::worker::{Order, Seat, Worker};
 use crate::units::SECTOR_BYTES;
 use crate::wire::nbd::address::NbdAddress;
@@ -56,6 +57,7 @@ pub struct Running {
     orders: Vec<Postbox<Order>>,
     live: Live,
     stopping: Arc<AtomicBool>,
+    keeper: Option<Keeper>,
 }
 
 impl Running {
@@ -67,18 +69,26 @@ impl Running {
         block: u32,
         tag: u32,
         on_end: OnEnd,
+        regroup: Regroup,
     ) -> Result<Running, RunError> {
         match face {
             Face::Ublk => {
                 config.queues = usize::from(usable_queues(u16::try_from(config.queues).unwrap_or(u16::MAX)));
-                Running::start_ublk(&config, block, tag, on_end)
+                Running::start_ublk(&config, block, tag, on_end, regroup)
             }
-            Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end),
+            Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end, regroup),
         }
     }
 
-    fn start_ublk(config: &PathConfig, block: u32, tag: u32, on_end: OnEnd) -> Result<Running, RunError> {
+    fn start_ublk(
+        config: &PathConfig,
+        block: u32,
+        tag: u32,
+        on_end: OnEnd,
+        regroup: Regroup,
+    ) -> Result<Running, RunError> {
         let (path, seats) = attach(config).map_err(RunError::Node)?;
+        let (path, keeper) = with_keeper(config, path, regroup)?;
         let main =
             |seat: Seat| -> QueueMain { Box::new(move |queue: &mut UblkQueue<'_>| Worker::new(seat, queue).run()) };
         let workers = seats.into_iter().map(main).collect();
@@ -90,16 +100,23 @@ impl Running {
         };
         let device = UblkDevice::create(ublk_config(config, block, tag), workers, ended)
             .map_err(|error| RunError::Frontend(refusal(&error)))?;
-        Ok(Running::new(device.path(), path, Live::Ublk(device), stopping))
+        Ok(Running::new(device.path(), path, Live::Ublk(device), stopping, keeper))
     }
 
-    fn start_nbd(config: &PathConfig, address: &NbdAddress, block: u32, on_end: OnEnd) -> Result<Running, RunError> {
+    fn start_nbd(
+        config: &PathConfig,
+        address: &NbdAddress,
+        block: u32,
+        on_end: OnEnd,
+        regroup: Regroup,
+    ) -> Result<Running, RunError> {
         let failed =
             |error: io::Error| RunError::Frontend(Refusal { errno: Errno::from(&error), text: error.to_string() });
         // The address first: it fails fastest, and before anything was attached.
         let bound = Bound::new(address)
             .map_err(|error| RunError::Frontend(Refusal { errno: error.errno, text: error.text }))?;
         let (path, seats) = attach(config).map_err(RunError::Node)?;
+        let (path, keeper) = with_keeper(config, path, regroup)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let chunk = config.geometry.chunk_sectors().map_or(4096, |sectors| sectors * SECTOR_BYTES);
         let export = Export {
@@ -128,11 +145,16 @@ impl Running {
         }
         let uri = bound.address().uri(&config.name);
         let listener = bound.start(doors).map_err(failed)?;
-        Ok(Running::new(uri, path, Live::Nbd { listener: Some(listener), threads }, stopping))
+        Ok(Running::new(uri, path, Live::Nbd { listener: Some(listener), threads }, stopping, keeper))
     }
 
-    fn new(device: String, path: Path, live: Live, stopping: Arc<AtomicBool>) -> Running {
-        Running { device, shared: path.shared, orders: path.orders, live, stopping }
+    fn new(device: String, path: Path, live: Live, stopping: Arc<AtomicBool>, keeper: Option<Keeper>) -> Running {
+        Running { device, shared: path.shared, orders: path.orders, live, stopping, keeper }
+    }
+
+    /// What looks after the replicas, where there are any.
+    pub fn keeper(&self) -> Option<KeeperHandle> {
+        self.keeper.as_ref().map(Keeper::handle)
     }
 
     /// `/dev/ublkbN`, or the NBD URI.
@@ -146,8 +168,9 @@ impl Running {
     }
 
     /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,
-    /// requests in flight end with EIO. After `limit` it gives up waiting; what was asked goes on.
-    pub fn stop(&mut self, force: bool, limit: Duration) -> Result<(), Refusal> {
+    /// requests in flight end with EIO. After `limit` it gives up waiting; what was asked goes on. Whether all replicas that are in
+    /// sync are known to hold the same.
+    pub fn stop(&mut self, force: bool, limit: Duration) -> Result<bool, Refusal> {
         if let Live::Nbd { listener: Some(listener), .. } = &self.live
             && !force
             && listener.clients() > 0
@@ -168,7 +191,7 @@ impl Running {
                 // Until the frontend is down new requests may come, which must end too.
                 scope.spawn(|| {
                     while !done.load(Ordering::SeqCst) {
-                        post(&orders, Order::Abort(Errno::EIO));
+                        post(&orders, &Order::Abort(Errno::EIO));
                         std::thread::sleep(limits::TICK);
                     }
                 });
@@ -177,7 +200,7 @@ impl Running {
                 Live::Ublk(device) => device.stop(force, limit).map_err(|error| refusal(&error)),
                 Live::Nbd { listener, threads } => {
                     *listener = None;
-                    post(&orders, Order::Stop);
+                    post(&orders, &Order::Stop);
                     join(threads, limit)
                 }
             };
@@ -187,14 +210,31 @@ impl Running {
         if result.is_err() {
             self.stopping.store(false, Ordering::SeqCst);
         }
-        result
+        result.map(|()| {
+            let settled = self.keeper.take().is_none_or(Keeper::end);
+            settled && !self.shared.is_unsettled()
+        })
     }
 }
 
+/// Starts what looks after the replicas, where there are any.
+fn with_keeper(config: &PathConfig, path: Path, regroup: Regroup) -> Result<(Path, Option<Keeper>), RunError> {
+    let Path { shared, orders, replicas } = path;
+    let started = replicas.map(|ReplicaParts { rules, sender, notes, seats }| {
+        let (name, threads) = (config.name.clone(), orders.clone());
+        Keeper::start(KeeperConfig { name, rules, shared: Arc::clone(&shared), threads, sender, notes, seats, regroup })
+    });
+    let keeper = started.transpose().map_err(|error| {
+        let text = format!("the keeper of the replicas cannot be started: {error}");
+        RunError::Frontend(Refusal { errno: Errno::from(&error), text })
+    })?;
+    Ok((Path { shared, orders, replicas: None }, keeper))
+}
+
 /// To every thread. One that has ended needs no order; one whose box is full has plenty.
-fn post(orders: &[Postbox<Order>], order: Order) {
+fn post(orders: &[Postbox<Order>], order: &Order) {
     for postbox in orders {
-        let _ = postbox.post(order);
+        let _ = postbox.post(order.clone());
     }
 }
 

@@ -5,24 +5,42 @@
 //! in flight; it closes its connections first.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use crate::engine::link::LinkCommand;
 use crate::engine::shard::Shard;
+use crate::engine::shared::Shared;
+use crate::engine::view::View;
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::link::Link;
 use crate::io::local::Local;
 use crate::io::ring::{Completion, Frontend, Owner, unpack};
-use crate::io::wakeup::{Wake, Wakeup};
+use crate::io::wakeup::{Postbox, Wake, Wakeup};
+use crate::roles::array::keeper::Note;
 use crate::units::Time;
 
 /// What the owner asks of an I/O thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Order {
     /// Take no more requests; end when those in flight are complete.
     Stop,
     /// End every request in flight with this error.
     Abort(Errno),
+    /// Work from this view.
+    Adopt(Arc<View>),
+    /// Somebody has given back what this thread's requests wait for.
+    Look,
+}
+
+/// Whom an I/O thread of an array with replicas speaks to.
+#[derive(Clone)]
+pub struct Neighbours {
+    /// The keeper of the replicas.
+    pub keeper: Sender<Note>,
+    /// Every I/O thread.
+    pub threads: Vec<Postbox<Order>>,
 }
 
 /// The connection to one target.
@@ -48,6 +66,9 @@ pub struct Worker<'f, F: Frontend> {
     connections: Vec<Connection>,
     frontend: &'f mut F,
     wakeup: Wakeup<Order>,
+    neighbours: Option<Neighbours>,
+    shared: Arc<Shared>,
+    shard_index: usize,
     now: Time,
 }
 
@@ -59,23 +80,47 @@ pub struct Seat {
     pub connections: Vec<Connection>,
     /// What wakes it.
     pub wakeup: Wakeup<Order>,
+    /// With replicas: whom it speaks to.
+    pub neighbours: Option<Neighbours>,
+    /// What all threads share.
+    pub shared: Arc<Shared>,
+    /// Which thread it is.
+    pub index: usize,
 }
 
 impl<'f, F: Frontend> Worker<'f, F> {
     /// Puts a frontend on a seat.
     pub fn new(seat: Seat, frontend: &'f mut F) -> Worker<'f, F> {
-        Worker { shard: seat.shard, connections: seat.connections, wakeup: seat.wakeup, frontend, now: clock::now() }
+        Worker {
+            shard: seat.shard,
+            connections: seat.connections,
+            wakeup: seat.wakeup,
+            neighbours: seat.neighbours,
+            shared: seat.shared,
+            shard_index: seat.index,
+            frontend,
+            now: clock::now(),
+        }
     }
 
     /// Runs until the frontend is down and everything is complete. An error means that the ring has failed.
-    pub fn run(mut self) -> io::Result<()> {
+    pub fn run(self) -> io::Result<()> {
+        self.run_to_sequence().0
+    }
+
+    /// The same, and the sequence up to which the shard has used its tags.
+    pub fn run_to_sequence(mut self) -> (io::Result<()>, u32) {
         let result = self.serve();
+        if !self.shard.is_settled() {
+            self.shared.note_unsettled();
+        }
+        let sequence = self.shard.sequence();
         if result.is_err() {
             // The kernel may still use what their operations point at: it is never given back.
             std::mem::forget(std::mem::take(&mut self.connections));
             std::mem::forget(self.wakeup);
         }
-        result
+        (result, sequence)
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -87,7 +132,8 @@ impl<'f, F: Frontend> Worker<'f, F> {
             if !self.frontend.is_up() && self.shard.active() == 0 {
                 break;
             }
-            self.wakeup.arm(self.shard.next_timeout(), self.frontend);
+            let next = self.shard.next_timeout().min(self.frontend.next_timeout());
+            self.wakeup.arm(next, self.frontend);
             self.turn(&mut completions)?;
         }
         self.close(&mut completions)
@@ -133,6 +179,8 @@ impl<'f, F: Frontend> Worker<'f, F> {
             match order {
                 Order::Stop => self.frontend.shut_down(),
                 Order::Abort(error) => self.shard.abort(error),
+                Order::Adopt(view) => self.shard.adopt(self.now, view),
+                Order::Look => self.shard.look(self.now),
             }
         }
         self.wakeup.watch(self.frontend);
@@ -163,6 +211,25 @@ impl<'f, F: Frontend> Worker<'f, F> {
             }
         }
         self.shard.show_load();
+        self.tell_neighbours();
+    }
+
+    /// Passes on what the keeper and other threads must know. What the keeper is told is bounded: once for each view.
+    fn tell_neighbours(&mut self) {
+        let Some(Neighbours { keeper, threads }) = &self.neighbours else { return };
+        // Without a keeper the array is ending.
+        while let Some(report) = self.shard.poll_report() {
+            let _ = keeper.send(Note::Report(report));
+        }
+        while let Some((node, version)) = self.shard.poll_ack() {
+            let _ = keeper.send(Note::Adopted { shard: self.shard_index, node, version });
+        }
+        while let Some(other) = self.shard.poll_wake() {
+            if let Some(thread) = threads.get(other) {
+                // A full box has something in it that wakes the thread, and a tick makes it look.
+                let _ = thread.post(Order::Look);
+            }
+        }
     }
 
     fn obey(&mut self, command: LinkCommand) {

@@ -1,0 +1,248 @@
+//! Everything outside the owner, in memory: volumes on servers, records, data paths.
+
+use super::*;
+
+/// A volume of the world.
+#[derive(Clone, Debug)]
+pub(super) struct Volume {
+    pub(super) sectors: u64,
+    pub(super) id: Id,
+    pub(super) member: Option<Member>,
+    pub(super) claim: Option<Claim>,
+    pub(super) label: Option<String>,
+    pub(super) reachable: bool,
+}
+
+/// Everything outside the owner: volumes, records, data paths. It outlives the daemon.
+#[derive(Clone, Default)]
+pub(super) struct World {
+    /// The machine that the next daemon lives on.
+    pub(super) host: Id,
+    pub(super) volumes: BTreeMap<String, Volume>,
+    pub(super) records: BTreeMap<String, Vec<u8>>,
+    /// The records of the other machines.
+    pub(super) elsewhere: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
+    pub(super) owners: u8,
+    /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
+    pub(super) newest: Option<BTreeSet<String>>,
+    pub(super) running: BTreeMap<String, Epoch>,
+    /// Epochs under which a data path was ever launched, by array.
+    pub(super) epochs: Vec<(Id, Epoch)>,
+    pub(super) busy: bool,
+    /// Work of these kinds fails.
+    pub(super) broken: BTreeSet<&'static str>,
+}
+
+/// An id that no other call returns.
+pub(super) fn fresh() -> Id {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    Id(id)
+}
+
+pub(super) fn refused(text: &str) -> Refusal {
+    Refusal::new(Errno::ECONNREFUSED, text)
+}
+
+impl World {
+    pub(super) fn new(volumes: &[&str]) -> World {
+        let volume = |at: u8| Volume {
+            sectors: 2048,
+            id: Id([at; 16]),
+            member: None,
+            claim: None,
+            label: None,
+            reachable: true,
+        };
+        let volumes = volumes.iter().zip(1u8..).map(|(name, at)| ((*name).to_owned(), volume(at))).collect();
+        World { host: HOST, volumes, ..World::default() }
+    }
+
+    /// The next daemon lives on this machine, with the records of this one.
+    pub(super) fn go_to(&mut self, host: Id) {
+        let records = self.elsewhere.remove(&host).unwrap_or_default();
+        let former = std::mem::replace(&mut self.records, records);
+        self.elsewhere.insert(std::mem::replace(&mut self.host, host), former);
+    }
+
+    pub(super) fn spec(&self) -> ArraySpec {
+        ArraySpec::decode("a", &self.records["a"]).unwrap()
+    }
+
+    pub(super) fn reach(&mut self, target: &str, reachable: bool) {
+        self.volumes.get_mut(target).unwrap().reachable = reachable;
+    }
+
+    /// What a volume's label says.
+    pub(super) fn label(&self, target: &str) -> MemberLabel {
+        MemberLabel::decode(self.volumes[target].label.as_ref().unwrap()).unwrap()
+    }
+
+    /// As servers do.
+    pub(super) fn claim(&mut self, target: &Target, array: Id, claim: Claim) -> Result<(), Refusal> {
+        let volume = self.volume(target)?;
+        assert!(volume.member.as_ref().is_some_and(|member| member.id == array));
+        let taken = volume
+            .claim
+            .is_none_or(|held| claim.epoch > held.epoch || (claim.epoch, claim.owner) == (held.epoch, held.owner));
+        if !taken {
+            return Err(Refusal::new(Errno::EBADE, "fenced"));
+        }
+        volume.claim = Some(claim);
+        Ok(())
+    }
+
+    /// What must be durable before anything is served: the claim and the newest label on each replica that is in sync, and in the
+    /// record that the others are not.
+    pub(super) fn check_launch(&mut self, spec: &ArraySpec, claim: Claim) {
+        let stored = ArraySpec::decode(&spec.name, &self.records[&spec.name]).unwrap();
+        assert_eq!(stored, ArraySpec { clean: false, ..spec.clone() }, "what is served is durable");
+        assert_eq!((spec.phase, spec.epoch, claim.host), (Phase::Started, claim.epoch, self.host));
+        assert!(self.epochs.iter().all(|(id, epoch)| *id != spec.id || *epoch < spec.epoch), "epochs grow");
+        let in_sync = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync());
+        let in_sync: BTreeSet<String> = in_sync.map(|(_, replica)| replica.target.to_string()).collect();
+        if let Some(stale) = self.newest.as_ref().and_then(|newest| in_sync.difference(newest).next()) {
+            panic!("{stale} has missed writes and would be read");
+        }
+        self.newest = Some(in_sync);
+        for (node, replica) in spec.replicas() {
+            let volume = &self.volumes[&replica.target.to_string()];
+            if replica.state.is_in_sync() || volume.reachable {
+                assert_eq!(volume.claim, Some(claim), "{} is claimed", replica.target);
+                let label = self.label(&replica.target.to_string());
+                assert_eq!(label.generation, node.generation);
+                assert_eq!(label.node().unwrap().replicas, node.replicas);
+                assert_eq!(label.node().unwrap().replicas[label.replica], *replica);
+            }
+        }
+    }
+
+    pub(super) fn volume(&mut self, target: &Target) -> Result<&mut Volume, Refusal> {
+        let missing = || Refusal::new(Errno::ENOENT, "no such volume");
+        let volume = self.volumes.get_mut(&target.to_string()).ok_or_else(missing)?;
+        if volume.reachable { Ok(volume) } else { Err(refused("connection refused")) }
+    }
+
+    /// The record is durable before any label says more.
+    pub(super) fn regroup(
+        &mut self,
+        spec: &ArraySpec,
+        claim: Claim,
+        labels: Vec<(Target, String)>,
+    ) -> Result<(), Refusal> {
+        for kind in ["save", "label"] {
+            if self.broken.contains(kind) {
+                return Err(refused("it broke"));
+            }
+            if kind == "save" {
+                self.records.insert(spec.name.clone(), spec.encode().unwrap());
+            }
+        }
+        let in_sync = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync());
+        let in_sync: BTreeSet<String> = in_sync.map(|(_, replica)| replica.target.to_string()).collect();
+        let labelled: BTreeSet<String> = labels.iter().map(|(target, _)| target.to_string()).collect();
+        assert_eq!(labelled, in_sync, "those in sync know who is");
+        for (target, text) in labels {
+            let volume = self.volume(&target)?;
+            assert_eq!(volume.claim, Some(claim));
+            volume.label = Some(text);
+        }
+        self.newest = Some(in_sync);
+        Ok(())
+    }
+
+    pub(super) fn perform(&mut self, work: Work) -> Outcome {
+        let fails = |kind| if self.broken.contains(kind) { Err(refused("it broke")) } else { Ok(()) };
+        match work {
+            Work::Survey(targets) => {
+                let mut look = |target| {
+                    let volume = self.volume(target)?;
+                    let identity = volume.id.to_string();
+                    let Volume { sectors, id, member, claim, label, .. } = volume.clone();
+                    Ok(Found { sectors, identity, volume: id, member, claim, label })
+                };
+                Outcome::Surveyed(targets.iter().map(&mut look).collect())
+            }
+            Work::Save(spec) => Outcome::Saved(fails("save").map(|()| {
+                self.records.insert(spec.name.clone(), spec.encode().unwrap());
+            })),
+            Work::Forget(name) => Outcome::Saved(fails("forget").map(|()| drop(self.records.remove(&name)))),
+            Work::Assign(members) => {
+                let broken = fails("assign");
+                let mut assign = |(at, (target, member)): (usize, (Target, Member))| {
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    let volume = self.volume(&target)?;
+                    assert!(volume.member.as_ref().is_none_or(|old| old.id == member.id));
+                    volume.member = Some(member);
+                    Ok(volume.id)
+                };
+                Outcome::Assigned(members.into_iter().enumerate().map(&mut assign).collect())
+            }
+            Work::Free(array, targets) => {
+                let host = self.host;
+                let mut free = |target| match self.volume(target) {
+                    Ok(volume) if volume.member.as_ref().is_none_or(|member| member.id != array) => Ok(()),
+                    Ok(volume) if volume.claim.is_some_and(|claim| claim.host != host) => {
+                        Err(Refusal::new(Errno::EBUSY, "another host has claimed it"))
+                    }
+                    Ok(volume) => {
+                        (volume.member, volume.claim, volume.label) = (None, None, None);
+                        Ok(())
+                    }
+                    Err(why) if why.errno == Errno::ENOENT => Ok(()),
+                    Err(why) => Err(why),
+                };
+                Outcome::Each(targets.iter().map(&mut free).collect())
+            }
+            Work::Claim(array, epoch, targets) => {
+                let broken = fails("claim");
+                self.owners += 1;
+                let claim = Claim { epoch, owner: Id([self.owners; 16]), host: self.host };
+                let stored = self.records.values().any(|bytes| {
+                    ArraySpec::decode("a", bytes).is_ok_and(|spec| spec.id == array && spec.epoch == epoch)
+                });
+                assert!(stored, "the epoch is durable first");
+                let mut take = |(at, (target, _)): (usize, &(Target, u64))| {
+                    // It breaks halfway.
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    self.claim(target, array, claim)
+                };
+                Outcome::Claimed(claim, targets.iter().enumerate().map(&mut take).collect())
+            }
+            Work::Label(array, claim, labels) => {
+                let broken = fails("label");
+                let mut put = |(at, (target, text)): (usize, &(Target, String))| {
+                    if at > 0 {
+                        broken.clone()?;
+                    }
+                    let volume = self.volume(target)?;
+                    if volume.claim != Some(claim) || volume.member.as_ref().is_none_or(|member| member.id != array) {
+                        return Err(Refusal::new(Errno::EBADE, "fenced"));
+                    }
+                    volume.label = Some(text.clone());
+                    Ok(())
+                };
+                Outcome::Each(labels.iter().enumerate().map(&mut put).collect())
+            }
+            Work::Regroup(spec, claim, labels) => Outcome::Saved(self.regroup(&spec, claim, labels)),
+            Work::Launch(spec, claim) => Outcome::Launched(fails("launch").map(|()| {
+                self.check_launch(&spec, claim);
+                self.epochs.push((spec.id, spec.epoch));
+                self.running.insert(spec.name.clone(), spec.epoch);
+                "/dev/ublkb0".to_owned()
+            })),
+            Work::Halt { name, force } => {
+                if self.busy && !force {
+                    return Outcome::Halted(Err(Refusal::new(Errno::EBUSY, "mounted on /mnt")));
+                }
+                self.running.remove(&name);
+                Outcome::Halted(Ok(!force))
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The sync engine as the frontend of an I/O thread of its own: it brings a ring, and a buffer for each region under way.
+
+use std::io;
+
+use io_uring::squeue;
+
+use crate::engine::copy::{Copy, CopyError};
+use crate::engine::request::{Request, Tag};
+use crate::errno::Errno;
+use crate::io::buffer::Buffers;
+use crate::io::ring::{BareRing, Completion, Frontend, Ring};
+use crate::limits;
+use crate::units::Time;
+
+/// Entries of the ring: the engine has few operations in flight.
+const RING_ENTRIES: u32 = 64;
+
+/// See the module's description.
+pub struct CopyFrontend<W: FnMut(u32)> {
+    // Dropped first: what it has in flight ends before the buffers go.
+    ring: BareRing,
+    buffers: Buffers,
+    rules: Copy,
+    clock: fn() -> Time,
+    /// Wakes the shards of these bits: their writes have waited for a region.
+    wake: W,
+}
+
+impl<W: FnMut(u32)> CopyFrontend<W> {
+    /// To be called by the thread that will use it.
+    pub fn new(rules: Copy, clock: fn() -> Time, wake: W) -> io::Result<CopyFrontend<W>> {
+        let bytes = usize::try_from(limits::REGION_BYTES).unwrap_or(usize::MAX);
+        let buffers = Buffers::new(limits::SYNC_WINDOWS, bytes)?;
+        Ok(CopyFrontend { ring: BareRing::new(RING_ENTRIES)?, buffers, rules, clock, wake })
+    }
+
+    /// How it has ended.
+    pub fn outcome(&self) -> Result<(), CopyError> {
+        self.rules.outcome().unwrap_or(Err(CopyError::Stopped))
+    }
+
+    fn wake_waiting(&mut self) {
+        let waiting = self.rules.poll_wake();
+        if waiting != 0 {
+            (self.wake)(waiting);
+        }
+    }
+}
+
+impl<W: FnMut(u32)> Ring for CopyFrontend<W> {
+    fn push(&mut self, sqe: squeue::Entry) {
+        self.ring.push(sqe);
+    }
+
+    fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
+        self.ring.turn(wait, completions)
+    }
+}
+
+impl<W: FnMut(u32)> Frontend for CopyFrontend<W> {
+    fn handle(&mut self, _: u64, _: i32) {}
+
+    fn next_request(&mut self) -> Option<(Tag, Request)> {
+        let next = self.rules.next_request((self.clock)());
+        self.wake_waiting();
+        next
+    }
+
+    fn next_timeout(&self) -> Time {
+        self.rules.next_timeout()
+    }
+
+    fn buffer(&self, tag: Tag) -> *mut u8 {
+        self.buffers.start(usize::from(tag.0))
+    }
+
+    fn buffer_bytes(&self) -> usize {
+        self.buffers.bytes_each()
+    }
+
+    fn complete(&mut self, tag: Tag, result: Result<(), Errno>) {
+        self.rules.complete(tag, result);
+        self.wake_waiting();
+    }
+
+    fn is_up(&self) -> bool {
+        self.rules.outcome().is_none()
+    }
+
+    fn shut_down(&mut self) {
+        self.rules.stop();
+    }
+}
