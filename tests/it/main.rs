@@ -10,6 +10,7 @@ mod farm;
 mod host;
 mod hosts;
 mod nbd;
+mod replicas;
 mod server;
 mod shadow;
 mod shard;

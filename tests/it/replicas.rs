@@ -1,0 +1,121 @@
+//! Arrays whose nodes have several replicas, at host speed: a replica is left and comes back, a daemon dies, the stale one returns
+//! first. Afterwards the replicas hold the same, byte for byte.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::farm::Farm;
+
+/// A mirror over two servers, striped over two nodes, in sync.
+fn mirrored(farm: &Farm) -> String {
+    let at = |server: usize, name: &str| farm.volume(server, name, "24M");
+    let nodes = [format!("{},{}", at(0, "a"), at(1, "a")), format!("{},{}", at(0, "b"), at(1, "b"))];
+    farm.dst(&format!("create pair --alg striped --replicas 2 {} {}", nodes[0], nodes[1]));
+    let uri = farm.start_nbd("pair", "--queues 2");
+    wait_until(farm, "all in sync", |data| data.iter().all(|word| word == "in sync"));
+    uri
+}
+
+/// What `replica list` says of each replica's data.
+fn data(farm: &Farm) -> Vec<String> {
+    let json: serde_json::Value = serde_json::from_str(&farm.dst("status pair --json")).unwrap();
+    let array = if json.is_array() { &json[0] } else { &json };
+    let nodes = array["nodes"].as_array().unwrap().iter();
+    let replicas = nodes.flat_map(|node| node["replicas"].as_array().unwrap().clone());
+    replicas.map(|replica| replica["state"].as_str().unwrap().replace('_', " ")).collect()
+}
+
+fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
+    let until = Instant::now() + Duration::from_secs(40);
+    while !so(&data(farm)) {
+        assert!(Instant::now() < until, "not {what}:\n{}\n{}", farm.dst("status pair"), farm.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Writes and verifies all of it for so many seconds.
+fn fio(uri: &str, seconds: u32) -> Child {
+    let (uri, runtime) = (format!("--uri={uri}"), format!("--runtime={seconds}"));
+    Command::new("fio")
+        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=512-256k", "--ba=512", "--iodepth=24"])
+        .args(["--size=40m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_state_save=0", "--fsync=100"])
+        .args(["--time_based", &runtime, "--randrepeat=0", "--do_verify=1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn ends_well(fio: Child) {
+    let output = fio.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+fn same(farm: &Farm) {
+    for name in ["a", "b"] {
+        let [one, other] = [0, 1].map(|server: usize| std::fs::read(farm.servers[server].pool().join(name)).unwrap());
+        assert!(one.iter().any(|byte| *byte != 0), "nothing was written");
+        let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+        assert_eq!(differs, None, "the first byte of '{name}' that differs");
+    }
+}
+
+#[test]
+fn a_replica_that_goes_is_left_and_synced_when_it_comes_back() {
+    let mut farm = Farm::new(2);
+    let uri = mirrored(&farm);
+    let writer = fio(&uri, 14);
+    std::thread::sleep(Duration::from_secs(1));
+    farm.servers[1].kill();
+    wait_until(&farm, "left", |data| data == ["in sync", "stale", "in sync", "stale"]);
+    farm.servers[1].start();
+    wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
+    // Now the other one.
+    farm.servers[0].kill();
+    wait_until(&farm, "left", |data| data == ["stale", "in sync", "stale", "in sync"]);
+    farm.servers[0].start();
+    ends_well(writer);
+    wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
+    farm.dst("stop pair");
+    same(&farm);
+}
+
+#[test]
+fn after_a_daemon_has_died_the_replicas_are_made_the_same() {
+    let mut farm = Farm::new(2);
+    let uri = mirrored(&farm);
+    for _ in 0..2 {
+        let mut writer = fio(&uri, 30);
+        std::thread::sleep(Duration::from_secs(1));
+        farm.kill_array();
+        let _ = writer.kill();
+        let _ = writer.wait();
+        farm.start_array();
+        farm.wait_until_started("pair");
+        let writer = fio(&uri, 2);
+        wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
+        ends_well(writer);
+    }
+    farm.dst("stop pair");
+    same(&farm);
+}
+
+#[test]
+fn the_stale_one_that_returns_first_is_not_served() {
+    let mut farm = Farm::new(2);
+    let uri = mirrored(&farm);
+    farm.servers[1].kill();
+    ends_well(fio(&uri, 8));
+    assert_eq!(data(&farm), ["in sync", "stale", "in sync", "stale"]);
+    farm.dst("stop pair");
+    farm.servers[0].kill();
+    farm.servers[1].start();
+    let said = farm.dst_fails("start pair --frontend nbd:127.0.0.1:0");
+    assert!(said.contains("n-0"), "{said}");
+    farm.servers[0].start();
+    farm.start_nbd("pair", "");
+    wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
+    farm.dst("stop pair");
+    same(&farm);
+}
