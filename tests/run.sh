@@ -19,10 +19,17 @@ phase_chaos() { cargo test --release --test it chaos:: -- --nocapture; }
 phase_sim() { SEEDS=${SEEDS:-20000} cargo test --release --test sim; }
 # The block device alone, without an array behind it.
 phase_ublk() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/ublk-test.sh; }
+# What was flushed survives a disk that loses its cache. The judge is the integration tests' program.
+phase_power() {
+    local program
+    program=$(cargo test --release --test it --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+    [ -n "$program" ] || { echo "the integration tests do not build"; return 1; }
+    tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/power-test.sh "$PWD/$program"
+}
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it chaos sim ublk vm'
+all='setup fmt build clippy floors unit it chaos sim ublk vm power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

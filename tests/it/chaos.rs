@@ -6,6 +6,7 @@ mod dice;
 mod journal;
 mod kills;
 mod points;
+mod power;
 mod proxy;
 mod storm;
 mod trap;

@@ -93,9 +93,18 @@ pub(crate) struct Server {
 impl Server {
     /// One with the pool `dir/pool{index}`, not started.
     pub(crate) fn new(dir: &Path, index: usize) -> Server {
-        let pool = dir.join(format!("pool{index}"));
-        std::fs::create_dir_all(&pool).unwrap();
-        Server { address: free_address(), pool, log: dir.join(format!("server{index}.log")), process: None }
+        Server::with_pool(dir, index, &dir.join(format!("pool{index}")))
+    }
+
+    fn with_pool(dir: &Path, index: usize, pool: &Path) -> Server {
+        std::fs::create_dir_all(pool).unwrap();
+        let log = dir.join(format!("server{index}.log"));
+        Server { address: free_address(), pool: pool.to_owned(), log, process: None }
+    }
+
+    /// Its process's id.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
     }
 
     /// Its process, if it was started.
@@ -165,13 +174,28 @@ pub(crate) struct Farm {
 impl Farm {
     /// An array daemon and `servers` servers with empty pools.
     pub(crate) fn new(servers: usize) -> Farm {
+        let dir = Farm::make_dir();
+        let pools: Vec<PathBuf> = (0..servers).map(|index| dir.join(format!("pool{index}"))).collect();
+        Farm::with(dir, &pools)
+    }
+
+    /// An array daemon, and a server for each of these directories.
+    pub(crate) fn with_pools(pools: &[PathBuf]) -> Farm {
+        Farm::with(Farm::make_dir(), pools)
+    }
+
+    fn make_dir() -> PathBuf {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("dst-farm-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn with(dir: PathBuf, pools: &[PathBuf]) -> Farm {
         let mut farm = Farm { dir, servers: Vec::new(), array: None };
-        for index in 0..servers {
-            let mut server = Server::new(&farm.dir, index);
+        for (index, pool) in pools.iter().enumerate() {
+            let mut server = Server::with_pool(&farm.dir, index, pool);
             server.start();
             farm.servers.push(server);
         }

@@ -195,6 +195,13 @@ impl Journal {
         Ok(())
     }
 
+    /// How many blocks no longer show what was acknowledged last, though nobody changed them since.
+    pub(crate) fn count_lost(&self, path: &Path) -> usize {
+        let all = self.read_all(path).unwrap();
+        let is_lost = |at: &usize| self.check(*at, block_of(&all, *at), Floor::Acknowledged).is_err();
+        (0..self.blocks.len()).filter(is_lost).count()
+    }
+
     fn read_all(&self, path: &Path) -> io::Result<Vec<u8>> {
         const PIECE: u32 = 1 << 20;
         let mut client = Client::connect(path)?;
@@ -212,8 +219,23 @@ fn block_of(bytes: &[u8], at: usize) -> &[u8] {
     &bytes[at * size..(at + 1) * size]
 }
 
+/// How often a connection asks for durability: once in so many requests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Habits {
+    /// A flush.
+    pub(crate) flush: u32,
+    /// A change that is to be durable when it is answered.
+    pub(crate) durable: u32,
+}
+
 /// Changes blocks over one connection until it is told to stop, or the connection ends. Any error of a request is a failure.
-pub(crate) fn write(path: &Path, journal: &Mutex<Journal>, mut dice: Dice, stop: &AtomicBool) -> io::Result<()> {
+pub(crate) fn write(
+    path: &Path,
+    journal: &Mutex<Journal>,
+    habits: Habits,
+    mut dice: Dice,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let mut client = Client::connect(path)?;
     let mut flying = HashMap::new();
     for cookie in 0.. {
@@ -222,7 +244,7 @@ pub(crate) fn write(path: &Path, journal: &Mutex<Journal>, mut dice: Dice, stop:
             break;
         }
         if !stopping && flying.len() < DEPTH {
-            let asked = ask(&mut client, journal, &mut dice, cookie)?;
+            let asked = ask(&mut client, journal, habits, &mut dice, cookie)?;
             asked.map(|asked| flying.insert(cookie, asked));
         }
         if stopping || flying.len() >= DEPTH {
@@ -236,16 +258,22 @@ pub(crate) fn write(path: &Path, journal: &Mutex<Journal>, mut dice: Dice, stop:
     Ok(())
 }
 
-fn ask(client: &mut Client, journal: &Mutex<Journal>, dice: &mut Dice, cookie: u64) -> io::Result<Option<Asked>> {
+fn ask(
+    client: &mut Client,
+    journal: &Mutex<Journal>,
+    habits: Habits,
+    dice: &mut Dice,
+    cookie: u64,
+) -> io::Result<Option<Asked>> {
     let mut locked = journal.lock().unwrap();
-    if dice.one_in(40) {
+    if dice.one_in(habits.flush) {
         let asked = locked.begin_flush();
         drop(locked);
         client.ask(code::FLUSH, 0, cookie, (0, 0), &[])?;
         return Ok(Some(asked));
     }
     let Some(blocks) = locked.free(dice) else { return Ok(None) };
-    let (durable, zeros) = (dice.one_in(12), dice.one_in(8));
+    let (durable, zeros) = (dice.one_in(habits.durable), dice.one_in(8));
     let kind = if zeros { Kind::Zeros } else { Kind::Data };
     let code = [code::TRIM, code::WRITE_ZEROES][dice.index(2)];
     let asked = locked.begin_change(blocks.clone(), kind, durable);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::dice::Dice;
-use super::journal::{self, Floor, Journal};
+use super::journal::{self, Floor, Habits, Journal};
 use super::{rounds, seed};
 use crate::farm::{Farm, run};
 use crate::host::array;
@@ -14,6 +14,7 @@ use crate::host::array;
 const SERVERS: usize = 2;
 const CONNECTIONS: u64 = 3;
 const NAME: &str = "kills";
+const HABITS: Habits = Habits { flush: 40, durable: 12 };
 
 /// Who dies in a round.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +111,7 @@ fn nothing_acknowledged_is_lost_when_processes_die() {
                 .map(|number| {
                     let dice = Dice::new(seed ^ u64::from(round) << 8 ^ number << 40);
                     let (path, journal, stop) = (&path, &journal, &stop);
-                    scope.spawn(move || journal::write(path, journal, dice, stop))
+                    scope.spawn(move || journal::write(path, journal, HABITS, dice, stop))
                 })
                 .collect();
             std::thread::sleep(dice.millis(50, 600));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dst::units::{Epoch, Extent, Id, Lba};
 use dst::wire::frame::{Header, Op, data_crc, flags, message_crc};
-use dst::wire::volume::{self as wire, Assign, CallError, Create, List, Named, Page, Resize, Volume};
+use dst::wire::volume::{self as wire, Assign, CallError, Create, LabelPut, List, Named, Page, Resize, Volume};
 
 use super::{DEATH, MOST, Tally};
 use crate::chaos::trap::Trap;
@@ -142,7 +142,7 @@ fn survives(what: &str, prepare: fn(&str), act: Act) {
     let mut tally = Tally::default();
     for nth in 1..=MOST {
         bed.reset();
-        let trap = Trap::set(bed.server.process().unwrap().id(), nth);
+        let trap = Trap::set(bed.server.process_id(), nth);
         let answer = act(&bed.address());
         let patience = if answer.is_ok() { Duration::from_millis(30) } else { DEATH };
         bed.server.process().unwrap().outlives(patience);
@@ -230,8 +230,7 @@ struct Answered {
 const DURABLE: (u64, usize) = (0, 24);
 const WRITTEN: (u64, usize) = (40, 100);
 
-fn write(address: &str, answered: &mut Answered) -> std::io::Result<()> {
-    let epoch = next_epoch();
+fn write(address: &str, epoch: u64, answered: &mut Answered) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
     let body = client::hello("full", (epoch.to_le_bytes()[0], epoch, 0)).encode();
     let hello = Header::request(Op::Hello, 7, 9, Epoch(epoch), Extent::default());
@@ -262,9 +261,10 @@ fn a_server_dies_while_it_writes() {
     let mut tally = Tally::default();
     for nth in 1..=MOST {
         bed.reset();
-        let trap = Trap::set(bed.server.process().unwrap().id(), nth);
+        let trap = Trap::set(bed.server.process_id(), nth);
         let mut answered = Answered::default();
-        let whole = write(&bed.address(), &mut answered).is_ok();
+        let epoch = next_epoch();
+        let whole = write(&bed.address(), epoch, &mut answered).is_ok();
         bed.server.process().unwrap().outlives(if whole { Duration::from_millis(30) } else { DEATH });
         let Some(death) = trap.release() else {
             assert!(answered.flushed, "{answered:?}");
@@ -272,6 +272,9 @@ fn a_server_dies_while_it_writes() {
         };
         bed.server.kill();
         bed.server.start();
+        let claimed = client::stat(bed.address().parse().unwrap(), "full").claim.map_or(0, |claim| claim.epoch.0);
+        let fine = claimed == epoch || (claimed < epoch && !answered.welcome);
+        assert!(fine, "killed before call {nth}, {death}: {answered:?} in epoch {epoch}, and epoch {claimed} has it");
         let mut client = attach(&bed.address(), "full");
         for ((lba, sectors), certain) in [(DURABLE, answered.durable), (WRITTEN, answered.written)] {
             let found = client.read(lba, sectors as u64).unwrap();
@@ -287,4 +290,43 @@ fn a_server_dies_while_it_writes() {
         tally.count(answered.durable);
     }
     tally.report("attach, write, flush");
+}
+
+#[test]
+fn a_server_dies_while_it_takes_a_label() {
+    let mut bed = Bed::new(|_| {});
+    let mut tally = Tally::default();
+    for nth in 1..=MOST {
+        bed.reset();
+        let epoch = next_epoch();
+        let session = epoch.to_le_bytes()[0];
+        try_attach(bed.address().parse().unwrap(), "full", (session, epoch, 0)).unwrap();
+        let put = |label: &str| {
+            let (name, owner) = ("full".to_owned(), Id([session; 16]));
+            let ask = LabelPut { name, array: client::array().id, epoch: Epoch(epoch), owner, label: label.to_owned() };
+            call(&bed.address(), Op::LabelPut, &ask)
+        };
+        put("old").unwrap();
+        let trap = Trap::set(bed.server.process_id(), nth);
+        let answer = put("new");
+        let patience = if answer.is_ok() { Duration::from_millis(30) } else { DEATH };
+        bed.server.process().unwrap().outlives(patience);
+        let Some(death) = trap.release() else {
+            assert!(answer.is_ok(), "{answer:?}");
+            break;
+        };
+        for start in 1..=2 {
+            bed.server.kill();
+            bed.server.start();
+            let found = client::stat(bed.address().parse().unwrap(), "full");
+            let label = found.label.as_deref();
+            let fine = label == Some("new") || (label == Some("old") && answer.is_err());
+            assert!(fine, "killed before call {nth}, {death}: start {start} finds {label:?}, answered {answer:?}");
+            assert_eq!(found.claim.map(|claim| claim.epoch.0), Some(epoch), "the claim is as it was");
+            if start == 2 {
+                tally.count(label == Some("new"));
+            }
+        }
+    }
+    tally.report("label");
 }
