@@ -252,3 +252,38 @@ fn the_command_line_links_only_the_pure_floors() {
         assert!(!linked, "dst-cli links {banned}:\n{tree}");
     }
 }
+
+/// Whether some file under `folder`, with the last module of `path` in its name, has a function of that name.
+fn has_function(folder: &str, path: &str) -> bool {
+    let (module, name) = path.rsplit_once("::").unwrap_or(("", path));
+    let module = module.rsplit("::").next().unwrap_or("");
+    rust_files(folder).iter().any(|file| {
+        file.file_stem().is_some_and(|stem| stem == module)
+            && std::fs::read_to_string(file).unwrap().contains(&format!("fn {name}("))
+    })
+}
+
+#[test]
+fn what_the_reliability_page_names_exists() {
+    let text = std::fs::read_to_string(root().join("docs/RELIABILITY.md")).unwrap();
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (bugs, checks) = (read("src/bugs.rs"), read("tests/vm/guest-test.sh"));
+    let parts: Vec<&str> = text.split('`').collect();
+    assert!(parts.len() % 2 == 1, "a backtick is missing");
+    let mut named = 0;
+    for pair in parts.chunks_exact(2) {
+        let (before, code) = (pair[0], pair[1]);
+        let exists = match code.split_once(' ') {
+            _ if before.ends_with("bug ") => bugs.contains(&format!("\n    {code} \"")),
+            // What stands for a name in the explanation.
+            Some((_, "X")) => continue,
+            Some(("it", path)) => has_function("tests/it", path),
+            Some(("unit", path)) => has_function("src", path),
+            Some(("vm", what)) => checks.contains(&format!("check \"{what}\"")),
+            _ => continue,
+        };
+        assert!(exists, "docs/RELIABILITY.md names {code}, which there is not");
+        named += 1;
+    }
+    assert!(named > 80, "only {named} names");
+}
