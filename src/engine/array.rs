@@ -666,16 +666,20 @@ impl Array {
         Refusal::new(Errno::EEXIST, text)
     }
 
+    /// What is said of a start that nobody waits for.
+    fn in_background(&self) -> String {
+        let (name, why) = (&self.spec.name, self.trouble.as_deref().unwrap_or("its first try"));
+        format!("array '{name}' is being started in the background ({why}): wait, or give up with 'dst stop {name}'")
+    }
+
     /// Why nothing can be asked of the array now.
     fn busy(&self) -> Refusal {
         let name = &self.spec.name;
         let text = match &self.life {
             Life::Corrupt(why) => return Refusal::new(Errno::EIO, format!("array '{name}': {why}")),
-            Life::Waiting(_, why) => {
-                format!(
-                    "array '{name}' is being started in the background ({why}): wait, or give up with 'dst stop {name}'"
-                )
-            }
+            // One of its tries may be under way.
+            Life::Waiting(..) | Life::Checking(None, ..) | Life::Minting(None, _) => self.in_background(),
+            Life::Claiming(None, _) | Life::Labelling(None, ..) | Life::Launching(None) => self.in_background(),
             Life::Stuck(_, why) => format!(
                 "array '{name}' is being removed in the background ({why}): wait, or forget it with 'dst remove {name} --force'"
             ),

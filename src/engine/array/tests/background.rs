@@ -17,6 +17,9 @@ fn a_started_array_comes_back_in_the_background() {
     daemon.now = daemon.owner.next_wake();
     daemon.event(Event::Tick);
     assert!(daemon.why("a").contains("connection refused"), "it is shown while it is tried again");
+    let ticket = daemon.ask(start());
+    let error = daemon.replies.remove(&ticket).unwrap().unwrap_err().text;
+    assert!(error.contains("connection refused") && error.contains("give up with 'dst stop a'"), "{error}");
     daemon.settle(&mut world);
     world.broken.insert("launch");
     world.volumes.get_mut(THREE[2]).unwrap().reachable = true;
