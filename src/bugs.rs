@@ -93,6 +93,7 @@ bugs! {
     UncleanIsClean "replicas that differ after a crash are all taken as in sync"
     StaleForgotten "a stale replica is taken as in sync after a restart"
     SequenceReused "a second sync uses the sequences of the first again, whose statuses the server remembers"
+    LossIgnored "a replica whose machine came back without acknowledged writes is read"
     FlushSkipsSyncing "a flush leaves out the replica that is syncing, which is in sync a moment later"
     ResyncSkipsLast "the last region is not copied"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"

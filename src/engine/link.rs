@@ -21,6 +21,8 @@ pub struct Terms {
     pub sectors: u64,
     /// The volume's own id.
     pub volume: Id,
+    /// How often the volume's machine has come back without what was not flushed.
+    pub losses: u64,
     /// Most requests outstanding.
     pub requests_max: usize,
     /// Most bytes outstanding.
@@ -194,7 +196,7 @@ pub(crate) enum Due {
 mod tests {
     use super::*;
 
-    const TERMS: Terms = Terms { sectors: 8, volume: Id::NIL, requests_max: 2, bytes_max: 1 << 20 };
+    const TERMS: Terms = Terms { sectors: 8, volume: Id::NIL, losses: 0, requests_max: 2, bytes_max: 1 << 20 };
 
     fn seconds(seconds: u64) -> Time {
         Time(seconds * 1_000_000_000)

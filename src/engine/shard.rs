@@ -225,6 +225,10 @@ impl Shard {
         if !matches!(self.links[target].state, LinkState::Connecting { .. }) {
             return;
         }
+        self.shared.target(target).told_losses(terms.losses);
+        if self.shared.target(target).has_lost() {
+            self.report_loss(target);
+        }
         // The confirmation: whatever was sent before is finished or dropped.
         self.links[target].up(now, terms);
         for position in 0..self.links[target].queue.len() {

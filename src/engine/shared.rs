@@ -125,6 +125,10 @@ pub struct TargetShared {
     shards: usize,
     /// Shards that do not know the fate of something they had sent.
     holds: AtomicU32,
+    /// One more than the losses that its server told of first, or last; 0: it has not been asked.
+    losses: AtomicU64,
+    /// Its machine has come back without something that was acknowledged and not flushed.
+    lost: AtomicBool,
     /// A flush failed: nothing written before can be called durable any more (2.2).
     flush_failed: AtomicBool,
 }
@@ -140,7 +144,15 @@ impl TargetShared {
             counters.acknowledged.store(u64::from(!planted(Bug::NewDaemonClean)), Ordering::Relaxed);
         }
         let gauges = (0..shards + syncers).map(|_| Gauge::default()).collect();
-        TargetShared { counters, gauges, shards, holds: AtomicU32::new(0), flush_failed: AtomicBool::new(false) }
+        TargetShared {
+            counters,
+            gauges,
+            shards,
+            holds: AtomicU32::new(0),
+            losses: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            flush_failed: AtomicBool::new(false),
+        }
     }
 
     /// Shard `shard` is about to complete a write that is not durable by itself.
@@ -175,6 +187,28 @@ impl TargetShared {
     /// Whether a flush has ever failed.
     pub fn has_failed_flush(&self) -> bool {
         self.flush_failed.load(Ordering::SeqCst)
+    }
+
+    /// What a server tells of losses with each HELLO. A new one counts if anything was acknowledged there and not flushed.
+    pub(crate) fn told_losses(&self, losses: u64) {
+        let before = self.losses.swap(losses.saturating_add(1), Ordering::SeqCst);
+        if before != 0
+            && before != losses.saturating_add(1)
+            && self.flush_mark().is_some()
+            && !planted(Bug::LossIgnored)
+        {
+            self.lost.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether it lacks something that was acknowledged. A node that has no other copy serves nothing any more.
+    pub fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Everything is going to be copied to it.
+    pub(crate) fn forget_loss(&self) {
+        self.lost.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn hold(&self) {

@@ -455,6 +455,7 @@ impl Link {
         let terms = Terms {
             sectors: welcome.sectors,
             volume: welcome.volume,
+            losses: welcome.losses,
             requests_max: welcome.requests_max as usize,
             bytes_max: u64::from(welcome.bytes_max),
         };

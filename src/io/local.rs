@@ -132,6 +132,7 @@ impl Local {
         let terms = Terms {
             sectors: self.file.sectors,
             volume: self.volume,
+            losses: 0,
             requests_max: limits::LINK_REQUESTS_MAX,
             bytes_max: limits::LINK_BYTES_MAX,
         };

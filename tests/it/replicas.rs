@@ -37,8 +37,23 @@ fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
 fn fio(uri: &str, seconds: u32) -> Child {
     let (uri, runtime) = (format!("--uri={uri}"), format!("--runtime={seconds}"));
     Command::new("fio")
-        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=512-256k", "--ba=512", "--iodepth=24"])
-        .args(["--size=40m", "--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_state_save=0", "--fsync=100"])
+        .args([
+            "--name=verify",
+            "--ioengine=nbd",
+            &uri,
+            "--rw=randwrite",
+            "--bsrange=512-256k",
+            "--ba=512",
+            "--iodepth=24",
+        ])
+        .args([
+            "--size=40m",
+            "--verify=crc32c",
+            "--verify_backlog=64",
+            "--verify_fatal=1",
+            "--verify_state_save=0",
+            "--fsync=100",
+        ])
         .args(["--time_based", &runtime, "--randrepeat=0", "--do_verify=1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -176,6 +176,7 @@ impl World {
             LinkEvent::Up(Terms {
                 sectors: self.volumes[target].len() as u64 / 512,
                 volume: Id([7; 16]),
+                losses: 0,
                 requests_max: 1 + usize::try_from(self.random.below(32)).unwrap(),
                 bytes_max: u64::from(limits::PAYLOAD_BYTES_MAX),
             })

@@ -51,7 +51,7 @@ impl Bench {
     }
 
     fn up(&mut self, shard: usize, target: usize, at: u64) {
-        let terms = Terms { sectors: SECTORS, volume: VOLUME, requests_max: 64, bytes_max: 1 << 20 };
+        let terms = Terms { sectors: SECTORS, volume: VOLUME, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
         self.shards[shard].handle_link(ms(at), target, LinkEvent::Up(terms));
     }
 
@@ -355,7 +355,7 @@ fn another_volume_under_the_same_name_is_not_served() {
         bench.shards[0].handle_link(ms(0), 0, LinkEvent::Down(Errno::ECONNRESET));
         bench.shards[0].handle_timeout(ms(100_000));
         while bench.shards[0].poll_link().is_some() {}
-        let terms = Terms { sectors, volume, requests_max: 64, bytes_max: 1 << 20 };
+        let terms = Terms { sectors, volume, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
         bench.shards[0].handle_link(ms(100_000), 0, LinkEvent::Up(terms));
         assert_eq!(bench.shards[0].poll_link(), Some(LinkCommand::Close(0)));
         bench.write(0, 100_000, 0, 0);
@@ -375,7 +375,7 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
     let mut shard = Shard::new(config, view, shared);
     shard.handle_timeout(ms(0));
     for target in 0..2 {
-        let terms = Terms { sectors, volume: VOLUME, requests_max: 64, bytes_max: 1 << 20 };
+        let terms = Terms { sectors, volume: VOLUME, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
         shard.handle_link(ms(0), target, LinkEvent::Up(terms));
     }
     let whole = Extent::new(0, 2 * sectors);

@@ -178,6 +178,12 @@ impl World {
         self.trace.note(self.now, 201, u64::from(self.daemon.life));
         self.trace.say(self.now, || "!! the daemon dies".to_owned());
         self.judge.daemon_died(self.now);
+        // The next daemon does not know what this one was not told in time.
+        for target in 0..self.nodes.len() {
+            if std::mem::take(&mut self.lossy[target]) {
+                self.judge.device_died(u16::try_from(self.plan.node_of(target)).unwrap_or(0));
+            }
+        }
         let mut ends: Vec<usize> = Vec::new();
         for link in self.daemon.hosts.iter().flat_map(|host| &host.links) {
             if link.state != State::Idle {

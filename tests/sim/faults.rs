@@ -218,10 +218,15 @@ impl World {
         }
     }
 
-    /// One server's machine loses power, and the array's with it (there is no rule yet for a server that comes back
-    /// without its cache while the array lives on).
+    /// One server's machine loses power; with it the array's, unless each of its nodes has a copy that no fault has touched.
     fn power_cut(&mut self, server: usize, lasts: u64) {
-        self.kill_daemon(lasts, true);
+        let has_good_copy = |target: &usize| {
+            let first = self.plan.node_of(*target) * self.plan.copies;
+            (first..first + self.plan.copies).any(|other| !self.spoiled[other] && self.nodes[other].server != server)
+        };
+        if !self.nodes_of(server).iter().all(has_good_copy) {
+            self.kill_daemon(lasts, true);
+        }
         self.kill_server(server, lasts, true);
     }
 

@@ -186,7 +186,12 @@ impl World {
             if power {
                 self.nodes[node].held.clear();
                 self.nodes[node].disk.power_cut(&mut self.rng);
-                self.judge.device_died(device);
+                if self.daemon.is_up() {
+                    // The array lives on: from another copy nothing may be missing.
+                    self.lossy[node] = true;
+                } else {
+                    self.judge.device_died(device);
+                }
             }
         }
         for conn in 0..self.conns.len() {

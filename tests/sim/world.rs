@@ -228,6 +228,8 @@ pub(crate) struct World {
     pub(crate) record: Record,
     /// Targets that a fault has ever touched: the others have everything, and no error is excused where one of them is.
     pub(crate) spoiled: Vec<bool>,
+    /// Targets whose cache was lost while the array lived on.
+    pub(crate) lossy: Vec<bool>,
     pub(crate) phase: Phase,
     pub(crate) stats: Stats,
     /// Which faults of the plan are on.
@@ -266,6 +268,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
             .collect(),
         record: Record { standings: vec![Standing::InSync; plan.server_of.len()], clean: true },
         spoiled: vec![false; plan.server_of.len()],
+        lossy: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
         phase: Phase::Work,

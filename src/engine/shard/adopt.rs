@@ -23,6 +23,10 @@ impl Shard {
             if was != is && !matches!(is, Role::InSync | Role::Syncing) {
                 self.leave(target);
             }
+            if is == Role::Stale {
+                // It is not read before everything was copied to it.
+                self.shared.target(target).forget_loss();
+            }
         }
         self.decide_again();
         self.look_again();

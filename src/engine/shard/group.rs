@@ -293,7 +293,8 @@ impl Shard {
         let group = *self.groups.at(index);
         let node = &view.nodes[group.node];
         let bit = bit_of(node, target);
-        let failed_flush = self.shared.target(target).has_failed_flush();
+        let shared = self.shared.target(target);
+        let failed_flush = shared.has_failed_flush() || shared.has_lost();
         match view.role(target) {
             Role::Leaving => self.groups.at_mut(index).bad |= bit,
             Role::InSync | Role::Syncing if failed_flush => {
@@ -340,7 +341,7 @@ impl Shard {
                 Role::Stale | Role::Syncing => planted(Bug::ReadFromStale),
                 _ => false,
             };
-            readable && bit_of(node, *target) & tried == 0
+            readable && !self.shared.target(*target).has_lost() && bit_of(node, *target) & tried == 0
         };
         let busy =
             |target: &usize| (!self.is_ready(*target), self.links[*target].requests + self.links[*target].queue.len());
@@ -459,6 +460,13 @@ impl Shard {
         if self.reported[target] != self.view.version {
             self.reported[target] = self.view.version;
             self.reports.push_back(report);
+        }
+    }
+
+    /// A target has come back without something that was acknowledged: it is left, if another one has it.
+    pub(super) fn report_loss(&mut self, target: usize) {
+        if !self.view.is_single(self.view.targets[target].node) {
+            self.report(target, Report::Failed { target, errno: Errno::EIO });
         }
     }
 

@@ -159,6 +159,9 @@ impl Shard {
     ) -> Option<u16> {
         let refusal = if self.links[target].state == LinkState::Fenced {
             Some(Errno::EBADE)
+        } else if self.shared.target(target).has_lost() {
+            // What it has may be older than what was acknowledged.
+            Some(Errno::EIO)
         } else if op != Op::Read && self.shared.target(target).has_failed_flush() {
             // What is written there now could never be made durable truthfully.
             Some(Errno::EIO)

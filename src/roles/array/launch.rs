@@ -210,7 +210,12 @@ fn live(target: &TargetShared) -> ReplicaLive {
     let tries = gauges.iter().map(|gauge| u64::from(gauge.attempts.load(Ordering::Relaxed))).max();
     let now = clock::now();
     let down = gauges.iter().filter_map(Gauge::down_since).map(|since| now.since(since)).max().unwrap_or_default();
-    let last_error = if target.has_failed_flush() {
+    let last_error = if target.has_lost() {
+        Some(
+            "its machine has come back without writes that it had acknowledged and not flushed: nothing is served from here;              'dst stop' and 'dst start' accept that"
+                .to_owned(),
+        )
+    } else if target.has_failed_flush() {
         Some(
             "a flush has failed: nothing more is written here; stop the array and look at the server's disk".to_owned(),
         )
