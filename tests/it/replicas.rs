@@ -54,7 +54,7 @@ fn fio(uri: &str, seconds: u32) -> Child {
             "--verify_state_save=0",
             "--fsync=100",
         ])
-        .args(["--time_based", &runtime, "--randrepeat=0", "--do_verify=1"])
+        .args(["--time_based", &runtime, "--serialize_overlap=1", "--randrepeat=0", "--do_verify=1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
