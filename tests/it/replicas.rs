@@ -37,15 +37,7 @@ fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
 fn fio(uri: &str, seconds: u32) -> Child {
     let (uri, runtime) = (format!("--uri={uri}"), format!("--runtime={seconds}"));
     Command::new("fio")
-        .args([
-            "--name=verify",
-            "--ioengine=nbd",
-            &uri,
-            "--rw=randwrite",
-            "--bsrange=512-256k",
-            "--ba=512",
-            "--iodepth=24",
-        ])
+        .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=8k", "--iodepth=24"])
         .args([
             "--size=40m",
             "--verify=crc32c",

@@ -19,8 +19,9 @@ use crate::array::Host;
 use crate::links::State;
 use crate::world::{Event, MICRO, MILLI, SECOND, World};
 
-/// How often the owner looks at its shards.
-const TICK: u64 = 20 * MILLI;
+/// How often the owner looks at its shards, and while something is to be done about a replica.
+const TICK: u64 = 500 * MILLI;
+const TICK_BUSY: u64 = 20 * MILLI;
 /// A replica whose server was up for so long must be in sync again.
 const REJOIN: u64 = 20 * SECOND;
 /// Regions that a sync engine has under way.
@@ -65,7 +66,8 @@ impl World {
         let shards = &self.daemon.hosts[..self.plan.shards];
         let reachable = |target: usize| shards.iter().all(|host| host.shard.is_up(target));
         let reachable = (0..self.nodes.len()).map(reachable).collect();
-        self.queue.push(self.now + TICK, Event::OwnerTick { life });
+        let settled = self.daemon.owner.as_ref().is_some_and(|owner| owner.rules.is_settled());
+        self.queue.push(self.now + if settled { TICK } else { TICK_BUSY }, Event::OwnerTick { life });
         self.owner_hears(life, Told::Tick(reachable));
     }
 

@@ -177,6 +177,37 @@ server_restart() {
     echo $! >"$T/pid.server2"
     wait "$fio" || { cat "$T/fio.out"; return 1; }
 }
+
+# A filesystem goes on while one of its two copies is away, and the copy has everything afterwards.
+make_mirror() {
+    dst volume create 127.0.0.1:20071/m --size 24M
+    dst volume create 127.0.0.1:20072/m --size 24M
+    dst create mirror --alg linear --replicas 2 127.0.0.1:20071/m,127.0.0.1:20072/m
+    start_array mirror
+    until_true 40 mirrored 2
+    mkfs.ext4 -q -F "$(device mirror)"
+    mkdir -p "$T/mirror"
+    mount "$(device mirror)" "$T/mirror"
+}
+mirrored() { [ "$(dst replica list mirror | grep -c ' in sync ')" = "$1" ]; }
+mirror_loses_one() {
+    kill -KILL "$pid_server2"
+    until_true 10 gone "$pid_server2"
+    dd if=/dev/urandom of="$T/mirror/file" bs=64K count=96 conv=fsync status=none
+    mirrored 1
+    sha256sum "$T/mirror/file" >"$T/mirror.sum"
+    setsid dstd server --listen 127.0.0.1:20072 --pool "$T/disk2/pool" >>"$T/server2.log" 2>&1 </dev/null &
+    echo $! >"$T/pid.server2"
+    until_true 40 mirrored 2
+}
+mirror_is_whole() {
+    sha256sum -c --quiet "$T/mirror.sum"
+    umount "$T/mirror"
+    e2fsck -fn "$(device mirror)"
+    dst stop mirror
+    cmp "$T/disk1/pool/m" "$T/disk2/pool/m"
+    dst remove mirror
+}
 writes_of() { awk '{ print $5 }' "/sys/block/$(basename "$(device "$1")")/stat"; }
 more_writes() { [ "$(writes_of "$1")" -gt "$2" ]; }
 
@@ -314,6 +345,10 @@ check "xfs_repair finds nothing" xfs_check
 step "processes that die"
 check "a server is killed under load and restarted" server_restart
 pid_server2=$(cat "$T/pid.server2")
+check "ext4 on an array with two replicas" make_mirror
+check "a replica's server is killed: the writes go on, and it is synced again" mirror_loses_one
+pid_server2=$(cat "$T/pid.server2")
+check "both copies are the same, and e2fsck finds nothing" mirror_is_whole
 check "the array daemon is killed: EIO" daemon_killed
 start_array_daemon
 check "the next one deletes the remains and serves the data" daemon_back

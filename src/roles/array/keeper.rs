@@ -21,6 +21,7 @@ use crate::engine::view::{Role, View};
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::copying::CopyFrontend;
+use crate::io::ublk::become_io_flusher;
 use crate::io::wakeup::Postbox;
 use crate::limits;
 use crate::roles::array::path::SyncSeats;
@@ -200,6 +201,8 @@ struct Work {
 
 impl Work {
     fn run(&mut self) {
+        // As for the sync engines: a write that waits for a change of the replicas waits for this thread.
+        become_io_flusher();
         let mut tick_at = Instant::now();
         loop {
             if self.retry_at.is_some_and(|at| at <= Instant::now()) {
@@ -307,6 +310,8 @@ impl Work {
         };
         info!(array = self.config.name, node, source, target, regions = map.left(), "a replica is being synced");
         let run = move || {
+            // Writes to the device may wait for what this thread does: it must not wait for such a write.
+            become_io_flusher();
             let (result, sequence) = copy(seat, rules, wake);
             let _ = sender.send(Note::Synced { node, result, sequence });
         };
