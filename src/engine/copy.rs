@@ -161,7 +161,7 @@ impl Copy {
                 // Nothing was taken, but somebody may wait for the window.
                 self.wakes |= self.overlap.waiting();
                 self.slots[slot] = Slot::Idle;
-            } else if self.overlap.take(self.config.shard, self.map.extent(region), Hold::Shared) {
+            } else if self.take(region) {
                 self.slots[slot] = Slot::Reading(region);
                 self.ready.push(slot);
             } else {
@@ -243,8 +243,16 @@ impl Copy {
         }
     }
 
+    /// Whether no write of the region is in flight any more. Then none begins until it is closed.
+    fn take(&self, region: usize) -> bool {
+        planted(Bug::WindowIgnored) || self.overlap.take(self.config.shard, self.map.extent(region), Hold::Shared)
+    }
+
     fn close(&mut self, region: usize, state: RegionState) {
         self.map.set(region, state);
-        self.wakes |= self.overlap.release(self.map.extent(region), Hold::Shared);
+        self.wakes |= match planted(Bug::WindowIgnored) {
+            true => self.overlap.waiting(),
+            false => self.overlap.release(self.map.extent(region), Hold::Shared),
+        };
     }
 }

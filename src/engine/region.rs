@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::bugs::{Bug, planted};
 use crate::units::Extent;
 
 /// Where a region is.
@@ -81,7 +80,6 @@ impl SyncMap {
 
     /// Moves a region on or back. One caller: the sync engine, or whoever prepares the map for it.
     pub fn set(&self, region: usize, state: RegionState) {
-        let state = if planted(Bug::WindowIgnored) && state == RegionState::Window { RegionState::Todo } else { state };
         let old = self.states[region].swap(state as u8, Ordering::SeqCst);
         match (old == RegionState::Done as u8, state == RegionState::Done) {
             (false, true) => self.left.fetch_sub(1, Ordering::SeqCst),

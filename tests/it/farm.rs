@@ -239,7 +239,16 @@ impl Farm {
 
     /// Runs `dst` with these words; it must succeed. What it printed, without the last newline.
     pub(crate) fn dst(&self, words: &str) -> String {
-        let output = self.try_dst(words);
+        let mut output = self.try_dst(words);
+        // The daemon may not have noticed yet that an NBD client has gone.
+        let until = Instant::now() + READY;
+        while words.starts_with("stop ")
+            && String::from_utf8_lossy(&output.stderr).contains("NBD client(s) are connected")
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(20));
+            output = self.try_dst(words);
+        }
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "dst {words}\n{errors}\n{}", self.logs());
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()

@@ -227,7 +227,9 @@ impl World {
         if !self.nodes_of(server).iter().all(has_good_copy) {
             self.kill_daemon(lasts, true);
         }
-        self.kill_server(server, lasts, true);
+        // It may be back before anybody has missed it.
+        let soon = self.daemon.is_up() && self.rng.percent(50);
+        self.kill_server(server, if soon { lasts.min(50 * MILLI) } else { lasts }, true);
     }
 
     /// Everything loses power.

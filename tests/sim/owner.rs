@@ -108,7 +108,9 @@ impl World {
             Effect::Save(standings) => {
                 self.trace.say(self.now, || format!("  owner saves {standings:?}"));
                 owner.saving = Some(standings);
-                let at = self.now + self.rng.below(10 * MILLI);
+                // Long enough, now and then, for much to happen before it is durable.
+                let longest = if self.rng.one_in(4) { 400 * MILLI } else { 10 * MILLI };
+                let at = self.now + self.rng.below(longest);
                 self.queue.push(at, Event::Recorded { life });
             }
             Effect::Sync { node, source, target, map } => self.begin_sync(node, source, target, map),

@@ -196,7 +196,9 @@ impl World {
         }
         for conn in 0..self.conns.len() {
             if self.nodes[self.conns[conn].node].server == server && self.is_open(conn) {
-                self.hang_up(conn, !power);
+                // A machine that is back soon resets what it does not know.
+                let told = !power || (self.daemon.is_up() && self.rng.percent(50));
+                self.hang_up(conn, told);
             }
         }
         self.queue.push(self.now + lasts, Event::ServerStart { server, life });

@@ -93,6 +93,10 @@ fn one_array_has_a_volume_until_it_is_freed() {
     assert_eq!(ask::<_, Volume>(address, Op::VolumeAssign, &theirs).unwrap().array, Some(other));
     let (errno, _) = try_attach(address, "v", (1, 1, 0)).err().unwrap();
     assert_eq!(errno, Errno::EBUSY);
+    // Whoever was refused is a connection for a moment.
+    while stat(address, "v").connections > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     ask::<_, Volume>(address, Op::VolumeRemove, &named("v", true)).unwrap();
     assert_eq!(try_attach(address, "v", (1, 1, 0)).err().unwrap().0, Errno::ENOENT);
 }
