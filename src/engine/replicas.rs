@@ -4,7 +4,7 @@
 //! time:
 //!
 //! ```text
-//! Choosing --a member answers--> Recording          (start: who of those in sync can be asked is the one to go by)
+//! Recording --saved--> Settling                     (start, where replicas may differ: the first in sync is the one to go by)
 //! Steady --failed--> Leaving{view} --adopted--> Recording --saved--> Settling{view} --adopted--> Steady
 //! Steady --a stale one answers--> Opening{view} --adopted--> Steady, syncing --copied--> Recording --saved--> Settling
 //! ```
@@ -93,7 +93,6 @@ pub enum Effect {
 /// See the diagram at the top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Choosing,
     Steady,
     Leaving { version: u64 },
     Recording,
@@ -145,10 +144,13 @@ impl Replicas {
         let mut nodes = Vec::with_capacity(view.nodes.len());
         for node in &view.nodes {
             let in_sync = node.targets.iter().filter(|target| standings[**target] == Standing::InSync).count();
+            // Else what was in flight may be on some and not on others: the first is read, and nothing is acknowledged before it is
+            // durably known that the others are stale.
             let known = in_sync == 1 || clean || planted(Bug::UncleanIsClean);
+            let keeper = node.targets.iter().copied().find(|target| standings[*target] == Standing::InSync);
             for target in node.targets.iter().copied() {
                 view.targets[target].role = match standings[target] {
-                    Standing::InSync if known => Role::InSync,
+                    Standing::InSync if known || Some(target) == keeper => Role::InSync,
                     Standing::InSync => Role::Leaving,
                     Standing::Stale if planted(Bug::StaleForgotten) => Role::InSync,
                     Standing::Stale => Role::Stale,
@@ -156,7 +158,7 @@ impl Replicas {
                 };
             }
             nodes.push(NodeState {
-                step: if known { Step::Steady } else { Step::Choosing },
+                step: if known { Step::Steady } else { Step::Recording },
                 syncing: None,
                 stopping: false,
                 diverged: false,
@@ -164,9 +166,10 @@ impl Replicas {
                 pause: RETRY_MIN,
             });
         }
+        let dirty = nodes.iter().any(|node| node.step == Step::Recording);
         let known = |(target, standing): (&crate::engine::view::Target, &Standing)| TargetState {
             role: target.role,
-            standing: *standing,
+            standing: if target.role == Role::Leaving { Standing::Stale } else { *standing },
             failed: false,
             reachable: false,
         };
@@ -176,7 +179,7 @@ impl Replicas {
             nodes,
             targets,
             saving: false,
-            dirty: false,
+            dirty,
             saved_with: Vec::new(),
             effects: VecDeque::new(),
         }
@@ -229,7 +232,6 @@ impl Replicas {
     /// Begins what a node needs next.
     fn advance(&mut self, node: usize, now: Time) {
         match self.nodes[node].step {
-            Step::Choosing => self.choose(node),
             Step::Steady => {
                 if self.leave(node) {
                     return;
@@ -240,16 +242,6 @@ impl Replicas {
             }
             _ => {}
         }
-    }
-
-    /// The first of those in sync that can be asked is the one to go by: what was in flight may be on some and not on others.
-    fn choose(&mut self, node: usize) {
-        let candidates = self.of(node, |target| target.standing == Standing::InSync);
-        let Some(keeper) = candidates.iter().copied().find(|target| self.targets[*target].reachable) else { return };
-        for target in candidates {
-            self.targets[target].standing = if target == keeper { Standing::InSync } else { Standing::Stale };
-        }
-        self.record(node);
     }
 
     /// Leaves what has failed; true when there was something.
