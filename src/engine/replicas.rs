@@ -231,16 +231,11 @@ impl Replicas {
 
     /// Begins what a node needs next.
     fn advance(&mut self, node: usize, now: Time) {
-        match self.nodes[node].step {
-            Step::Steady => {
-                if self.leave(node) {
-                    return;
-                }
-                if self.nodes[node].syncing.is_none() && self.nodes[node].retry_at <= now {
-                    self.open(node);
-                }
-            }
-            _ => {}
+        if self.nodes[node].step != Step::Steady || self.leave(node) {
+            return;
+        }
+        if self.nodes[node].syncing.is_none() && self.nodes[node].retry_at <= now {
+            self.open(node);
         }
     }
 
