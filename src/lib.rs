@@ -30,6 +30,7 @@ pub mod engine {
     pub mod request;
     pub mod shard;
     pub mod shared;
+    pub mod steer;
     pub mod view;
 }
 

@@ -15,6 +15,7 @@ use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
 use crate::engine::replicas::Standing;
+use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, Time};
@@ -84,10 +85,19 @@ pub enum Event {
         name: String,
         /// The epoch it runs under.
         epoch: Epoch,
-        /// What each replica of each node is, in order.
-        standings: Vec<Standing>,
+        /// What each replica is, by the id of its volume.
+        standings: Vec<(Id, Standing)>,
         /// Random: the generation of the nodes that have changed.
         fresh: Id,
+    },
+    /// A data path tells how something ended that it was asked for ([`Effect::Steer`]).
+    News {
+        /// Its array.
+        name: String,
+        /// The epoch it runs under.
+        epoch: Epoch,
+        /// What.
+        news: News,
     },
     /// Time has passed; see [`Owner::next_wake`].
     Tick,
@@ -102,6 +112,8 @@ pub enum Effect {
     Reply(Ticket, Result<Answer, Refusal>),
     /// What an array's data path had asked to be made durable is, or could not be.
     Regrouped(String, bool),
+    /// Asks something of an array's data path.
+    Steer(String, Steer),
     /// Does something that takes time, and reports it with [`Event::Done`].
     Work(JobId, Work),
     /// Everything has ended after [`Event::Shutdown`].
@@ -253,7 +265,7 @@ struct Array {
     /// What its record said of the replicas before this start: see [`ArraySpec::clean`].
     was_clean: bool,
     /// A change of its replicas that is to be made durable.
-    regroup: Option<(Vec<Standing>, Id)>,
+    regroup: Option<(Vec<(Id, Standing)>, Id)>,
 }
 
 /// The owner of all arrays of one state directory.
@@ -296,6 +308,7 @@ impl Owner {
                 }
             }
             Event::Died { name, epoch, why } => self.bury(&name, epoch, why, &mut effects),
+            Event::News { name, epoch, news } => self.news(&name, epoch, &news, &mut effects),
             Event::Regroup { name, epoch, standings, fresh } => {
                 if let Some(mut array) = self.arrays.remove(&name) {
                     if array.spec.epoch == epoch {

@@ -21,7 +21,7 @@ use crate::bugs::{Bug, planted};
 use crate::engine::region::SyncMap;
 use crate::engine::shard::Report;
 use crate::engine::view::{Role, View};
-use crate::units::Time;
+use crate::units::{Id, Time};
 
 /// A stale target is synced again at the earliest after this, when the last try has failed; doubled with each.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -70,8 +70,8 @@ pub enum Effect {
     /// Every shard is to adopt this view. Answered by [`Event::Adopted`].
     Publish(Arc<View>),
     /// What is known of the targets is to be made durable: in the array's record, and on those in sync. Answered by
-    /// [`Event::Saved`]. One at a time.
-    Save(Vec<Standing>),
+    /// [`Event::Saved`]. One at a time. By the id of the volume.
+    Save(Vec<(Id, Standing)>),
     /// The regions of a node's map that are still to be copied are to be found out, then copied. Answered by [`Event::Synced`].
     Sync {
         /// The node.
@@ -327,7 +327,9 @@ impl Replicas {
         (self.dirty, self.saving) = (false, true);
         let recording = |node: &usize| self.nodes[*node].step == Step::Recording;
         self.saved_with = (0..self.nodes.len()).filter(recording).collect();
-        self.effects.push_back(Effect::Save(self.targets.iter().map(|target| target.standing).collect()));
+        let known = self.view.targets.iter().zip(&self.targets).filter(|(target, _)| !target.volume.is_nil());
+        let standings = known.map(|(target, state)| (target.volume, state.standing)).collect();
+        self.effects.push_back(Effect::Save(standings));
     }
 
     fn saved(&mut self, durable: bool) {

@@ -13,10 +13,11 @@ use dst::engine::request::{RequestOp, ShardConfig};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
 use dst::engine::view::{Role, View};
-use dst::units::Time;
+use dst::units::{Id, Time};
 
 use crate::array::Host;
 use crate::links::State;
+use crate::server::id_of;
 use crate::world::{Event, MICRO, MILLI, SECOND, World};
 
 /// How often the owner looks at its shards, and while something is to be done about a replica.
@@ -41,7 +42,7 @@ pub(crate) struct Owner {
     /// Every view that was published.
     views: Vec<Arc<View>>,
     /// What is being saved.
-    saving: Option<Vec<Standing>>,
+    saving: Option<Vec<(Id, Standing)>>,
 }
 
 impl Owner {
@@ -134,7 +135,11 @@ impl World {
 
     fn record_durable(&mut self) {
         if let Some(standings) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
-            self.record.standings = standings;
+            for (volume, standing) in standings {
+                if let Some(target) = (0..self.nodes.len()).find(|target| id_of(*target) == volume) {
+                    self.record.standings[target] = standing;
+                }
+            }
         }
     }
 

@@ -5,7 +5,8 @@ use super::{Array, Effect, Life, Owner, Work};
 use crate::control::command::Refusal;
 use crate::control::replica::ReplicaState;
 use crate::engine::replicas::Standing;
-use crate::units::Id;
+use crate::engine::steer::News;
+use crate::units::{Epoch, Id};
 
 impl Owner {
     /// Begins with what the array's data path has asked for, as soon as nothing else is under way.
@@ -21,6 +22,12 @@ impl Owner {
             }
             _ => effects.push(Effect::Regrouped(array.spec.name.clone(), false)),
         }
+    }
+
+    /// A data path tells how something ended.
+    pub(super) fn news(&mut self, name: &str, epoch: Epoch, news: &News, _effects: &mut Vec<Effect>) {
+        let array = self.arrays.get(name).filter(|array| array.spec.epoch == epoch);
+        debug_assert!(array.is_none(), "nothing is asked yet, and {news:?} told");
     }
 
     /// It is durable, or could not be made so; then the data path asks again.
@@ -44,15 +51,15 @@ impl Owner {
 }
 
 /// Puts the standings into the record; a node whose in-sync set has changed has a new generation.
-fn apply(array: &mut Array, standings: &[Standing], fresh: Id) {
-    let mut standings = standings.iter();
+fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) {
+    let standing = |volume: Id| standings.iter().find(|(of, _)| *of == volume).map(|(_, standing)| *standing);
     for node in &mut array.spec.nodes {
         let before: Vec<bool> = node.replicas.iter().map(|replica| replica.state.is_in_sync()).collect();
-        for (replica, standing) in node.replicas.iter_mut().zip(standings.by_ref()) {
-            match standing {
-                Standing::InSync => replica.state = ReplicaState::InSync,
-                Standing::Stale if replica.state.is_in_sync() => replica.state = ReplicaState::Stale,
-                Standing::Stale | Standing::Absent => {}
+        for replica in &mut node.replicas {
+            match standing(replica.volume) {
+                Some(Standing::InSync) => replica.state = ReplicaState::InSync,
+                Some(Standing::Stale) if replica.state.is_in_sync() => replica.state = ReplicaState::Stale,
+                _ => {}
             }
         }
         let after: Vec<bool> = node.replicas.iter().map(|replica| replica.state.is_in_sync()).collect();

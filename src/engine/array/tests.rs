@@ -29,13 +29,23 @@ struct Daemon {
     exited: bool,
     /// What data paths were told of the changes that they had asked for.
     regrouped: Vec<bool>,
+    /// What was asked of them.
+    steered: Vec<Steer>,
 }
 
 impl Daemon {
     fn boot(world: &World) -> Daemon {
         let (owner, todo, replies) = (Owner::default(), VecDeque::new(), BTreeMap::new());
-        let mut daemon =
-            Daemon { owner, todo, replies, tickets: 0, now: Time(0), exited: false, regrouped: Vec::new() };
+        let mut daemon = Daemon {
+            owner,
+            todo,
+            replies,
+            tickets: 0,
+            now: Time(0),
+            exited: false,
+            regrouped: Vec::new(),
+            steered: Vec::new(),
+        };
         let decode = |(name, bytes): (&String, &Vec<u8>)| {
             (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
         };
@@ -51,6 +61,7 @@ impl Daemon {
                 }
                 Effect::Work(job, work) => self.todo.push_back((job, work)),
                 Effect::Regrouped(_, durable) => self.regrouped.push(durable),
+                Effect::Steer(_, steer) => self.steered.push(steer),
                 Effect::Exit => self.exited = true,
             }
         }

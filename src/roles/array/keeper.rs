@@ -17,6 +17,7 @@ use crate::engine::region::SyncMap;
 use crate::engine::replicas::{Effect, Event, Replicas, Standing};
 use crate::engine::shard::Report;
 use crate::engine::shared::{LinkPhase, Shared};
+use crate::engine::steer::{News, Steer};
 use crate::engine::view::{Role, View};
 use crate::errno::Errno;
 use crate::io::clock;
@@ -26,13 +27,22 @@ use crate::io::wakeup::Postbox;
 use crate::limits;
 use crate::roles::array::path::SyncSeats;
 use crate::roles::array::worker::{Order, Seat, Worker};
-use crate::units::SECTOR_BYTES;
+use crate::units::{Id, SECTOR_BYTES};
 
-/// Has the standings of all targets made durable. The answer comes by [`Keeper::saved`].
-pub type Regroup = Arc<dyn Fn(Vec<Standing>) + Send + Sync>;
+/// What the keeper tells the owner of arrays.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// What is known of each replica is to be made durable. The answer comes by [`KeeperHandle::saved`].
+    Save(Vec<(Id, Standing)>),
+    /// Something that was asked for has ended.
+    News(News),
+}
+
+/// The way to the owner of arrays.
+pub type Tell = Arc<dyn Fn(Told) + Send + Sync>;
 
 /// What reaches the keeper.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Note {
     /// An I/O thread says that something is wrong.
     Report(Report),
@@ -56,6 +66,8 @@ pub enum Note {
         /// Up to where its shard has used sequences.
         sequence: u32,
     },
+    /// The owner of arrays asks for something.
+    Steer(Steer),
     /// The array ends.
     End,
 }
@@ -108,8 +120,8 @@ pub struct KeeperConfig {
     pub notes: Receiver<Note>,
     /// Makes seats for sync engines.
     pub seats: SyncSeats,
-    /// Makes changes durable.
-    pub regroup: Regroup,
+    /// The way to the owner of arrays, who makes changes durable.
+    pub tell: Tell,
 }
 
 impl Keeper {
@@ -156,6 +168,11 @@ impl KeeperHandle {
     /// What was to be made durable is, or could not be.
     pub fn saved(&self, durable: bool) {
         let _ = self.sender.send(Note::Saved(durable));
+    }
+
+    /// Something is asked for.
+    pub fn steer(&self, steer: Steer) {
+        let _ = self.sender.send(Note::Steer(steer));
     }
 
     /// The role of each target, and what is being copied to it.
@@ -246,7 +263,7 @@ impl Work {
             Note::Saved(true) => self.handle(Event::Saved(true)),
             Note::Saved(false) => self.retry_at = Some(Instant::now() + limits::REGROUP_RETRY),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
-            Note::End => {}
+            Note::Steer(_) | Note::End => {}
         }
     }
 
@@ -268,7 +285,7 @@ impl Work {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Publish(view) => self.publish(&view),
-            Effect::Save(standings) => (self.config.regroup)(standings),
+            Effect::Save(standings) => (self.config.tell)(Told::Save(standings)),
             Effect::Sync { node, source, target, map } => {
                 if let Err(error) = self.sync(node, source, target, &map) {
                     warn!(array = self.config.name, node, %error, "a replica cannot be synced");

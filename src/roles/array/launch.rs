@@ -11,13 +11,14 @@ use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
 use crate::engine::replicas::Standing;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
+use crate::engine::steer::Steer;
 use crate::engine::view::Role;
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::limits;
-use crate::roles::array::keeper::{KeeperHandle, Regroup};
+use crate::roles::array::keeper::{KeeperHandle, Tell};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
@@ -30,13 +31,7 @@ use crate::wire::volume::Claim;
 pub struct DataPaths;
 
 impl Launcher for DataPaths {
-    fn launch(
-        &self,
-        spec: &ArraySpec,
-        claim: &Claim,
-        died: Died,
-        regroup: Regroup,
-    ) -> Result<Arc<dyn Running>, Refusal> {
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal> {
         let config = path_config(spec, claim)?;
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
@@ -53,7 +48,7 @@ impl Launcher for DataPaths {
                 died(why);
             }
         };
-        let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end), regroup);
+        let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end), tell);
         let running = started.map_err(|error| not_started(spec, error))?;
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
         let keeper = running.keeper();
@@ -174,6 +169,12 @@ impl Running for Started {
     fn regrouped(&self, durable: bool) {
         if let Some(keeper) = &self.keeper {
             keeper.saved(durable);
+        }
+    }
+
+    fn steer(&self, steer: Steer) {
+        if let Some(keeper) = &self.keeper {
+            keeper.steer(steer);
         }
     }
 

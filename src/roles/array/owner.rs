@@ -15,7 +15,7 @@ use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
 use crate::limits;
-use crate::roles::array::keeper::Regroup;
+use crate::roles::array::keeper::{Tell, Told};
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::targets;
 use crate::units::{Id, Time};
@@ -161,6 +161,11 @@ impl OwnerLoop {
                         running.regrouped(durable);
                     }
                 }
+                Effect::Steer(name, steer) => {
+                    if let Some(running) = self.performer.running().get(&name) {
+                        running.steer(steer);
+                    }
+                }
                 Effect::Work(job, work) => self.waiting.push_back((job, work)),
                 Effect::Exit => self.exit = true,
             }
@@ -223,7 +228,7 @@ impl OwnerLoop {
         let given = work.clone();
         let act = move || {
             let died = death_notice(&messages, &work);
-            let regroup = regroup_notice(&messages, &work);
+            let regroup = tell(&messages, &work);
             let failed = failure(&work, "a defect of dstd: see its log");
             let (fresh, outcome) = match targets::random_id() {
                 Ok(fresh) => {
@@ -253,20 +258,28 @@ fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(S
     })
 }
 
-/// What a data path that is launched calls when its replicas have changed.
-fn regroup_notice(messages: &SyncSender<Message>, work: &Work) -> Regroup {
+/// What a data path that is launched calls when it has something to tell.
+fn tell(messages: &SyncSender<Message>, work: &Work) -> Tell {
     let Work::Launch(spec, _) = work else { return Arc::new(|_| {}) };
     let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
-    Arc::new(move |standings| {
-        let fresh = loop {
-            match targets::random_id() {
-                Ok(fresh) => break fresh,
-                // Nothing may go on without it.
-                Err(_) => std::thread::sleep(limits::REGROUP_RETRY),
-            }
+    Arc::new(move |told| {
+        let name = name.clone();
+        let event = match told {
+            Told::News(news) => Event::News { name, epoch, news },
+            Told::Save(standings) => Event::Regroup { name, epoch, standings, fresh: random_id() },
         };
-        let _ = messages.send(Message::Event(Event::Regroup { name: name.clone(), epoch, standings, fresh }));
+        let _ = messages.send(Message::Event(event));
     })
+}
+
+/// 128 random bits, however long it takes: nothing may go on without them.
+fn random_id() -> Id {
+    loop {
+        match targets::random_id() {
+            Ok(fresh) => return fresh,
+            Err(_) => std::thread::sleep(limits::REGROUP_RETRY),
+        }
+    }
 }
 
 /// The outcome of work that could not be performed at all.

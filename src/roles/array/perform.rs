@@ -9,9 +9,10 @@ use crate::control::spec::ArraySpec;
 use crate::control::status::Live;
 use crate::control::target::Target;
 use crate::engine::array::{Outcome, Work};
+use crate::engine::steer::Steer;
 use crate::io::state_dir::StateDir;
 use crate::limits;
-use crate::roles::array::keeper::Regroup;
+use crate::roles::array::keeper::Tell;
 use crate::roles::array::targets;
 use crate::units::{Epoch, Id};
 use crate::wire::volume::Claim;
@@ -27,6 +28,9 @@ pub trait Running: Send + Sync {
     /// What it had asked to be made durable is, or could not be.
     fn regrouped(&self, durable: bool);
 
+    /// Something is asked of it.
+    fn steer(&self, steer: Steer);
+
     /// Takes no more requests, lets those in flight end within a bound, and ends. Refused while clients use it, unless `force`.
     /// Whether all replicas that are in sync are known to hold the same.
     fn stop(&self, force: bool) -> Result<bool, Refusal>;
@@ -38,14 +42,8 @@ pub type Died = Box<dyn FnOnce(String) + Send>;
 /// What starts data paths.
 pub trait Launcher: Send + Sync {
     /// Attaches every node under a claim that its volumes have accepted, and shows the device.
-    /// `regroup` is for changes of its replicas.
-    fn launch(
-        &self,
-        spec: &ArraySpec,
-        claim: &Claim,
-        died: Died,
-        regroup: Regroup,
-    ) -> Result<Arc<dyn Running>, Refusal>;
+    /// `tell` is for changes of its replicas.
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal>;
 
     /// Removes what data paths of a dead daemon have left in the kernel.
     fn clear_away(&self);
@@ -65,8 +63,8 @@ impl Performer {
         Performer { state, launcher, running: Mutex::default() }
     }
 
-    /// Does what is asked; `died` and `regroup` are for a data path that is launched.
-    pub fn perform(&self, work: Work, died: Died, regroup: Regroup) -> Outcome {
+    /// Does what is asked; `died` and `tell` are for a data path that is launched.
+    pub fn perform(&self, work: Work, died: Died, tell: Tell) -> Outcome {
         match work {
             Work::Survey(targets) => Outcome::Surveyed(each(&targets, targets::look)),
             Work::Assign(members) => {
@@ -86,7 +84,7 @@ impl Performer {
             Work::Forget(name) => {
                 Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
             }
-            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died, regroup)),
+            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died, tell)),
             Work::Regroup(spec, claim, labels) => Outcome::Saved(self.regroup(&spec, &claim, &labels)),
             Work::Halt { name, force } => Outcome::Halted(self.halt(&name, force)),
         }
@@ -125,8 +123,8 @@ impl Performer {
         labelled.into_iter().collect()
     }
 
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, regroup: Regroup) -> Result<String, Refusal> {
-        let running = self.launcher.launch(spec, claim, died, regroup)?;
+    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<String, Refusal> {
+        let running = self.launcher.launch(spec, claim, died, tell)?;
         let device = running.device();
         link_device(&spec.name, &device);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), running);

@@ -17,7 +17,7 @@ use crate::io::nbd::listener::{Bound, Door, Listener, seat};
 use crate::io::ublk::{QueueMain, UblkConfig, UblkDevice, UblkError, UblkQueue, usable_queues};
 use crate::io::wakeup::Postbox;
 use crate::limits;
-use crate::roles::array::keeper::{Keeper, KeeperConfig, KeeperHandle, Regroup};
+use crate::roles::array::keeper::{Keeper, KeeperConfig, KeeperHandle, Tell};
 use crate::roles::array::path::{Path, PathConfig, ReplicaParts, StartError, attach};
 use crate::roles::array::worker::{Order, Seat, Worker};
 use crate::units::SECTOR_BYTES;
@@ -69,26 +69,20 @@ impl Running {
         block: u32,
         tag: u32,
         on_end: OnEnd,
-        regroup: Regroup,
+        tell: Tell,
     ) -> Result<Running, RunError> {
         match face {
             Face::Ublk => {
                 config.queues = usize::from(usable_queues(u16::try_from(config.queues).unwrap_or(u16::MAX)));
-                Running::start_ublk(&config, block, tag, on_end, regroup)
+                Running::start_ublk(&config, block, tag, on_end, tell)
             }
-            Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end, regroup),
+            Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end, tell),
         }
     }
 
-    fn start_ublk(
-        config: &PathConfig,
-        block: u32,
-        tag: u32,
-        on_end: OnEnd,
-        regroup: Regroup,
-    ) -> Result<Running, RunError> {
+    fn start_ublk(config: &PathConfig, block: u32, tag: u32, on_end: OnEnd, tell: Tell) -> Result<Running, RunError> {
         let (path, seats) = attach(config).map_err(RunError::Node)?;
-        let (path, keeper) = with_keeper(config, path, regroup)?;
+        let (path, keeper) = with_keeper(config, path, tell)?;
         let main =
             |seat: Seat| -> QueueMain { Box::new(move |queue: &mut UblkQueue<'_>| Worker::new(seat, queue).run()) };
         let workers = seats.into_iter().map(main).collect();
@@ -108,7 +102,7 @@ impl Running {
         address: &NbdAddress,
         block: u32,
         on_end: OnEnd,
-        regroup: Regroup,
+        tell: Tell,
     ) -> Result<Running, RunError> {
         let failed =
             |error: io::Error| RunError::Frontend(Refusal { errno: Errno::from(&error), text: error.to_string() });
@@ -116,7 +110,7 @@ impl Running {
         let bound = Bound::new(address)
             .map_err(|error| RunError::Frontend(Refusal { errno: error.errno, text: error.text }))?;
         let (path, seats) = attach(config).map_err(RunError::Node)?;
-        let (path, keeper) = with_keeper(config, path, regroup)?;
+        let (path, keeper) = with_keeper(config, path, tell)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let chunk = config.geometry.chunk_sectors().map_or(4096, |sectors| sectors * SECTOR_BYTES);
         let export = Export {
@@ -218,11 +212,11 @@ impl Running {
 }
 
 /// Starts what looks after the replicas, where there are any.
-fn with_keeper(config: &PathConfig, path: Path, regroup: Regroup) -> Result<(Path, Option<Keeper>), RunError> {
+fn with_keeper(config: &PathConfig, path: Path, tell: Tell) -> Result<(Path, Option<Keeper>), RunError> {
     let Path { shared, orders, replicas } = path;
     let started = replicas.map(|ReplicaParts { rules, sender, notes, seats }| {
         let (name, threads) = (config.name.clone(), orders.clone());
-        Keeper::start(KeeperConfig { name, rules, shared: Arc::clone(&shared), threads, sender, notes, seats, regroup })
+        Keeper::start(KeeperConfig { name, rules, shared: Arc::clone(&shared), threads, sender, notes, seats, tell })
     });
     let keeper = started.transpose().map_err(|error| {
         let text = format!("the keeper of the replicas cannot be started: {error}");

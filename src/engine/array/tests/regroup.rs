@@ -5,9 +5,11 @@ use crate::engine::replicas::Standing;
 
 const FRESH: Id = Id([77; 16]);
 
-fn regroup(epoch: u64, in_sync: [bool; 4]) -> Event {
+fn regroup(world: &World, epoch: u64, in_sync: [bool; 4]) -> Event {
     let standing = |in_sync| if in_sync { Standing::InSync } else { Standing::Stale };
-    let (name, standings) = ("a".to_owned(), in_sync.map(standing).to_vec());
+    let spec = world.spec();
+    let volumes = spec.replicas().map(|(_, replica)| replica.volume);
+    let (name, standings) = ("a".to_owned(), volumes.zip(in_sync.map(standing)).collect());
     Event::Regroup { name, epoch: Epoch(epoch), standings, fresh: FRESH }
 }
 
@@ -21,7 +23,7 @@ fn served() -> (World, Daemon) {
 fn a_replica_that_is_left_is_stale_in_the_record_and_on_the_labels_of_the_others() {
     let (mut world, mut daemon) = served();
     let before = world.spec();
-    daemon.event(regroup(1, [true, false, true, true]));
+    daemon.event(regroup(&world, 1, [true, false, true, true]));
     daemon.settle(&mut world);
     assert_eq!((daemon.regrouped.as_slice(), states(&world)), (&[true][..], vec![IN, OUT, IN, IN]));
     let (first, second) = (world.label("s1:1/v"), world.label("s3:1/v"));
@@ -30,7 +32,7 @@ fn a_replica_that_is_left_is_stale_in_the_record_and_on_the_labels_of_the_others
     assert_eq!(second.generation, before.nodes[1].generation, "that node has not changed");
     assert_eq!(world.label("s2:1/v").generation, before.nodes[0].generation, "it is not told");
     assert_eq!(daemon.state("a"), Some(State::Started));
-    daemon.event(regroup(1, [true; 4]));
+    daemon.event(regroup(&world, 1, [true; 4]));
     daemon.settle(&mut world);
     assert_eq!(states(&world), [IN, IN, IN, IN]);
     assert_eq!(world.label("s2:1/v").generation, world.spec().nodes[0].generation);
@@ -41,12 +43,12 @@ fn what_cannot_be_made_durable_is_told_and_asked_again() {
     for broken in ["save", "label"] {
         let (mut world, mut daemon) = served();
         world.broken.insert(broken);
-        daemon.event(regroup(1, [false, true, true, true]));
+        daemon.event(regroup(&world, 1, [false, true, true, true]));
         daemon.settle(&mut world);
         assert_eq!(daemon.regrouped, [false]);
         assert!(daemon.why("a").contains("not durable yet"), "{}", daemon.why("a"));
         world.broken.clear();
-        daemon.event(regroup(1, [false, true, true, true]));
+        daemon.event(regroup(&world, 1, [false, true, true, true]));
         daemon.settle(&mut world);
         assert_eq!((daemon.regrouped.as_slice(), daemon.why("a").as_str()), (&[false, true][..], ""));
         assert_eq!(states(&world), [OUT, IN, IN, IN]);
@@ -56,7 +58,7 @@ fn what_cannot_be_made_durable_is_told_and_asked_again() {
 #[test]
 fn a_stop_waits_for_it_and_a_crash_leaves_the_old_or_the_new() {
     let (mut world, mut daemon) = served();
-    daemon.event(regroup(1, [true, false, true, true]));
+    daemon.event(regroup(&world, 1, [true, false, true, true]));
     let ticket = daemon.ask(stop(false));
     daemon.settle(&mut world);
     assert!(daemon.replies.remove(&ticket).unwrap().is_ok());
@@ -64,14 +66,14 @@ fn a_stop_waits_for_it_and_a_crash_leaves_the_old_or_the_new() {
     // Between the record and the labels: the record is the newer, and the start goes on from it.
     let (mut world, mut daemon) = served();
     world.broken.insert("label");
-    daemon.event(regroup(1, [true, false, true, true]));
+    daemon.event(regroup(&world, 1, [true, false, true, true]));
     daemon.settle(&mut world);
     world.broken.clear();
     let mut daemon = Daemon::boot(&world);
     daemon.settle(&mut world);
     assert_eq!((daemon.state("a"), states(&world)), (Some(State::Started), vec![IN, OUT, IN, IN]));
     // Of a former life nothing is taken.
-    daemon.event(regroup(1, [true; 4]));
+    daemon.event(regroup(&world, 1, [true; 4]));
     daemon.settle(&mut world);
     assert_eq!(states(&world), [IN, OUT, IN, IN]);
 }

@@ -1,0 +1,170 @@
+//! What the owner of an array asks of its running data path, and what that tells.
+//!
+//! The owner decides what may be asked, makes volumes ready, and keeps what must survive it (a suspend and its end, a transfer, a
+//! certificate) in the array's record. The data path does the work, under I/O, and asks for changes of the replicas to be made
+//! durable ([`crate::engine::replicas::Effect::Save`]). Nodes are named by their place, replicas by the id of their volume.
+
+use std::time::Duration;
+
+use crate::control::target::Target;
+use crate::errno::Errno;
+use crate::units::{Id, Lba};
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Steer {
+    /// New requests of a node are to wait. Answered by [`News::Frozen`] when nothing is in flight there and it is flushed.
+    Freeze {
+        /// The node.
+        node: usize,
+    },
+    /// What waits at a frozen node goes on. Undoes `Freeze` and `Fail`; not answered.
+    Thaw {
+        /// The node.
+        node: usize,
+    },
+    /// What waits at a frozen node ends with EIO, and so does what comes. Not answered.
+    Fail {
+        /// The node.
+        node: usize,
+    },
+    /// A volume, assigned, claimed and recorded as one that is to be filled, becomes a replica of a node in the background. When
+    /// it is full that is made durable as every change of the replicas.
+    Attach {
+        /// The node.
+        node: usize,
+        /// Where it lives.
+        target: Target,
+        /// Its id.
+        volume: Id,
+    },
+    /// A replica is to be left for good: durably [`crate::engine::replicas::Standing::Absent`] first, then answered by
+    /// [`News::Detached`]. Never asked for the last one in sync.
+    Detach {
+        /// The node.
+        node: usize,
+        /// The replica.
+        volume: Id,
+    },
+    /// A node moves from one target to another, which is attached, filled, verified and put in its place. Answered by
+    /// [`News::Moved`].
+    Move(Move),
+    /// A move begins nothing further until it may again.
+    Pause {
+        /// The node.
+        node: usize,
+        /// Whether it is to wait.
+        paused: bool,
+    },
+    /// How fast a node's data may be copied from now on, bytes a second; 0: no bound.
+    Rate {
+        /// The node.
+        node: usize,
+        /// See above.
+        bytes: u64,
+    },
+    /// A move ends; the node stays where it is. Answered by [`News::Moved`], which may also say that it was too late.
+    Abort {
+        /// The node.
+        node: usize,
+    },
+}
+
+/// A node's move.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Move {
+    /// The node.
+    pub node: usize,
+    /// The replica that is to be replaced.
+    pub from: Id,
+    /// The volume that takes its place.
+    pub to: Id,
+    /// Where that lives.
+    pub target: Target,
+    /// Bytes a second that are copied at most; 0: no bound.
+    pub rate: u64,
+    /// Compare the two before the cut-over.
+    pub verify: bool,
+    /// For so long the node's requests may wait before the move is recorded; else it is tried again later.
+    pub max_freeze: Duration,
+    /// Afterwards the former replica is still written, so that the move can be undone at once.
+    pub keep: bool,
+    /// The destination is new and reads as zeros: what the source never wrote need not be copied.
+    pub fresh: bool,
+}
+
+/// Where a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The destination is being attached.
+    Preparing,
+    /// Regions are copied.
+    Copying,
+    /// Everything is on both; what is written goes to both.
+    Mirroring,
+    /// The two are compared.
+    Verifying,
+    /// Requests wait while the destination takes the place.
+    CutOver,
+    /// The destination is in place; with `keep` the former replica is written, too.
+    Committed,
+}
+
+/// What is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// Nothing is in flight on a node; what comes waits.
+    Frozen {
+        /// The node.
+        node: usize,
+        /// Everything that was acknowledged there is durable, so that a flush has nothing to wait for. False: it cannot be reached.
+        flushed: bool,
+    },
+    /// A replica is no longer used.
+    Detached {
+        /// The node.
+        node: usize,
+        /// The replica.
+        volume: Id,
+    },
+    /// A move has ended. After `Ok` the change of the replicas is durable already; with `keep` the former replica stays attached
+    /// until it is detached, or fails.
+    Moved {
+        /// The node.
+        node: usize,
+        /// How.
+        result: Result<Moved, MoveError>,
+    },
+}
+
+/// What is known of a move that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moved {
+    /// Regions of the node.
+    pub regions: u64,
+    /// Regions that were copied; writes that came meanwhile went to both.
+    pub copied: u64,
+    /// BLAKE3 over the digests of all regions, in order, of the two alike; `None`: they were not compared.
+    pub root: Option<[u8; 32]>,
+    /// For how long requests of the node waited, nanoseconds.
+    pub freeze_nanos: u64,
+    /// Cut-overs that were rolled back before, because they would have taken too long.
+    pub rolled_back: u32,
+}
+
+/// Why a node stays where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveError {
+    /// It was asked to.
+    Aborted,
+    /// The source could not be read here.
+    Source(Lba, Errno),
+    /// The destination could not be written or flushed, or was too slow.
+    Target(Errno),
+    /// The two differ in the region that begins here, although both have had the same writes.
+    Different(Lba),
+    /// It is not the node's move: there is none, or the replica is not in sync.
+    Refused,
+}
