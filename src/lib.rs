@@ -67,6 +67,8 @@ pub mod control {
     pub mod command;
     pub mod label;
     pub mod member;
+    pub mod migration;
+    pub mod node;
     pub mod record;
     pub mod replica;
     pub mod spec;

@@ -94,6 +94,26 @@ pub const KEEPER_TICK: Duration = Duration::from_millis(500);
 pub const KEEPER_TICK_BUSY: Duration = Duration::from_millis(50);
 /// A change of the replicas that could not be made durable is tried again after this.
 pub const REGROUP_RETRY: Duration = Duration::from_secs(1);
+/// A suspend lasts this long at most, unless said otherwise.
+pub const SUSPEND_TTL_DEFAULT: Duration = Duration::from_secs(60);
+/// Shortest time of a suspend.
+pub const SUSPEND_TTL_MIN: Duration = Duration::from_millis(100);
+/// Longest time of a suspend that has an end.
+pub const SUSPEND_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Requests of a node wait this long at most while it is cut over, unless said otherwise.
+pub const MAX_FREEZE_DEFAULT: Duration = Duration::from_millis(50);
+/// Shortest `--max-freeze`.
+pub const MAX_FREEZE_MIN: Duration = Duration::from_millis(1);
+/// Longest `--max-freeze`: well below what a filesystem takes for a hang.
+pub const MAX_FREEZE_MAX: Duration = Duration::from_secs(10);
+/// Shortest time for which a migration's source is kept.
+pub const KEEP_SOURCE_MIN: Duration = Duration::from_secs(1);
+/// Longest time for which a migration's source is kept: each write goes to both until then.
+pub const KEEP_SOURCE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The same unless said otherwise.
+pub const KEEP_SOURCE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Slowest migration, bytes a second: a region each quarter of a minute.
+pub const MIGRATE_RATE_MIN: u64 = 64 << 10;
 /// Shortest `--io-timeout`.
 pub const IO_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Longest `--io-timeout`.

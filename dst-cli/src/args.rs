@@ -9,6 +9,8 @@ use dst::control::target::{ServerAddress, Target};
 use dst::limits;
 use dst::units::{NodeId, check_name, parse_duration, parse_size};
 
+use crate::nodes::NodeVerb;
+
 /// Builds block devices out of disks of several machines.
 #[derive(Parser)]
 #[command(
@@ -98,6 +100,8 @@ pub(crate) enum Verb {
     /// Shows and changes the copies of a node's data
     #[command(subcommand)]
     Replica(ReplicaVerb),
+    #[command(flatten)]
+    Node(NodeVerb),
     /// Lists arrays
     List,
     /// Shows arrays, their nodes and what they have done
@@ -266,7 +270,8 @@ pub(crate) struct StartArguments {
     pub(crate) force: bool,
 }
 
-fn name(text: &str) -> Result<String, String> {
+/// The name of an array.
+pub(crate) fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned())
 }
 
@@ -303,6 +308,16 @@ mod tests {
             "dst replica add a n-800 h:1/v",
             "dst replica remove a n-800 1",
             "dst import h:1/v --name b --force",
+            "dst suspend a n-800 --ttl 60s --on-expire fail",
+            "dst suspend a n-800 --ttl none",
+            "dst resume a n-800",
+            "dst fail a n-800",
+            "dst replace a n-800 --to h:1/w --replica 0 --force",
+            "dst migrate a n-800 --to h/ --rate 200M --max-freeze 5ms --no-verify --keep-source --detach",
+            "dst migrate a n-800 --to /dev/sdb --keep-source 2h",
+            "dst migration list a",
+            "dst migration show a n-800 --id 3",
+            "dst migration release a n-800",
             "dst start a --take-over --force",
             "dst stop a --force",
             "dst remove a --force --json",
@@ -323,6 +338,12 @@ mod tests {
             "dst replica add a 800 h:1/v",
             "dst replica remove a n-800",
             "dst import v",
+            "dst suspend a",
+            "dst suspend a n-0 --ttl never",
+            "dst suspend a n-0 --on-expire explode",
+            "dst migrate a n-0",
+            "dst migrate a n-0 --to v",
+            "dst migration explode a n-0",
             "dst volume create h/v --size ten",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).err().unwrap().exit_code(), 2, "{line}");

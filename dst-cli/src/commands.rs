@@ -16,6 +16,7 @@ use dst::wire::volume::{List, Named, Page, Resize, Volume};
 
 use crate::args::{Arguments, CreateArguments, ReplicaVerb, StartArguments, Verb, VolumeTarget, VolumeVerb};
 use crate::client::{Daemon, ask_server};
+use crate::nodes;
 use crate::render;
 
 /// How often `status --watch` looks.
@@ -63,6 +64,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{array}"), &())?;
             render::one(&array.nodes, json, |_| render::replicas(&array))
         }
+        Verb::Node(verb) => nodes::run(&daemon, verb, json),
         Verb::List => {
             let arrays: Arrays = daemon.ask("GET", "/v1/arrays", &())?;
             render::one(&arrays, json, |arrays| render::arrays(&arrays.arrays))
@@ -72,7 +74,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
 }
 
 /// What was done and may be regretted.
-fn warn(warnings: &[String]) {
+pub(crate) fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("dst: {warning}");
     }

@@ -7,6 +7,7 @@ use clap::Parser;
 mod args;
 mod client;
 mod commands;
+mod nodes;
 mod render;
 
 fn main() -> ExitCode {

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use dst::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, ReplicaStatus, State, Trust};
+use dst::control::migration::MigrationStatus;
+use dst::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
 use dst::units::{format_duration, format_size};
 use dst::wire::volume::Volume;
@@ -192,6 +193,9 @@ fn node_table(array: &ArrayStatus) -> String {
                 ]);
             }
             rows.push(row);
+            if at == 0 {
+                errors += &held(node);
+            }
             if let Some(error) = replica.last_error.as_deref().filter(|_| replica.link != LinkState::Connected) {
                 let which = if node.replicas.len() > 1 { format!(" ({})", replica.target) } else { String::new() };
                 let _ = writeln!(errors, "  {}{which}: {error}", node.name);
@@ -199,6 +203,45 @@ fn node_table(array: &ArrayStatus) -> String {
         }
     }
     columns(&rows) + &errors
+}
+
+/// The time from now to one that is given in seconds since 1970.
+fn until_then(then: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    format_duration(Duration::from_secs(then.saturating_sub(now)))
+}
+
+/// Lines about a node whose requests are held, or that moves.
+fn held(node: &NodeStatus) -> String {
+    let mut text = String::new();
+    let waiting = match node.parked {
+        0 => String::new(),
+        parked => format!(", {parked} request(s) wait"),
+    };
+    if let Some(suspend) = &node.suspend {
+        let what = if suspend.failing { "failing" } else { "suspended" };
+        let end = match suspend.until {
+            None => "without end".to_owned(),
+            Some(until) => format!("{} left, then {}", until_then(until), suspend.on_expire),
+        };
+        let _ = writeln!(text, "  {}: {what} by {} ({end}), gate {}{waiting}", node.name, suspend.by, node.gate.word());
+    } else if node.gate != Gate::Open {
+        let _ = writeln!(text, "  {}: gate {}{waiting}", node.name, node.gate.word());
+    }
+    if let Some(migration) = &node.migration {
+        let (copied, size) = (format_size(migration.copied), format_size(migration.size));
+        let paused = if migration.paused { ", paused" } else { "" };
+        let why = migration.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        let _ = writeln!(
+            text,
+            "  {}: migration {} to {}: {}{paused}, {copied} of {size}{why}",
+            node.name,
+            migration.number,
+            migration.to,
+            migration.state.word()
+        );
+    }
+    text
 }
 
 fn link(replica: &ReplicaStatus) -> String {
@@ -230,6 +273,23 @@ pub(crate) fn replicas(array: &ArrayStatus) -> String {
             let target = replica.target.to_string();
             rows.push(cells([&node.name, &at.to_string(), &target, &data(node, replica), &link(replica)]));
         }
+    }
+    columns(&rows)
+}
+
+/// The table of `migration list`.
+pub(crate) fn migrations(migrations: &[&MigrationStatus]) -> String {
+    if migrations.is_empty() {
+        return "no migrations".to_owned();
+    }
+    let mut rows = vec![cells(["N", "NODE", "FROM", "TO", "STATE", "WHY"])];
+    for migration in migrations {
+        let (number, node) = (migration.number.to_string(), migration.node.to_string());
+        let (from, to) = (migration.from.to_string(), migration.to.to_string());
+        let paused = if migration.paused { ", paused" } else { "" };
+        let unverified = if migration.verify { "" } else { ", NOT VERIFIED" };
+        let state = format!("{}{paused}{unverified}", migration.state.word());
+        rows.push(cells([&number, &node, &from, &to, &state, migration.why.as_deref().unwrap_or("")]));
     }
     columns(&rows)
 }

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::node::{Act, NodeAsk};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::errno::Errno;
@@ -127,6 +128,15 @@ pub enum Command {
         node: NodeId,
         /// Which of the node's replicas, from 0.
         replica: usize,
+    },
+    /// Something about one node of a started array.
+    Node {
+        /// The array.
+        name: String,
+        /// The node.
+        node: NodeId,
+        /// What.
+        ask: NodeAsk,
     },
     /// Frees its volumes and forgets it.
     Remove {
@@ -289,6 +299,9 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             let replica = replica.parse().map_err(bad)?;
             Ok(Ask::Do(Command::RemoveReplica { name: named(name)?, node: typed(node)?, replica }))
         }
+        ("POST", ["v1", "arrays", name, "nodes", node, verb @ ..]) if is_verb(verb) => {
+            Ok(Ask::Do(Command::Node { name: named(name)?, node: typed(node)?, ask: asked(verb, body)? }))
+        }
         (
             _,
             ["v1"]
@@ -298,7 +311,35 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             | ["v1", "arrays", _, "nodes", _, "replicas"]
             | ["v1", "arrays", _, "nodes", _, "replicas", _],
         ) => Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default()))),
+        (_, ["v1", "arrays", _, "nodes", _, verb @ ..]) if is_verb(verb) => {
+            Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default())))
+        }
         _ => Err(Refusal::new(Errno::ENOENT, format!("there is nothing at {}", path.escape_default()))),
+    }
+}
+
+/// Whether the rest of a node's path names something that can be asked.
+fn is_verb(verb: &[&str]) -> bool {
+    match verb {
+        ["suspend" | "resume" | "fail" | "replace" | "migrate"] => true,
+        ["migration", word] => Act::ALL.iter().any(|act| act.word() == *word),
+        _ => false,
+    }
+}
+
+/// What is asked about a node by the rest of its path.
+fn asked(verb: &[&str], body: &[u8]) -> Result<NodeAsk, Refusal> {
+    match verb {
+        ["suspend"] => parse_or_default(body).map(NodeAsk::Suspend),
+        ["resume"] => Ok(NodeAsk::Resume),
+        ["fail"] => Ok(NodeAsk::Fail),
+        ["replace"] => parse(body).map(NodeAsk::Replace),
+        ["migrate"] => parse(body).map(NodeAsk::Migrate),
+        _ => {
+            let act = Act::ALL.into_iter().find(|act| verb.last() == Some(&act.word()));
+            let nothing = || Refusal::new(Errno::ENOENT, format!("there is nothing at {}", verb.join("/")));
+            Ok(NodeAsk::Migration(act.ok_or_else(nothing)?, parse_or_default(body)?))
+        }
     }
 }
 
@@ -380,6 +421,37 @@ mod tests {
         ] {
             assert_eq!(route(method, path, "", body.as_bytes()), Ok(Ask::Do(command)));
         }
+    }
+
+    #[test]
+    fn what_is_asked_about_a_node_is_routed() {
+        use crate::control::node::{Migrate, OnExpire, Replace, Suspend, Ttl, Which};
+        let replace = Replace { to: "h:1/v".to_owned(), replica: Some(1), force: true };
+        for (verb, body, expected) in [
+            ("suspend", "", NodeAsk::Suspend(Suspend::default())),
+            (
+                "suspend",
+                r#"{"ttl":"none","on_expire":"fail"}"#,
+                NodeAsk::Suspend(Suspend { ttl: Ttl(None), on_expire: OnExpire::Fail, by: None }),
+            ),
+            ("resume", "", NodeAsk::Resume),
+            ("fail", "", NodeAsk::Fail),
+            ("replace", r#"{"to":"h:1/v","replica":1,"force":true}"#, NodeAsk::Replace(replace)),
+            ("migrate", r#"{"to":"h:1/v"}"#, NodeAsk::Migrate(Migrate::to("h:1/v"))),
+            ("migration/pause", "", NodeAsk::Migration(Act::Pause, Which::default())),
+            ("migration/release", r#"{"number":3}"#, NodeAsk::Migration(Act::Release, Which { number: Some(3) })),
+        ] {
+            let path = format!("/v1/arrays/a/nodes/n-800/{verb}");
+            let node = NodeId(crate::units::Lba(800));
+            let command = Command::Node { name: "a".to_owned(), node, ask: expected };
+            assert_eq!(route("POST", &path, "", body.as_bytes()), Ok(Ask::Do(command)), "{verb}");
+            assert_eq!(route("GET", &path, "", b"").unwrap_err().errno, Errno::EOPNOTSUPP, "{verb}");
+        }
+        let status = |verb: &str, body: &[u8]| {
+            route("POST", &format!("/v1/arrays/a/nodes/n-800/{verb}"), "", body).unwrap_err().http_status()
+        };
+        assert_eq!((status("migration/explode", b""), status("migration", b"")), (404, 404));
+        assert_eq!((status("migrate", b""), status("suspend", br#"{"ttl":"0"}"#)), (400, 400));
     }
 
     #[test]

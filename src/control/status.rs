@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::migration::{MigrationStatus, MoveLive};
+use crate::control::node::Suspended;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::target::Target;
@@ -140,13 +142,53 @@ pub struct ReplicaLive {
     pub counters: Counters,
 }
 
+/// Whether requests of a node go through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// They do.
+    #[default]
+    Open,
+    /// New ones wait; what was begun is still in flight.
+    Draining,
+    /// They wait, and nothing is in flight.
+    Frozen,
+    /// They end with EIO.
+    Failing,
+}
+
+impl Gate {
+    /// The word of tables and JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Gate::Open => "open",
+            Gate::Draining => "draining",
+            Gate::Frozen => "frozen",
+            Gate::Failing => "failing",
+        }
+    }
+}
+
+/// What the data path says of one node while the array is started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeLive {
+    /// Whether its requests go through.
+    pub gate: Gate,
+    /// Requests that wait at its gate.
+    pub parked: u64,
+    /// Its migration.
+    pub migration: Option<MoveLive>,
+    /// One entry per replica, in order.
+    pub replicas: Vec<ReplicaLive>,
+}
+
 /// What the data path says while the array is started: read without waiting for anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Live {
     /// What was done on all nodes together.
     pub counters: Counters,
-    /// One entry per replica of each node, in order.
-    pub nodes: Vec<Vec<ReplicaLive>>,
+    /// One entry per node, in order.
+    pub nodes: Vec<NodeLive>,
     /// What the kernel says of the block device: attribute and value, such as `queue/chunk_sectors`.
     pub device: Vec<(String, String)>,
 }
@@ -200,6 +242,18 @@ pub struct NodeStatus {
     pub size: u64,
     /// How the best of its in-sync replicas is attached: one is enough to serve the node.
     pub state: LinkState,
+    /// Whether its requests go through.
+    #[serde(default)]
+    pub gate: Gate,
+    /// Requests that wait at its gate.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub parked: u64,
+    /// Who holds its requests, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspended>,
+    /// Its migration, while it is not over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationStatus>,
     /// The copies of its data.
     pub replicas: Vec<ReplicaStatus>,
     /// The work of all of them since the array was started.
@@ -233,6 +287,9 @@ pub struct ArrayStatus {
     /// Its nodes, in order.
     #[serde(default)]
     pub nodes: Vec<NodeStatus>,
+    /// Migrations that are over, the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrations: Vec<MigrationStatus>,
     /// What the kernel says of the block device.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub kernel: std::collections::BTreeMap<String, String>,
@@ -266,7 +323,11 @@ impl ArrayStatus {
         self.counters = Some(live.counters);
         self.kernel = live.device.into_iter().collect();
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
-            for (replica, live) in node.replicas.iter_mut().zip(live) {
+            (node.gate, node.parked) = (live.gate, live.parked);
+            if let (Some(migration), Some(moving)) = (&mut node.migration, live.migration) {
+                migration.with_live(moving);
+            }
+            for (replica, live) in node.replicas.iter_mut().zip(live.replicas) {
                 if let Some((state, synced)) = live.trust {
                     (replica.state, replica.synced) = (state, synced);
                 }

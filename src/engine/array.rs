@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use crate::control::command::{Answer, Command, Create, Refusal, Removed, Terms};
+use crate::control::node::NodeAsk;
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
@@ -18,7 +19,7 @@ use crate::engine::replicas::Standing;
 use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::{Epoch, Id, Time};
+use crate::units::{Epoch, Id, NodeId, Time};
 use crate::wire::volume::{Claim, Member};
 
 use self::import::Gathering;
@@ -438,6 +439,7 @@ impl Owner {
             Command::Import(import) => return self.import(ticket, import, effects),
             Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => name,
             Command::AddReplica { ref name, .. } | Command::RemoveReplica { ref name, .. } => name,
+            Command::Node { ref name, .. } => name,
         };
         let Some(mut array) = self.arrays.remove(name) else {
             return Err(Refusal::no_such_array(name));
@@ -451,10 +453,27 @@ impl Owner {
             Command::RemoveReplica { node, replica, .. } => {
                 self.remove_replica(ticket, &mut array, (node, replica), fresh, effects)
             }
+            Command::Node { node, ask, .. } => self.ask_node(&array, node, &ask),
             Command::Create(_) | Command::Import(_) => Ok(()),
         };
         self.arrays.insert(name, array);
         result
+    }
+
+    /// What the data paths cannot do yet is refused.
+    fn ask_node(&self, array: &Array, node: NodeId, ask: &NodeAsk) -> Result<(), Refusal> {
+        let name = &array.spec.name;
+        if !array.spec.nodes.iter().any(|other| other.start == node) {
+            let text = format!("array '{name}' has no node {node}: 'dst status {name}' shows its nodes");
+            return Err(Refusal::new(Errno::ENOENT, text));
+        }
+        let what = match ask {
+            NodeAsk::Suspend(_) | NodeAsk::Resume | NodeAsk::Fail => "suspend",
+            NodeAsk::Replace(_) => "replace",
+            NodeAsk::Migrate(_) | NodeAsk::Migration(..) => "migrate",
+        };
+        let text = format!("this dstd cannot {what} nodes yet: a newer one can");
+        Err(Refusal::new(Errno::EOPNOTSUPP, text))
     }
 
     fn create(&mut self, ticket: Ticket, create: &Create, id: Id, effects: &mut Vec<Effect>) -> Result<(), Refusal> {

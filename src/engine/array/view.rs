@@ -1,7 +1,7 @@
 //! The owner's arrays as they are shown.
 
 use super::{Array, Life};
-use crate::control::status::{ArrayStatus, Counters, LinkState, NodeStatus, ReplicaStatus, SpecStatus, State};
+use crate::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, SpecStatus, State};
 use crate::engine::array::plan;
 use crate::units::SECTOR_BYTES;
 
@@ -44,6 +44,10 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         start: node.start,
         size: node.sectors * SECTOR_BYTES,
         state: LinkState::Detached,
+        gate: Gate::Open,
+        parked: 0,
+        suspend: None,
+        migration: None,
         replicas: node.replicas.iter().map(ReplicaStatus::detached).collect(),
         counters: Counters::default(),
     };
@@ -64,6 +68,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         spec: (!matches!(array.life, Life::Corrupt(_))).then_some(known),
         counters: None,
         nodes: spec.nodes.iter().map(node).collect(),
+        migrations: Vec::new(),
         kernel: std::collections::BTreeMap::new(),
         warnings: Vec::new(),
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::control::command::Refusal;
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
-use crate::control::status::{Counters, LinkState, Live, ReplicaLive, Trust};
+use crate::control::status::{Counters, LinkState, Live, NodeLive, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
 use crate::engine::replicas::Standing;
@@ -161,8 +161,11 @@ impl Running for Started {
             ReplicaLive { trust: roles.get(target).map(|role| (trust(*role), synced)), ..live(shared) }
         };
         let mut targets = self.shared.targets().iter().enumerate().map(trusted);
-        let nodes = self.replicas.iter().map(|count| targets.by_ref().take(*count).collect()).collect::<Vec<Vec<_>>>();
-        let counters = nodes.iter().flatten().fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
+        let node =
+            |count: &usize| NodeLive { replicas: targets.by_ref().take(*count).collect(), ..NodeLive::default() };
+        let nodes: Vec<NodeLive> = self.replicas.iter().map(node).collect();
+        let replicas = nodes.iter().flat_map(|node| &node.replicas);
+        let counters = replicas.fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
         Live { counters, nodes, device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default() }
     }
 
