@@ -25,6 +25,7 @@ pub mod engine {
     pub mod link;
     pub mod overlap;
     mod part;
+    pub mod points;
     pub mod region;
     pub mod replicas;
     pub mod request;

@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bugs::{Bug, planted};
+use crate::engine::points::Points;
 use crate::units::Extent;
 
 /// Sectors of a granule.
@@ -43,6 +44,8 @@ pub struct Overlap {
     waiting: AtomicU32,
     /// The shard that goes first, one more than its number; 0: none.
     favoured: AtomicU32,
+    /// Up to where the targets are surely the same.
+    pub points: Points,
 }
 
 impl Default for Overlap {
@@ -51,6 +54,7 @@ impl Default for Overlap {
             slots: (0..SLOTS).map(|_| AtomicU32::new(0)).collect(),
             waiting: AtomicU32::new(0),
             favoured: AtomicU32::new(0),
+            points: Points::default(),
         }
     }
 }

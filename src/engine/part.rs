@@ -38,6 +38,8 @@ pub(crate) struct Part {
     pub(crate) group: Option<u16>,
     /// How often its data arrived damaged.
     pub(crate) damaged: u32,
+    /// A flush: what its server is told with it.
+    pub(crate) point: u64,
     /// The checksum of its data, once it was computed: a part that is sent again is sent as it was first read.
     pub(crate) crc: Option<u32>,
 }
@@ -81,6 +83,7 @@ impl Parts {
             over: false,
             group: None,
             damaged: 0,
+            point: 0,
             crc: None,
         };
         Parts { parts: vec![empty; usize::from(count)], free: (0..count).rev().collect() }
@@ -119,6 +122,7 @@ impl Parts {
             over: false,
             group: None,
             damaged: 0,
+            point: 0,
             crc: None,
         };
         Some(index)
@@ -143,6 +147,9 @@ impl Parts {
     pub(crate) fn header(&self, index: u16, epoch: Epoch) -> Header {
         let part = self.at(index);
         let mut header = Header::request(part.op, u32::from(index), part.sequence, epoch, part.extent);
+        if part.op == Op::Flush {
+            header = header.with_point(part.point);
+        }
         if part.fua && !planted(Bug::IgnoreFua) {
             header.flags |= flags::FUA;
         }

@@ -174,7 +174,7 @@ impl Replicas {
             reachable: false,
         };
         let targets = view.targets.iter().zip(standings).map(known).collect();
-        Replicas {
+        let rules = Replicas {
             view: Arc::new(view),
             nodes,
             targets,
@@ -182,7 +182,9 @@ impl Replicas {
             dirty,
             saved_with: Vec::new(),
             effects: VecDeque::new(),
-        }
+        };
+        rules.permit_points();
+        rules
     }
 
     /// The view that was published last.
@@ -218,6 +220,17 @@ impl Replicas {
             self.advance(node, now);
         }
         self.save();
+        self.permit_points();
+    }
+
+    /// Servers may clean their logs while every shard works from a view in which all targets of a node are in sync.
+    fn permit_points(&self) {
+        for (node, state) in self.view.nodes.iter().zip(&self.nodes) {
+            let whole = |target: &usize| matches!(self.targets[*target].role, Role::InSync | Role::Absent);
+            if let Some(overlap) = &node.overlap {
+                overlap.points.permit(state.step == Step::Steady && node.targets.iter().all(whole));
+            }
+        }
     }
 
     /// What to do next.

@@ -30,6 +30,7 @@ mod adopt;
 mod deadline;
 mod group;
 mod issue;
+mod points;
 
 pub use group::Report;
 
@@ -375,6 +376,9 @@ impl Shard {
         }
         if result == Err(Errno::EBADE) {
             self.close(target);
+        }
+        if part.op == Op::Flush && result.is_ok() {
+            self.hear_point(target, reply);
         }
         self.finish(index, result);
         Ok(())

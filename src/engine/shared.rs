@@ -172,6 +172,21 @@ impl TargetShared {
         needed.then_some(mark)
     }
 
+    /// What was acknowledged so far, shard by shard.
+    pub(crate) fn acknowledged(&self) -> FlushMark {
+        let mut mark = [0; limits::SHARDS_MAX];
+        for (mark, counters) in mark.iter_mut().zip(&self.counters) {
+            *mark = counters.acknowledged.load(Ordering::SeqCst);
+        }
+        mark
+    }
+
+    /// Whether successful flushes cover that.
+    pub(crate) fn has_flushed(&self, mark: &FlushMark) -> bool {
+        let covered = |(mark, counters): (&u64, &Counters)| counters.flushed.load(Ordering::SeqCst) >= *mark;
+        mark.iter().zip(&self.counters).all(covered)
+    }
+
     /// The flush that had noted `mark` has succeeded.
     pub(crate) fn flushed(&self, mark: &FlushMark) {
         for (mark, counters) in mark.iter().zip(&self.counters) {

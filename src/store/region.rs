@@ -155,6 +155,8 @@ pub struct Log {
     said: u64,
     bound: u64,
     heard: u32,
+    /// It is cleaned once in so many words.
+    every: u32,
 }
 
 impl Log {
@@ -170,6 +172,7 @@ impl Log {
             said: 0,
             bound: 0,
             heard: 0,
+            every: limits::REGION_CLEAN_FLUSHES,
         };
         log.resize(layout);
         let mut chunks = bytes.chunks(PAGE_BYTES);
@@ -184,6 +187,11 @@ impl Log {
             (page.marked, page.durable) = (bits, bits);
         }
         log
+    }
+
+    /// It is cleaned once in so many flushes that allow it.
+    pub fn cleaned_every(self, flushes: u32) -> Log {
+        Log { every: flushes, ..self }
     }
 
     /// The volume has another size; what is new is not marked.
@@ -240,7 +248,7 @@ impl Log {
     pub fn hear(&mut self, point: u64) {
         self.said = self.said.max(point);
         self.heard += 1;
-        if self.heard >= limits::REGION_CLEAN_FLUSHES {
+        if self.heard >= self.every {
             self.heard = 0;
             self.cleaning = true;
         }

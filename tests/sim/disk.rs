@@ -68,6 +68,11 @@ impl Disk {
         &self.now
     }
 
+    /// What a power cut would leave if nothing was lucky.
+    pub(crate) fn stable(&self) -> &[u64] {
+        &self.stable
+    }
+
     /// Takes a piece of work; its place and its serial.
     pub(crate) fn start(&mut self, work: Work, life: u32, values: Vec<u64>, result: Result<(), Errno>) -> (usize, u64) {
         self.serial += 1;

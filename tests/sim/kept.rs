@@ -124,7 +124,9 @@ impl World {
         if found.is_none() {
             self.fail("4.1", format!("neither slot of the state of v{node} can be used"));
         }
-        (Book::new(volume, found.unwrap_or_default()), log)
+        // Cleaned more often than in production, where it takes longer than a run.
+        let every = u32::try_from(self.plan.region / 8).unwrap_or(1);
+        (Book::new(volume, found.unwrap_or_default()), log.map(|log| log.cleaned_every(every)))
     }
 
     /// The rules want their state saved.
@@ -196,8 +198,32 @@ impl World {
         let Some(Layout { region_sectors, regions }) = kept.layout else { return };
         for region in 0..regions {
             let extent = Extent::new(region * region_sectors, region_sectors);
-            if before.is_durable(extent) && !after.is_durable(extent) && !self.nodes[node].is_settled(extent) {
+            let cleaned = before.is_durable(extent) && !after.is_durable(extent);
+            if cleaned && !self.nodes[node].is_settled(extent) {
                 self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
+            }
+            if cleaned {
+                self.check_alike(node, region, extent);
+            }
+        }
+    }
+
+    /// What is marked neither here nor on a sibling is the same on both, whatever happens next.
+    fn check_alike(&mut self, node: usize, region: u64, extent: Extent) {
+        let first = self.plan.node_of(node) * self.plan.copies;
+        for other in (first..first + self.plan.copies).filter(|other| *other != node) {
+            if self.nodes[other].kept.log().is_none_or(|log| log.is_durable(extent)) {
+                continue;
+            }
+            let (one, two) = (&self.nodes[node], &self.nodes[other]);
+            let range = usize::try_from(extent.start.0).unwrap_or(0)..usize::try_from(extent.end().0).unwrap_or(0);
+            let cut = |content: &[u64]| content[range.start.min(content.len())..range.end.min(content.len())].to_vec();
+            let same = cut(one.content()) == cut(two.content()) && cut(one.stable()) == cut(two.stable());
+            if !same || !two.is_settled(extent) {
+                self.fail(
+                    "7.2",
+                    format!("region {region} is cleaned on v{node} and unmarked on v{other}: they differ"),
+                );
             }
         }
     }

@@ -69,6 +69,11 @@ impl Node {
         self.disk.content()
     }
 
+    /// What would be there after a power cut at the worst.
+    pub(crate) fn stable(&self) -> &[u64] {
+        self.disk.stable()
+    }
+
     pub(crate) fn new(node: usize, server: usize, sectors: u64, region: u64) -> Node {
         let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
         let kept = Kept::new(node, sectors, region);

@@ -37,12 +37,12 @@ enum GroupState {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Group {
+pub(super) struct Group {
     state: GroupState,
     /// Whose it is; `None` once that one was told.
     tag: Option<Tag>,
-    node: usize,
-    op: Op,
+    pub(super) node: usize,
+    pub(super) op: Op,
     fua: bool,
     extent: Extent,
     offset: usize,
@@ -56,17 +56,24 @@ struct Group {
     bad: Mask,
     touched: Mask,
     error: Option<Errno>,
+    /// A change in flight: which counter of [`crate::engine::points`] has it.
+    pub(super) turn: Option<usize>,
     /// It has waited for so long that its shard goes first.
     favoured: bool,
 }
 
 impl Group {
-    fn mutates(&self) -> bool {
+    pub(super) fn mutates(&self) -> bool {
         matches!(self.op, Op::Write | Op::Discard | Op::WriteZeroes)
     }
 
     fn hold(&self) -> Hold {
         if self.op == Op::Read { Hold::Shared } else { Hold::Exclusive }
+    }
+
+    /// Whether some target has it, or may have.
+    pub(super) fn is_anywhere(&self) -> bool {
+        self.ok | self.touched != 0
     }
 
     /// Whether the two must not be in flight together.
@@ -122,6 +129,7 @@ impl Groups {
             bad: 0,
             touched: 0,
             error: None,
+            turn: None,
             favoured: false,
         };
         let waiting = std::collections::VecDeque::with_capacity(usize::from(count));
@@ -137,11 +145,11 @@ impl Groups {
         self.look |= !self.waiting.is_empty();
     }
 
-    fn at(&self, group: u16) -> &Group {
+    pub(super) fn at(&self, group: u16) -> &Group {
         &self.groups[usize::from(group)]
     }
 
-    fn at_mut(&mut self, group: u16) -> &mut Group {
+    pub(super) fn at_mut(&mut self, group: u16) -> &mut Group {
         &mut self.groups[usize::from(group)]
     }
 
@@ -178,6 +186,7 @@ impl Shard {
             bad: 0,
             touched: 0,
             error: None,
+            turn: None,
             favoured: false,
         };
         // It is started when the request is whole: it may end at once.
@@ -273,6 +282,7 @@ impl Shard {
             self.groups.at_mut(index).error = Some(Errno::EBADE);
             return self.decide(index);
         }
+        self.count_in(index);
         if group.op == Op::Read {
             match self.pick(view, group.node, 0) {
                 Some(target) => drop(self.send_part(index, target)),
@@ -325,8 +335,9 @@ impl Shard {
     fn send_part(&mut self, index: u16, target: usize) -> Option<u16> {
         let group = *self.groups.at(index);
         let part = self.parts.take(group.tag?, target, group.op, group.extent)?;
+        let point = if group.op == Op::Flush { self.point_for(group.node, target) } else { 0 };
         let made = self.parts.at_mut(part);
-        (made.fua, made.offset, made.group) = (group.fua, group.offset, Some(index));
+        (made.fua, made.offset, made.group, made.point) = (group.fua, group.offset, Some(index), point);
         self.groups.at_mut(index).flying += 1;
         self.links[target].queue.push_back(part);
         Some(part)
@@ -485,6 +496,7 @@ impl Shard {
         {
             self.wake(overlap.release(group.extent, group.hold()));
         }
+        self.count_out(&group, result);
         self.groups.at_mut(index).state = GroupState::Free;
         self.groups.free.push(index);
         self.groups.note_release();
