@@ -102,6 +102,29 @@ pub(crate) enum Verb {
     Replica(ReplicaVerb),
     #[command(flatten)]
     Node(NodeVerb),
+    /// Shows the control tree: every path with its value
+    #[command(
+        after_help = "The same strings as the files of 'dstd array --tree DIR'. Example:\n  dst tree devices/storage/n-800"
+    )]
+    Tree {
+        /// Where to begin [default: all of it]
+        #[arg(value_name = "PATH", value_parser = tree_path, default_value = "", hide_default_value = true)]
+        path: String,
+    },
+    /// Prints the value at a path of the control tree
+    Get {
+        /// Such as devices/storage/n-800/type
+        #[arg(value_name = "PATH", value_parser = tree_path)]
+        path: String,
+    },
+    /// Writes a value to a path of the control tree, and waits until what it asks for is done
+    Set {
+        /// Such as devices/storage/remove_all_nodes
+        #[arg(value_name = "PATH", value_parser = tree_path)]
+        path: String,
+        /// The value
+        value: String,
+    },
     /// Lists arrays
     List,
     /// Shows arrays, their nodes and what they have done
@@ -275,6 +298,15 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned())
 }
 
+/// Paths are sent as they are: nothing in them needs to be escaped.
+fn tree_path(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'/');
+    match text.bytes().all(plain) {
+        true => Ok(text.trim_matches('/').to_owned()),
+        false => Err("a path is such as devices/storage/alg: 'dst tree' shows them all".to_owned()),
+    }
+}
+
 fn volume(text: &str) -> Result<VolumeTarget, String> {
     match text.parse()? {
         Target::Remote { server, volume } => Ok(VolumeTarget { server, volume }),
@@ -323,6 +355,10 @@ mod tests {
             "dst remove a --force --json",
             "dst list --socket /x.sock",
             "dst status a --watch",
+            "dst tree",
+            "dst tree devices/a --json",
+            "dst get /devices/a/n-800/type",
+            "dst set devices/a/remove_all_nodes 1",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -344,6 +380,9 @@ mod tests {
             "dst migrate a n-0",
             "dst migrate a n-0 --to v",
             "dst migration explode a n-0",
+            "dst get",
+            "dst get a?b",
+            "dst set devices/a/remove_all_nodes",
             "dst volume create h/v --size ten",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).err().unwrap().exit_code(), 2, "{line}");

@@ -5,11 +5,12 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
-use dst::control::command::{Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
+use dst::control::command::{Answer, Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
 use dst::control::spec::RunOptions;
 use dst::control::status::ArrayStatus;
 use dst::control::target::{ServerAddress, Target};
+use dst::control::tree::{Entries, Value};
 use dst::wire::frame::Op;
 use dst::wire::volume;
 use dst::wire::volume::{List, Named, Page, Resize, Volume};
@@ -65,6 +66,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             render::one(&array.nodes, json, |_| render::replicas(&array))
         }
         Verb::Node(verb) => nodes::run(&daemon, verb, json),
+        Verb::Tree { path } => {
+            let shown: Entries = daemon.ask("GET", &format!("/v1/tree/{path}"), &())?;
+            render::one(&shown, json, Entries::text)
+        }
+        Verb::Get { path } => run_get(&daemon, &path, json),
+        Verb::Set { path, value } => {
+            let answer: Answer = daemon.ask("PUT", &format!("/v1/tree/{path}"), &Value { value })?;
+            warn(answer.warnings());
+            render::one(&answer, json, |_| String::new())
+        }
         Verb::List => {
             let arrays: Arrays = daemon.ask("GET", "/v1/arrays", &())?;
             render::one(&arrays, json, |arrays| render::arrays(&arrays.arrays))
@@ -77,6 +88,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
 pub(crate) fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("dst: {warning}");
+    }
+}
+
+fn run_get(daemon: &Daemon, path: &str, json: bool) -> Result<(), String> {
+    let shown: Entries = daemon.ask("GET", &format!("/v1/tree/{path}"), &())?;
+    match shown.tree.as_slice() {
+        [entry] if entry.path == path => match &entry.value {
+            Some(value) if !json => render::line(value),
+            Some(_) => render::one(entry, json, |_| String::new()),
+            None => Err(format!("{path} cannot be read: it is there to be written, with 'dst set'")),
+        },
+        _ => Err(format!("{path} is a directory: 'dst tree {path}' shows what is in it")),
     }
 }
 

@@ -24,6 +24,11 @@ pub(crate) fn one<T: Serialize + ?Sized>(value: &T, json: bool, table: impl Fn(&
     print(&format!("{text}\n"))
 }
 
+/// Prints a line, which may be empty.
+pub(crate) fn line(text: &str) -> Result<(), String> {
+    print(&format!("{text}\n"))
+}
+
 /// Prints a value; with `again` in place of the former one, and JSON values one to a line.
 pub(crate) fn page<T: Serialize>(
     value: &T,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::node::{Act, NodeAsk};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::status::ArrayStatus;
+use crate::control::tree::Value;
 use crate::errno::Errno;
 use crate::units::{NodeId, check_name};
 
@@ -156,6 +157,10 @@ pub enum Ask {
     List,
     /// One array.
     Get(String),
+    /// The control tree at and below a path.
+    Tree(String),
+    /// A value is written to a path of the control tree; answered when what it asks for is done.
+    Store(String, String),
     /// Something that changes arrays; answered when it is done.
     Do(Command),
 }
@@ -195,6 +200,16 @@ pub enum Answer {
     Array(Box<ArrayStatus>),
     /// What was removed.
     Removed(Removed),
+}
+
+impl Answer {
+    /// What was done as asked and may be regretted.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Answer::Array(array) => &array.warnings,
+            Answer::Removed(removed) => &removed.warnings,
+        }
+    }
 }
 
 /// Why something was not done: an error number to branch on, and what, why and what to do next for people.
@@ -289,6 +304,8 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             };
             Ok(Ask::Do(Command::Remove { name: named(name)?, force }))
         }
+        ("GET", ["v1", "tree", path @ ..]) => Ok(Ask::Tree(path.join("/"))),
+        ("PUT", ["v1", "tree", path @ ..]) => Ok(Ask::Store(path.join("/"), parse::<Value>(body)?.value)),
         ("POST", ["v1", "import"]) => Ok(Ask::Do(Command::Import(parse(body)?))),
         ("POST", ["v1", "arrays", name, "nodes", node, "replicas"]) => {
             let NewReplica { target } = parse(body)?;
@@ -305,6 +322,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         (
             _,
             ["v1"]
+            | ["v1", "tree", ..]
             | ["v1", "import" | "arrays"]
             | ["v1", "arrays", _]
             | ["v1", "arrays", _, "start" | "stop"]
@@ -452,6 +470,21 @@ mod tests {
         };
         assert_eq!((status("migration/explode", b""), status("migration", b"")), (404, 404));
         assert_eq!((status("migrate", b""), status("suspend", br#"{"ttl":"0"}"#)), (400, 400));
+    }
+
+    #[test]
+    fn the_control_tree_is_routed() {
+        let path = || "devices/a/n-0/type".to_owned();
+        for (method, line, body, ask) in [
+            ("GET", "/v1/tree", "", Ask::Tree(String::new())),
+            ("GET", "/v1/tree/", "", Ask::Tree(String::new())),
+            ("GET", "/v1/tree/devices/a/n-0/type", "", Ask::Tree(path())),
+            ("PUT", "/v1/tree/devices/a/n-0/type", r#"{"value":"1"}"#, Ask::Store(path(), "1".to_owned())),
+        ] {
+            assert_eq!(route(method, line, "", body.as_bytes()), Ok(ask), "{method} {line}");
+        }
+        assert_eq!(route("POST", "/v1/tree/devices", "", b"").unwrap_err().http_status(), 405);
+        assert_eq!(route("PUT", "/v1/tree/devices", "", b"1").unwrap_err().http_status(), 400);
     }
 
     #[test]

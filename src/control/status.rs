@@ -61,6 +61,17 @@ pub enum Trust {
     Syncing,
 }
 
+impl Trust {
+    /// The word of the control tree and JSON.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Trust::InSync => "in_sync",
+            Trust::Stale => "stale",
+            Trust::Syncing => "syncing",
+        }
+    }
+}
+
 /// How a volume is attached. Ordered: the better, the greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -130,6 +141,8 @@ impl Counters {
 pub struct ReplicaLive {
     /// How far it can be trusted now, and while it is synced how many of the node's bytes are the same on it; `None`: as recorded.
     pub trust: Option<(Trust, Option<u64>)>,
+    /// Where it is reached now: a server's address and port, or the major and minor number of a local device.
+    pub address: Option<String>,
     /// How its volume is attached.
     pub link: LinkState,
     /// How often the lost connection was tried since it was lost.
@@ -187,6 +200,8 @@ pub struct NodeLive {
 pub struct Live {
     /// What was done on all nodes together.
     pub counters: Counters,
+    /// Requests that can still be taken before the device has to wait.
+    pub tags_free: u64,
     /// One entry per node, in order.
     pub nodes: Vec<NodeLive>,
     /// What the kernel says of the block device: attribute and value, such as `queue/chunk_sectors`.
@@ -203,6 +218,9 @@ pub struct ReplicaStatus {
     /// While it is filled for the first time: how many bytes of the node it has been given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synced: Option<u64>,
+    /// Where it is reached: a server's address and port, or the major and minor number of a local device. Only while it is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// How its volume is attached.
     pub link: LinkState,
     /// How often the lost connection was tried.
@@ -227,7 +245,17 @@ impl ReplicaStatus {
             ReplicaState::Syncing { from } => (Trust::Syncing, Some(from.bytes())),
         };
         let (target, link, counters) = (replica.target.clone(), LinkState::Detached, Counters::default());
-        ReplicaStatus { target, state, synced, link, tries: 0, down_seconds: 0, last_error: None, counters }
+        ReplicaStatus {
+            target,
+            state,
+            synced,
+            address: None,
+            link,
+            tries: 0,
+            down_seconds: 0,
+            last_error: None,
+            counters,
+        }
     }
 }
 
@@ -284,6 +312,9 @@ pub struct ArrayStatus {
     /// What was done since it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<Counters>,
+    /// Requests that can still be taken before the device has to wait. Only while it is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags_free: Option<u64>,
     /// Its nodes, in order.
     #[serde(default)]
     pub nodes: Vec<NodeStatus>,
@@ -321,6 +352,7 @@ impl ArrayStatus {
     /// Adds what the data path says.
     pub fn with_live(mut self, live: Live) -> ArrayStatus {
         self.counters = Some(live.counters);
+        self.tags_free = Some(live.tags_free);
         self.kernel = live.device.into_iter().collect();
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
             (node.gate, node.parked) = (live.gate, live.parked);
@@ -331,6 +363,7 @@ impl ArrayStatus {
                 if let Some((state, synced)) = live.trust {
                     (replica.state, replica.synced) = (state, synced);
                 }
+                replica.address = live.address;
                 replica.link = live.link;
                 replica.tries = live.tries;
                 replica.down_seconds = live.down.as_secs();

@@ -447,6 +447,7 @@ impl Shard {
 
     /// Publishes how much is on its way; cheap enough for every turn of the caller's loop.
     pub fn show_load(&self) {
+        self.shared.show_load(self.config.index, self.active);
         for (target, link) in self.links.iter().enumerate() {
             let gauge = self.shared.target(target).gauge(self.config.index);
             gauge.in_flight.store(u32::try_from(link.requests).unwrap_or(u32::MAX), Ordering::Relaxed);

@@ -57,6 +57,11 @@ pub struct Gauge {
     down_since: AtomicU64,
 }
 
+/// How many requests one shard has taken and not answered. One writer; a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Load(AtomicU32);
+
 /// How a link is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -254,6 +259,7 @@ impl TargetShared {
 #[derive(Debug)]
 pub struct Shared {
     targets: Vec<TargetShared>,
+    loads: Vec<Load>,
     unsettled: AtomicBool,
 }
 
@@ -267,7 +273,21 @@ impl Shared {
     pub fn with_sync(targets: usize, shards: usize, syncers: usize) -> Shared {
         debug_assert!(shards + syncers <= limits::SHARDS_MAX);
         let target = |_| TargetShared::new(shards, syncers);
-        Shared { targets: (0..targets).map(target).collect(), unsettled: AtomicBool::new(false) }
+        let loads = (0..shards).map(|_| Load::default()).collect();
+        Shared { targets: (0..targets).map(target).collect(), loads, unsettled: AtomicBool::new(false) }
+    }
+
+    /// Shard `shard` has so many requests.
+    pub(crate) fn show_load(&self, shard: usize, requests: usize) {
+        // A sync engine's shard has no frontend.
+        if let Some(load) = self.loads.get(shard) {
+            load.0.store(u32::try_from(requests).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// The requests of each shard that serves a frontend.
+    pub fn loads(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.loads.iter().map(|load| u64::from(load.0.load(Ordering::Relaxed)))
     }
 
     /// A shard has ended with a write that may be on some targets and not on others.

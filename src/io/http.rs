@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::control::command::{API_VERSION, Answer, Arrays, Ask, Command, Refusal, Version, route};
 use crate::control::status::ArrayStatus;
+use crate::control::tree;
 use crate::errno::Errno;
 use crate::limits;
 
@@ -33,6 +34,9 @@ pub type Reply = oneshot::Sender<Result<Answer, Refusal>>;
 pub trait Service: Send + Sync + 'static {
     /// All arrays as they are now. Never waits.
     fn list(&self) -> Vec<ArrayStatus>;
+
+    /// One array as it is now. Never waits.
+    fn get(&self, name: &str) -> Option<ArrayStatus>;
 
     /// Hands a command on. Never waits: refused when too many are waiting.
     fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal>;
@@ -193,18 +197,30 @@ async fn respond(request: Request<Incoming>, service: &dyn Service) -> Result<Re
             Ok(json(200, &Version { version, api: API_VERSION, pid: std::process::id() }))
         }
         Ask::List => Ok(json(200, &Arrays { arrays: service.list() })),
-        Ask::Get(name) => match service.list().into_iter().find(|array| array.name == name) {
+        Ask::Get(name) => match service.get(&name) {
             Some(array) => Ok(json(200, &array)),
             None => Err(Refusal::no_such_array(&name)),
         },
-        Ask::Do(command) => {
-            let (reply, answer) = oneshot::channel();
-            service.submit(command, reply)?;
-            let ended = || Refusal::new(Errno::ESHUTDOWN, "dstd ended before this was done: see its log");
-            let answer = answer.await.map_err(|_| ended())??;
-            Ok(json(200, &answer))
-        }
+        Ask::Tree(path) => Ok(json(200, &tree::entries(&about(service, &path), &path)?)),
+        Ask::Store(path, value) => perform(tree::store(&about(service, &path), &path, &value)?, service).await,
+        Ask::Do(command) => perform(command, service).await,
     }
+}
+
+/// The arrays that a path of the control tree is about.
+fn about(service: &dyn Service, path: &str) -> Vec<ArrayStatus> {
+    match tree::array_of(path) {
+        Some(name) => service.get(name).into_iter().collect(),
+        None => service.list(),
+    }
+}
+
+async fn perform(command: Command, service: &dyn Service) -> Result<Response<Full<Bytes>>, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    service.submit(command, reply)?;
+    let ended = || Refusal::new(Errno::ESHUTDOWN, "dstd ended before this was done: see its log");
+    let answer = answer.await.map_err(|_| ended())??;
+    Ok(json(200, &answer))
 }
 
 fn json<T: Serialize>(status: u16, body: &T) -> Response<Full<Bytes>> {
@@ -226,6 +242,10 @@ mod tests {
     impl Service for Fake {
         fn list(&self) -> Vec<ArrayStatus> {
             Vec::new()
+        }
+
+        fn get(&self, _: &str) -> Option<ArrayStatus> {
+            None
         }
 
         fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal> {
@@ -267,6 +287,9 @@ mod tests {
             ("POST /v1/arrays/a/start", "409", "\"errno\":\"EBUSY\""),
             ("POST /v1/arrays/a/stop", "503", "dstd ended"),
             ("DELETE /v1/arrays/a", "503", "full"),
+            ("GET /v1/tree", "200", "{\"tree\":[]}"),
+            ("GET /v1/tree/devices/a/alg", "404", "there is no 'a' in devices/"),
+            ("PUT /v1/tree/devices/a/alg", "400", "not understood"),
             ("GET /", "404", "nothing at"),
         ] {
             let answer = send(line, "");

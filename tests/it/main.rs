@@ -15,3 +15,4 @@ mod server;
 mod shadow;
 mod shard;
 mod tidy;
+mod tree;

@@ -67,6 +67,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         device,
         spec: (!matches!(array.life, Life::Corrupt(_))).then_some(known),
         counters: None,
+        tags_free: None,
         nodes: spec.nodes.iter().map(node).collect(),
         migrations: Vec::new(),
         kernel: std::collections::BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! From a record to a running data path, and from its figures to what `status` shows.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +34,7 @@ pub struct DataPaths;
 impl Launcher for DataPaths {
     fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal> {
         let config = path_config(spec, claim)?;
+        let addresses = config.nodes.iter().flatten().map(|target| address(&target.place)).collect();
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
             Frontend::Nbd(address) => {
@@ -53,7 +55,10 @@ impl Launcher for DataPaths {
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
         let keeper = running.keeper();
         let replicas = spec.nodes.iter().map(|node| node.replicas.len()).collect();
+        let tags = shared.loads().len() as u64 * spec.run.depth as u64;
         Ok(Arc::new(Started {
+            addresses,
+            tags,
             name: spec.name.clone(),
             device,
             shared,
@@ -142,6 +147,10 @@ struct Started {
     name: String,
     device: String,
     shared: Arc<Shared>,
+    /// Requests that it can have at the same time.
+    tags: u64,
+    /// Where each target is reached.
+    addresses: Vec<Option<String>>,
     /// How many each node has.
     replicas: Vec<usize>,
     keeper: Option<KeeperHandle>,
@@ -158,7 +167,8 @@ impl Running for Started {
         let (roles, syncs) = self.keeper.as_ref().map(KeeperHandle::look).unwrap_or_default();
         let trusted = |(target, shared): (usize, &TargetShared)| {
             let synced = syncs.iter().find(|sync| sync.target == target).map(|sync| sync.synced);
-            ReplicaLive { trust: roles.get(target).map(|role| (trust(*role), synced)), ..live(shared) }
+            let address = self.addresses.get(target).cloned().flatten();
+            ReplicaLive { trust: roles.get(target).map(|role| (trust(*role), synced)), address, ..live(shared) }
         };
         let mut targets = self.shared.targets().iter().enumerate().map(trusted);
         let node =
@@ -166,7 +176,13 @@ impl Running for Started {
         let nodes: Vec<NodeLive> = self.replicas.iter().map(node).collect();
         let replicas = nodes.iter().flat_map(|node| &node.replicas);
         let counters = replicas.fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
-        Live { counters, nodes, device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default() }
+        let tags_free = self.tags.saturating_sub(self.shared.loads().sum());
+        Live {
+            counters,
+            tags_free,
+            nodes,
+            device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default(),
+        }
     }
 
     fn regrouped(&self, durable: bool) {
@@ -186,6 +202,18 @@ impl Running for Started {
         running.stop(force, limits::HALT_MAX).map_err(|refusal| {
             Refusal::new(refusal.errno, format!("array '{}' is not stopped: {}", self.name, refusal.text))
         })
+    }
+}
+
+/// A server's address, or the numbers of a local device; of a file, those of the device that it lies on.
+fn address(place: &Place) -> Option<String> {
+    match place {
+        Place::Remote { address, .. } => Some(address.to_string()),
+        Place::Local(path) => {
+            let file = std::fs::metadata(path).ok()?;
+            let device = if file.file_type().is_block_device() { file.rdev() } else { file.dev() };
+            Some(format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device)))
+        }
     }
 }
 
@@ -226,7 +254,7 @@ fn live(target: &TargetShared) -> ReplicaLive {
     } else {
         gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
     };
-    ReplicaLive { trust: None, link, tries: tries.unwrap_or(0), down, last_error, counters }
+    ReplicaLive { trust: None, address: None, link, tries: tries.unwrap_or(0), down, last_error, counters }
 }
 
 fn counted(gauge: &Gauge) -> Counters {

@@ -30,6 +30,14 @@ enum Message {
 /// One array as published.
 type Shown = (ArrayStatus, Option<Arc<dyn Running>>);
 
+/// With what its data path says now.
+fn live((status, running): &Shown) -> ArrayStatus {
+    match running {
+        Some(running) => status.clone().with_live(running.live()),
+        None => status.clone(),
+    }
+}
+
 /// The way to the owner, for everybody else.
 #[derive(Clone)]
 pub struct Handle {
@@ -48,11 +56,12 @@ impl Handle {
 impl Service for Handle {
     fn list(&self) -> Vec<ArrayStatus> {
         let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
-        let live = |(status, running): &Shown| match running {
-            Some(running) => status.clone().with_live(running.live()),
-            None => status.clone(),
-        };
         shown.iter().map(live).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<ArrayStatus> {
+        let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
+        shown.iter().find(|(status, _)| status.name == name).map(live)
     }
 
     fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal> {
