@@ -99,6 +99,18 @@ bugs! {
     LossIgnored "a replica whose machine came back without acknowledged writes is read"
     FlushSkipsSyncing "a flush leaves out the replica that is syncing, which is in sync a moment later"
     ResyncSkipsLast "the last region is not copied"
+    FrozenStillSends "what had begun goes on while its node is suspended"
+    ParkedHasDeadline "a request that waits at a gate times out"
+    SuspendWithoutFlush "a suspended node is not flushed, so that flushes elsewhere wait for it"
+    AbortLeavesGate "requests wait for ever after a cut-over that has failed"
+    RollBackForgetsWrites "what is written after a cut-over was rolled back is not on the destination"
+    CandidateJoins "a destination that is not filled is taken as in sync after a restart"
+    ParkedForgotten "a request that has waited at a gate is forgotten when it opens"
+    FreshNotFresh "what reads as zeros is not copied to a volume that does not"
+    SlotNotRenewed "what was known of the former volume of a slot is believed of the next one"
+    ResumeForgetsStale "a resume takes stale replicas as in sync"
+    StaleSource "a region is copied from a replica that has missed a write to it meanwhile"
+    CutOverBeforeDrained "the destination takes the place while writes to the source are in flight"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"
 }
 

@@ -139,6 +139,8 @@ impl Counters {
 /// What the data path says of one replica while the array is started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaLive {
+    /// The volume's id: replicas come and go while the array is started.
+    pub volume: Id,
     /// How far it can be trusted now, and while it is synced how many of the node's bytes are the same on it; `None`: as recorded.
     pub trust: Option<(Trust, Option<u64>)>,
     /// Where it is reached now: a server's address and port, or the major and minor number of a local device.
@@ -191,7 +193,7 @@ pub struct NodeLive {
     pub parked: u64,
     /// Its migration.
     pub migration: Option<MoveLive>,
-    /// One entry per replica, in order.
+    /// One entry per volume that is attached.
     pub replicas: Vec<ReplicaLive>,
 }
 
@@ -213,6 +215,9 @@ pub struct Live {
 pub struct ReplicaStatus {
     /// Where it lives.
     pub target: Target,
+    /// The volume's own id.
+    #[serde(default)]
+    pub volume: Id,
     /// How far it can be trusted.
     pub state: Trust,
     /// While it is filled for the first time: how many bytes of the node it has been given.
@@ -245,8 +250,10 @@ impl ReplicaStatus {
             ReplicaState::Syncing { from } => (Trust::Syncing, Some(from.bytes())),
         };
         let (target, link, counters) = (replica.target.clone(), LinkState::Detached, Counters::default());
+        let volume = replica.volume;
         ReplicaStatus {
             target,
+            volume,
             state,
             synced,
             address: None,
@@ -359,7 +366,10 @@ impl ArrayStatus {
             if let (Some(migration), Some(moving)) = (&mut node.migration, live.migration) {
                 migration.with_live(moving);
             }
-            for (replica, live) in node.replicas.iter_mut().zip(live.replicas) {
+            for replica in &mut node.replicas {
+                let found = live.replicas.iter().find(|live| live.volume == replica.volume).cloned();
+                // One that is not attached yet is shown as recorded.
+                let Some(live) = found else { continue };
                 if let Some((state, synced)) = live.trust {
                     (replica.state, replica.synced) = (state, synced);
                 }

@@ -1,15 +1,18 @@
-//! The sync engine: copies the regions of one node that are still to be copied from one target to another, under live writes.
+//! The sync engine: copies the regions of one node that are still to be copied from one target to another, under live writes; or
+//! compares all regions of the two ([`Task`]).
 //!
-//! Sans-io: it asks a shard of its own, with connections of its own, for reads and writes of single targets
+//! Sans-io: it asks a shard of its own, with connections of its own, for reads, writes and digests of single targets
 //! ([`crate::engine::request::Request::target`]), a few regions at a time. Per region (the contract, 5.2):
 //!
 //! ```text
 //! Draining --no write of it is in flight--> Reading --read--> Writing --written--> copied
+//! Draining --no write of it is in flight--> Asking(source) --> Asking(target) --alike--> compared
 //! ```
 //!
 //! A window is open, so that writes to the region wait, from before `Draining` until the fate of the copy is known. It is given up
 //! when it fails: what was not copied stays to be copied.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +22,49 @@ use crate::engine::region::{RegionState, SyncMap};
 use crate::engine::request::{Request, RequestOp, Tag};
 use crate::errno::Errno;
 use crate::units::{Extent, Lba, SECTOR_BYTES, Time};
+use crate::wire::digest::Hasher;
+use crate::wire::frame::DIGEST_BYTES;
 
 /// How often a window that waits for writes in flight looks again.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
+/// What is done with a node's regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Those that are still to be copied are copied, then the target is flushed.
+    Copy {
+        /// The target reads as zeros wherever nothing was written to it: zeros need not be.
+        fresh: bool,
+    },
+    /// All are compared by their digests.
+    Verify,
+}
+
+/// What is known once it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Regions that were copied.
+    pub regions: u64,
+    /// After a comparison: BLAKE3 over the digests of all regions, in order.
+    pub root: Option<[u8; 32]>,
+}
+
+/// What a read, or a digest, found in a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing was read, or nobody has looked.
+    Unknown,
+    /// Zeros alone.
+    Zeros,
+    /// Its digest.
+    Digest([u8; 32]),
+}
+
 /// What is copied.
 #[derive(Clone, Debug)]
 pub struct CopyConfig {
+    /// What is to be done.
+    pub task: Task,
     /// Read from this target.
     pub source: usize,
     /// Written to that one.
@@ -38,6 +77,17 @@ pub struct CopyConfig {
     pub rate: u64,
 }
 
+/// What is asked about the content of a request's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing.
+    Not,
+    /// Whether it is all zeros.
+    ForZeros,
+    /// The digest that was asked for.
+    ForDigest,
+}
+
 /// Why copying has ended before everything was copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyError {
@@ -45,6 +95,8 @@ pub enum CopyError {
     Source(Lba, Errno),
     /// The target could not be written, or flushed.
     Target(Errno),
+    /// The two differ in the region that begins here.
+    Different(Lba),
     /// It was asked to end.
     Stopped,
 }
@@ -57,11 +109,15 @@ enum Slot {
     /// Asked for, handed to the shard.
     Reading(usize),
     Writing(usize),
+    /// The same with zeros.
+    Zeroing(usize),
+    /// Asked for the source's digest, then the target's.
+    AskingSource(usize),
+    AskingTarget(usize, [u8; 32]),
     Flushing,
 }
 
 /// See the module's description.
-#[derive(Debug)]
 pub struct Copy {
     config: CopyConfig,
     map: Arc<SyncMap>,
@@ -75,9 +131,14 @@ pub struct Copy {
     /// When the next region may be begun, by the rate.
     begin_at: Time,
     look_at: Time,
-    paused: bool,
     failed: Option<CopyError>,
-    flushed: bool,
+    /// Regions that were copied.
+    copied: u64,
+    /// Digests of regions that are alike, until all before them are known, too; and how many are in `root`.
+    alike: BTreeMap<usize, [u8; 32]>,
+    folded: usize,
+    root: Hasher,
+    done: bool,
 }
 
 impl Copy {
@@ -90,23 +151,16 @@ impl Copy {
             wakes: 0,
             begin_at: Time(0),
             look_at: Time::NEVER,
-            paused: false,
             failed: None,
-            flushed: false,
+            copied: 0,
+            alike: BTreeMap::new(),
+            folded: 0,
+            root: Hasher::default(),
+            done: false,
             config,
             map,
             overlap,
         }
-    }
-
-    /// Bytes a second from now on; 0: no bound.
-    pub fn set_rate(&mut self, rate: u64) {
-        self.config.rate = rate;
-    }
-
-    /// Begins no further region until it may again.
-    pub fn pause(&mut self, paused: bool) {
-        self.paused = paused;
     }
 
     /// Ends as soon as nothing is in flight.
@@ -115,13 +169,36 @@ impl Copy {
     }
 
     /// How it has ended; `None` while something is under way.
-    pub fn outcome(&self) -> Option<Result<(), CopyError>> {
+    pub fn outcome(&self) -> Option<Result<Copied, CopyError>> {
         if self.slots.iter().any(|slot| *slot != Slot::Idle) {
             return None;
         }
         match self.failed {
             Some(error) => Some(Err(error)),
-            None => self.flushed.then_some(Ok(())),
+            None => self.done.then(|| Ok(self.copied())),
+        }
+    }
+
+    fn copied(&self) -> Copied {
+        let root = (self.config.task == Task::Verify).then(|| self.root.finish(0).hash);
+        Copied { regions: self.copied, root }
+    }
+
+    /// Whether a request's completion is to say what was found ([`Content`]): a digest, or at least whether there are zeros alone.
+    pub fn looks_at(&self, tag: Tag) -> Look {
+        match self.slots[usize::from(tag.0)] {
+            Slot::Reading(_) => Look::ForZeros,
+            Slot::AskingSource(_) | Slot::AskingTarget(..) => Look::ForDigest,
+            _ => Look::Not,
+        }
+    }
+
+    /// How many bytes of a request's buffer it has filled.
+    pub fn bytes(&self, tag: Tag) -> usize {
+        match self.slots[usize::from(tag.0)] {
+            Slot::Reading(region) => usize::try_from(self.map.extent(region).bytes()).unwrap_or(0),
+            Slot::AskingSource(_) | Slot::AskingTarget(..) => DIGEST_BYTES as usize,
+            _ => 0,
         }
     }
 
@@ -143,10 +220,14 @@ impl Copy {
             self.begin(now);
         }
         let slot = self.ready.pop()?;
+        let CopyConfig { source, target, .. } = self.config;
         let (op, region, target) = match self.slots[slot] {
-            Slot::Reading(region) => (RequestOp::Read, Some(region), self.config.source),
-            Slot::Writing(region) => (RequestOp::Write { fua: false }, Some(region), self.config.target),
-            _ => (RequestOp::Flush, None, self.config.target),
+            Slot::Reading(region) => (RequestOp::Read, Some(region), source),
+            Slot::Writing(region) => (RequestOp::Write { fua: false }, Some(region), target),
+            Slot::Zeroing(region) => (RequestOp::Discard, Some(region), target),
+            Slot::AskingSource(region) => (RequestOp::Digest, Some(region), source),
+            Slot::AskingTarget(region, _) => (RequestOp::Digest, Some(region), target),
+            _ => (RequestOp::Flush, None, target),
         };
         let extent = region.map_or(Extent::default(), |region| self.map.extent(region));
         Some((Tag(u16::try_from(slot).unwrap_or(0)), Request { op, extent, target: Some(target) }))
@@ -157,12 +238,15 @@ impl Copy {
         for slot in 0..self.slots.len() {
             let Slot::Draining(region) = self.slots[slot] else { continue };
             if self.failed.is_some() {
-                self.map.set(region, RegionState::Todo);
+                self.map.set(region, self.untouched());
                 // Nothing was taken, but somebody may wait for the window.
                 self.wakes |= self.overlap.waiting();
                 self.slots[slot] = Slot::Idle;
             } else if self.take(region) {
-                self.slots[slot] = Slot::Reading(region);
+                self.slots[slot] = match self.config.task {
+                    Task::Copy { .. } => Slot::Reading(region),
+                    Task::Verify => Slot::AskingSource(region),
+                };
                 self.ready.push(slot);
             } else {
                 self.look_at = now.after(DRAIN_POLL);
@@ -170,17 +254,25 @@ impl Copy {
         }
     }
 
+    /// What a region is whose turn has not come.
+    fn untouched(&self) -> RegionState {
+        match self.config.task {
+            Task::Copy { .. } => RegionState::Todo,
+            Task::Verify => RegionState::Done,
+        }
+    }
+
     /// Opens windows on the next regions.
     fn begin(&mut self, now: Time) {
-        while self.failed.is_none() && !self.paused && !self.flushed {
+        while self.failed.is_none() && !self.done {
             let Some(slot) = self.slots.iter().position(|slot| *slot == Slot::Idle) else { return };
             if self.begin_at > now {
                 self.look_at = self.look_at.min(self.begin_at);
                 return;
             }
             let end = self.map.regions() - usize::from(planted(Bug::ResyncSkipsLast));
-            let next = (self.cursor..end).find(|region| self.map.state(*region) == RegionState::Todo);
-            let Some(region) = next else { return self.flush(slot) };
+            let next = (self.cursor..end).find(|region| self.map.state(*region) == self.untouched());
+            let Some(region) = next else { return self.end(slot) };
             self.cursor = region + 1;
             self.map.set(region, RegionState::Window);
             self.slots[slot] = Slot::Draining(region);
@@ -189,11 +281,17 @@ impl Copy {
         }
     }
 
-    /// When everything is written the target is flushed, once.
-    fn flush(&mut self, slot: usize) {
-        if self.slots.iter().all(|slot| *slot == Slot::Idle) {
-            self.slots[slot] = Slot::Flushing;
-            self.ready.push(slot);
+    /// When everything is written the target is flushed, once; a comparison has nothing to flush.
+    fn end(&mut self, slot: usize) {
+        if self.slots.iter().any(|slot| *slot != Slot::Idle) {
+            return;
+        }
+        match self.config.task {
+            Task::Verify => self.done = true,
+            Task::Copy { .. } => {
+                self.slots[slot] = Slot::Flushing;
+                self.ready.push(slot);
+            }
         }
     }
 
@@ -204,43 +302,89 @@ impl Copy {
         }
     }
 
-    /// What the shard made of a request.
-    pub fn complete(&mut self, tag: Tag, result: Result<(), Errno>) {
+    /// What the shard made of a request, and what is there as far as [`Copy::looks_at`] asks for it.
+    pub fn complete(&mut self, tag: Tag, result: Result<(), Errno>, content: Content) {
         let slot = usize::from(tag.0);
-        match (self.slots[slot], result) {
-            (Slot::Reading(region), Ok(())) if self.failed.is_none() => {
-                self.slots[slot] = Slot::Writing(region);
-                self.ready.push(slot);
-                if planted(Bug::WindowClosedEarly) {
+        let was = std::mem::replace(&mut self.slots[slot], Slot::Idle);
+        match (was, result) {
+            (Slot::Reading(region), Ok(())) if self.failed.is_none() => self.read(slot, region, content),
+            (Slot::AskingSource(region), Ok(())) if self.failed.is_none() => match content {
+                Content::Digest(digest) => self.go_on(slot, Slot::AskingTarget(region, digest)),
+                _ => self.fail(region, RegionState::Done, CopyError::Source(self.start(region), Errno::EPROTO)),
+            },
+            (Slot::AskingTarget(region, digest), Ok(())) => self.compare(region, digest, content),
+            (Slot::Reading(region), result) => {
+                let error =
+                    result.err().map_or(CopyError::Stopped, |errno| CopyError::Source(self.start(region), errno));
+                self.fail(region, RegionState::Todo, error);
+            }
+            (Slot::AskingSource(region), result) => {
+                let error =
+                    result.err().map_or(CopyError::Stopped, |errno| CopyError::Source(self.start(region), errno));
+                self.fail(region, RegionState::Done, error);
+            }
+            (Slot::AskingTarget(region, _), Err(error)) => {
+                self.fail(region, RegionState::Done, CopyError::Target(error));
+            }
+            (Slot::Writing(region) | Slot::Zeroing(region), Ok(())) => {
+                self.copied += 1;
+                if !planted(Bug::WindowClosedEarly) {
                     self.close(region, RegionState::Done);
                 }
             }
-            (Slot::Reading(region), result) => {
-                let at = self.map.extent(region).start;
-                if let Err(error) = result {
-                    self.failed.get_or_insert(CopyError::Source(at, error));
-                }
-                self.slots[slot] = Slot::Idle;
-                self.close(region, RegionState::Todo);
+            (Slot::Writing(_) | Slot::Zeroing(_), Err(error)) if planted(Bug::WindowClosedEarly) => {
+                self.failed.get_or_insert(CopyError::Target(error));
             }
-            (Slot::Writing(region), result) => {
-                if let Err(error) = result {
-                    self.failed.get_or_insert(CopyError::Target(error));
-                }
-                self.slots[slot] = Slot::Idle;
-                if !planted(Bug::WindowClosedEarly) {
-                    self.close(region, if result.is_ok() { RegionState::Done } else { RegionState::Todo });
-                }
+            (Slot::Writing(region) | Slot::Zeroing(region), Err(error)) => {
+                self.fail(region, RegionState::Todo, CopyError::Target(error));
             }
-            (Slot::Flushing, result) => {
-                self.flushed = result.is_ok();
-                if let Err(error) = result {
-                    self.failed.get_or_insert(CopyError::Target(error));
-                }
-                self.slots[slot] = Slot::Idle;
-            }
+            (Slot::Flushing, Ok(())) => self.done = true,
+            (Slot::Flushing, Err(error)) => drop(self.failed.get_or_insert(CopyError::Target(error))),
             (Slot::Idle | Slot::Draining(_), _) => debug_assert!(false, "an answer to nothing"),
         }
+    }
+
+    fn start(&self, region: usize) -> Lba {
+        self.map.extent(region).start
+    }
+
+    fn go_on(&mut self, slot: usize, next: Slot) {
+        self.slots[slot] = next;
+        self.ready.push(slot);
+    }
+
+    fn fail(&mut self, region: usize, state: RegionState, error: CopyError) {
+        self.failed.get_or_insert(error);
+        self.close(region, state);
+    }
+
+    /// A region was read: it is written, or zeroed, or is right as it is.
+    fn read(&mut self, slot: usize, region: usize, content: Content) {
+        let fresh = self.config.task == Task::Copy { fresh: true } || planted(Bug::FreshNotFresh);
+        match content {
+            Content::Zeros if fresh => {
+                self.copied += 1;
+                return self.close(region, RegionState::Done);
+            }
+            Content::Zeros => self.go_on(slot, Slot::Zeroing(region)),
+            _ => self.go_on(slot, Slot::Writing(region)),
+        }
+        if planted(Bug::WindowClosedEarly) {
+            self.close(region, RegionState::Done);
+        }
+    }
+
+    fn compare(&mut self, region: usize, digest: [u8; 32], content: Content) {
+        if content != Content::Digest(digest) {
+            return self.fail(region, RegionState::Done, CopyError::Different(self.start(region)));
+        }
+        self.close(region, RegionState::Done);
+        self.alike.insert(region, digest);
+        while let Some(digest) = self.alike.remove(&self.folded) {
+            self.root.update(&digest);
+            self.folded += 1;
+        }
+        self.map.set_verified(self.folded as u64);
     }
 
     /// Whether no write of the region is in flight any more. Then none begins until it is closed.

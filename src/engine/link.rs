@@ -98,6 +98,14 @@ impl Link {
         self.attempts
     }
 
+    /// Another volume is to be connected to: what was learnt of the former one is forgotten.
+    pub(crate) fn renew(&mut self) {
+        self.attempts = 0;
+        if matches!(self.state, LinkState::Down { .. } | LinkState::Fenced) {
+            self.state = LinkState::Down { retry_at: Time(0) };
+        }
+    }
+
     pub(crate) fn heard(&mut self, now: Time) {
         self.alive = Alive::Heard(now);
     }

@@ -6,7 +6,7 @@
 use crate::bugs::{Bug, planted};
 use crate::engine::request::Tag;
 use crate::units::{Epoch, Extent};
-use crate::wire::frame::{Header, Op, flags};
+use crate::wire::frame::{DIGEST_BYTES, Header, Op, flags};
 
 /// Where a part is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,7 @@ impl Part {
     pub(crate) fn bytes(&self) -> u64 {
         match self.op {
             Op::Read | Op::Write => self.extent.bytes(),
+            Op::Digest => u64::from(DIGEST_BYTES),
             _ => 0,
         }
     }
@@ -97,6 +98,11 @@ impl Parts {
     pub(crate) fn unused_after(&self, first: u32) -> u32 {
         let uses = self.parts.iter().map(|part| part.sequence.wrapping_sub(first)).max().unwrap_or(0);
         first.wrapping_add(uses)
+    }
+
+    /// Those in use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(|part| part.state != PartState::Free)
     }
 
     /// How many are free.

@@ -23,6 +23,8 @@ pub enum RegionState {
 /// See the module's description.
 #[derive(Debug)]
 pub struct SyncMap {
+    /// Regions that were compared.
+    verified: AtomicU64,
     /// Sectors of the node.
     sectors: u64,
     region_sectors: u64,
@@ -35,7 +37,7 @@ impl SyncMap {
     pub fn new(sectors: u64, region_sectors: u64) -> SyncMap {
         let count = sectors.div_ceil(region_sectors);
         let states = (0..count).map(|_| AtomicU8::new(RegionState::Todo as u8)).collect();
-        SyncMap { sectors, region_sectors, states, left: AtomicU64::new(count) }
+        SyncMap { verified: AtomicU64::new(0), sectors, region_sectors, states, left: AtomicU64::new(count) }
     }
 
     /// How many regions there are.
@@ -46,6 +48,16 @@ impl SyncMap {
     /// How many regions are not copied yet.
     pub fn left(&self) -> u64 {
         self.left.load(Ordering::SeqCst)
+    }
+
+    /// How many regions were compared, for people.
+    pub fn verified(&self) -> u64 {
+        self.verified.load(Ordering::Relaxed)
+    }
+
+    /// So many regions were compared.
+    pub(crate) fn set_verified(&self, regions: u64) {
+        self.verified.store(regions, Ordering::Relaxed);
     }
 
     /// Sectors of a region; the last one may have fewer.

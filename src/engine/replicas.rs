@@ -1,7 +1,8 @@
-//! What the owner of an array decides about the replicas of its nodes: who is in sync, who is left behind, who is synced again.
+//! What the owner of an array decides about the replicas of its nodes: who is in sync, who is left behind, who is synced again; and
+//! which node is suspended ([`freeze`]), moves to another target ([`moves`]), gains or loses one ([`slots`]).
 //!
-//! Sans-io: [`Replicas::handle`] takes what happened, [`Replicas::poll`] gives what to do, in order. One change of a node at a
-//! time:
+//! Sans-io: [`Replicas::handle`] takes what happened, [`Replicas::poll`] gives what to do, in order. One change of a node's
+//! replicas at a time:
 //!
 //! ```text
 //! Recording --saved--> Settling                     (start, where replicas may differ: the first in sync is the one to go by)
@@ -18,10 +19,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bugs::{Bug, planted};
+use crate::control::target::Target;
+use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::region::SyncMap;
+use crate::engine::replicas::freeze::Freeze;
+use crate::engine::replicas::moves::Moving;
+use crate::engine::replicas::slots::Gone;
 use crate::engine::shard::Report;
+use crate::engine::steer::{News, Steer};
 use crate::engine::view::{Role, View};
+use crate::limits;
 use crate::units::{Id, Time};
+
+mod freeze;
+mod moves;
+mod slots;
+
+pub use freeze::FreezeState;
 
 /// A stale target is synced again at the earliest after this, when the last try has failed; doubled with each.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -35,6 +49,8 @@ pub enum Standing {
     InSync,
     /// It lacks something.
     Stale,
+    /// It is being filled to take another one's place, or was in sync until another one took its own. Never in sync by itself.
+    Candidate,
     /// It is none.
     Absent,
 }
@@ -53,13 +69,22 @@ pub enum Event {
     },
     /// What was to be saved is durable, or could not be made so.
     Saved(bool),
-    /// Copying has ended; false: it has failed.
+    /// What a sync engine was to do has ended.
     Synced {
         /// Of this node.
         node: usize,
-        /// Whether everything is on the syncing target, flushed.
-        whole: bool,
+        /// How.
+        result: Result<Copied, CopyError>,
     },
+    /// A flush of one target has ended.
+    Flushed {
+        /// Which flush.
+        ticket: u64,
+        /// Whether everything that was acknowledged before is durable there.
+        durable: bool,
+    },
+    /// The owner of arrays asks for something.
+    Steer(Steer),
     /// Time has passed. Per target: whether it can be asked now.
     Tick(Vec<bool>),
 }
@@ -72,7 +97,7 @@ pub enum Effect {
     /// What is known of the targets is to be made durable: in the array's record, and on those in sync. Answered by
     /// [`Event::Saved`]. One at a time. By the id of the volume.
     Save(Vec<(Id, Standing)>),
-    /// The regions of a node's map that are still to be copied are to be found out, then copied. Answered by [`Event::Synced`].
+    /// What a map says is still to be copied is to be copied, or everything compared. Answered by [`Event::Synced`].
     Sync {
         /// The node.
         node: usize,
@@ -80,33 +105,83 @@ pub enum Effect {
         source: usize,
         /// To there.
         target: usize,
-        /// How far it is; all of it is still to be copied.
+        /// How far it is.
         map: Arc<SyncMap>,
+        /// What is to be done.
+        task: Task,
+        /// Bytes a second at most; 0: no bound.
+        rate: u64,
     },
-    /// Copying to this node's syncing target is to end. Answered by [`Event::Synced`].
+    /// That is to end. Answered by [`Event::Synced`].
     StopSync {
         /// The node.
         node: usize,
     },
+    /// One shard is to flush one target, whatever gate is shut. Answered by [`Event::Flushed`].
+    Flush {
+        /// Which flush.
+        ticket: u64,
+        /// The target.
+        target: usize,
+    },
+    /// A spare target gets a volume, before any view in which it is attached.
+    Attach {
+        /// The spare target.
+        target: usize,
+        /// Where the volume lives.
+        at: Target,
+        /// Its id.
+        volume: Id,
+    },
+    /// The owner of arrays is to be told.
+    Tell(News),
 }
 
 /// See the diagram at the top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Steady,
-    Leaving { version: u64 },
+    Leaving { version: u64, adopted: bool },
     Recording,
     Settling { version: u64 },
-    Opening { version: u64, target: usize },
+    Opening { version: u64 },
+}
+
+/// A node's sync engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    None,
+    Running {
+        /// Whom it reads from.
+        source: usize,
+    },
+    /// It was asked to end.
+    Stopping {
+        /// Whom it reads from.
+        source: usize,
+    },
+}
+
+impl Job {
+    fn source(self) -> Option<usize> {
+        match self {
+            Job::None => None,
+            Job::Running { source } | Job::Stopping { source } => Some(source),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 struct NodeState {
     step: Step,
-    /// The target that is copied to.
+    /// The target that is copied to, or that mirrors.
     syncing: Option<usize>,
-    /// Its copying was asked to end.
-    stopping: bool,
+    /// The sync engine that does it.
+    job: Job,
+    /// Bytes a second that are copied at most; 0: no bound.
+    rate: u64,
+    freeze: Freeze,
+    moving: Option<Moving>,
     /// All but one target are to be left: they may differ.
     diverged: bool,
     /// When a stale target is tried at the earliest, and after how long the next time.
@@ -120,6 +195,8 @@ struct TargetState {
     standing: Standing,
     failed: bool,
     reachable: bool,
+    /// It is to be left for good.
+    gone: Option<Gone>,
 }
 
 /// See the module's description.
@@ -133,6 +210,8 @@ pub struct Replicas {
     dirty: bool,
     /// Nodes whose change the save under way makes durable.
     saved_with: Vec<usize>,
+    /// The last flush that was asked for.
+    ticket: u64,
     effects: VecDeque<Effect>,
 }
 
@@ -141,6 +220,8 @@ impl Replicas {
     /// in sync are the same. The view to begin with is [`Replicas::view`].
     pub fn new(view: View, standings: &[Standing], clean: bool) -> Replicas {
         let mut view = view;
+        let mut standings = standings.to_vec();
+        standings.resize(view.targets.len(), Standing::Absent);
         let mut nodes = Vec::with_capacity(view.nodes.len());
         for node in &view.nodes {
             let in_sync = node.targets.iter().filter(|target| standings[**target] == Standing::InSync).count();
@@ -153,14 +234,18 @@ impl Replicas {
                     Standing::InSync if known || Some(target) == keeper => Role::InSync,
                     Standing::InSync => Role::Leaving,
                     Standing::Stale if planted(Bug::StaleForgotten) => Role::InSync,
-                    Standing::Stale => Role::Stale,
+                    Standing::Candidate if planted(Bug::CandidateJoins) => Role::InSync,
+                    Standing::Stale | Standing::Candidate => Role::Stale,
                     Standing::Absent => Role::Absent,
                 };
             }
             nodes.push(NodeState {
                 step: if known { Step::Steady } else { Step::Recording },
                 syncing: None,
-                stopping: false,
+                job: Job::None,
+                rate: limits::SYNC_RATE,
+                freeze: Freeze::Open,
+                moving: None,
                 diverged: false,
                 retry_at: Time(0),
                 pause: RETRY_MIN,
@@ -172,8 +257,10 @@ impl Replicas {
             standing: if target.role == Role::Leaving { Standing::Stale } else { *standing },
             failed: false,
             reachable: false,
+            gone: None,
         };
-        let targets = view.targets.iter().zip(standings).map(known).collect();
+        view.see_singles();
+        let targets = view.targets.iter().zip(&standings).map(known).collect();
         let rules = Replicas {
             view: Arc::new(view),
             nodes,
@@ -181,6 +268,7 @@ impl Replicas {
             saving: false,
             dirty,
             saved_with: Vec::new(),
+            ticket: 0,
             effects: VecDeque::new(),
         };
         rules.permit_points();
@@ -197,9 +285,28 @@ impl Replicas {
         self.targets[target].role
     }
 
-    /// Whether every node has a target to go by and nothing is to be done about any.
+    /// Whether every node has a target to go by and nothing is to be done about any that is to be in sync.
     pub fn is_settled(&self) -> bool {
-        self.nodes.iter().all(|node| node.step == Step::Steady && node.syncing.is_none()) && !self.saving
+        let settled = |node: &NodeState| {
+            let mirror = |target: usize| self.targets[target].standing == Standing::Candidate;
+            node.step == Step::Steady && node.syncing.is_none_or(mirror)
+        };
+        self.nodes.iter().all(settled) && !self.saving
+    }
+
+    /// Whether nothing is under way at all.
+    pub fn is_idle(&self) -> bool {
+        let idle = |node: &NodeState| node.job == Job::None && node.moving.is_none() && node.freeze.is_at_rest();
+        self.is_settled() && self.nodes.iter().all(idle)
+    }
+
+    /// When [`Replicas::handle`] is to be called, if nothing else happens; a tick will do.
+    pub fn next_timeout(&self) -> Time {
+        let next = |node: &NodeState| {
+            let moving = node.moving.as_ref().map_or(Time::NEVER, Moving::next_timeout);
+            node.freeze.next_timeout().min(moving)
+        };
+        self.nodes.iter().map(next).fold(Time::NEVER, Time::min)
     }
 
     /// Takes what happened. Whatever follows is in [`Replicas::poll`] afterwards.
@@ -208,8 +315,10 @@ impl Replicas {
             Event::Report(Report::Failed { target, .. }) => self.targets[target].failed = true,
             Event::Report(Report::Diverged { node }) => self.nodes[node].diverged = true,
             Event::Adopted { node, version } => self.adopted(node, version, now),
-            Event::Saved(durable) => self.saved(durable),
-            Event::Synced { node, whole } => self.synced(node, whole, now),
+            Event::Saved(durable) => self.saved(durable, now),
+            Event::Synced { node, result } => self.synced(node, result, now),
+            Event::Flushed { ticket, durable } => self.flushed(ticket, durable, now),
+            Event::Steer(steer) => self.steer(steer),
             Event::Tick(reachable) => {
                 for (target, reachable) in self.targets.iter_mut().zip(reachable) {
                     target.reachable = reachable;
@@ -244,12 +353,54 @@ impl Replicas {
 
     /// Begins what a node needs next.
     fn advance(&mut self, node: usize, now: Time) {
+        self.move_on(node, now);
+        self.freeze_on(node, now);
         if self.nodes[node].step != Step::Steady || self.leave(node) {
             return;
         }
-        if self.nodes[node].syncing.is_none() && self.nodes[node].retry_at <= now {
-            self.open(node);
+        let state = &self.nodes[node];
+        if state.syncing.is_none() && state.retry_at <= now && state.freeze == Freeze::Open {
+            self.open_stale(node);
         }
+        self.run_job(node);
+    }
+
+    /// Starts the sync engine that a node needs now, or ends the one that it does not.
+    fn run_job(&mut self, node: usize) {
+        let state = &self.nodes[node];
+        let wanted = state.syncing.filter(|target| {
+            let open = state.freeze == Freeze::Open && self.targets[*target].role == Role::Syncing;
+            open && state.moving.as_ref().map_or(self.targets[*target].standing == Standing::Stale, Moving::wants_job)
+        });
+        match (wanted, state.job) {
+            (Some(target), Job::None) if state.step == Step::Steady => self.start_job(node, target),
+            (None, Job::Running { .. }) => self.stop_job(node),
+            _ => {}
+        }
+    }
+
+    fn start_job(&mut self, node: usize, target: usize) {
+        let source = self.source(node);
+        let (Some(source), Some(map)) = (source, self.view.nodes[node].sync.clone()) else { return };
+        let state = &mut self.nodes[node];
+        let task = state.moving.as_ref().map_or(Task::Copy { fresh: false }, Moving::task);
+        let rate = state.moving.as_ref().map_or(state.rate, Moving::rate);
+        state.job = Job::Running { source };
+        self.effects.push_back(Effect::Sync { node, source, target, map, task, rate });
+    }
+
+    fn stop_job(&mut self, node: usize) {
+        if let Job::Running { source } = self.nodes[node].job {
+            self.nodes[node].job = Job::Stopping { source };
+            self.effects.push_back(Effect::StopSync { node });
+        }
+    }
+
+    /// Whom a node's data is copied from: the one whose place is to be taken, or the first in sync.
+    fn source(&self, node: usize) -> Option<usize> {
+        let good = self.of(node, |state| state.role == Role::InSync && state.reachable);
+        let from = self.nodes[node].moving.as_ref().map(Moving::from).filter(|from| good.contains(from));
+        from.or_else(|| good.first().copied())
     }
 
     /// Leaves what has failed; true when there was something.
@@ -257,14 +408,22 @@ impl Replicas {
         let member = |role: Role| matches!(role, Role::InSync | Role::Syncing);
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
         let in_sync = self.of(node, |target| target.role == Role::InSync);
-        let good = in_sync.iter().copied().filter(|target| !self.targets[*target].failed).collect::<Vec<_>>();
+        let fine = |target: &usize| !self.targets[*target].failed && self.targets[*target].gone.is_none();
+        let good = in_sync.iter().copied().filter(fine).collect::<Vec<_>>();
         let keepers = if good.is_empty() { &in_sync } else { &good };
         let reachable = keepers.iter().copied().find(|target| self.targets[*target].reachable);
         let keeper = reachable.or_else(|| keepers.first().copied());
         let all_failed = good.is_empty();
-        let leaving = self.of(node, |target| member(target.role) && (diverged || target.failed));
-        let leaving: Vec<usize> =
-            leaving.into_iter().filter(|target| !((diverged || all_failed) && Some(*target) == keeper)).collect();
+        let leaving = self.of(node, |target| {
+            let gone = target.gone.is_some() && !matches!(target.role, Role::Leaving | Role::Absent);
+            gone || member(target.role) && (diverged || target.failed)
+        });
+        let last = in_sync.len() == 1;
+        let stays = |target: usize| (diverged || all_failed || last) && Some(target) == keeper;
+        let (staying, leaving): (Vec<usize>, Vec<usize>) = leaving.into_iter().partition(|target| stays(*target));
+        for target in staying {
+            self.targets[target].gone = None;
+        }
         for target in self.of(node, |target| target.failed) {
             self.targets[target].failed = false;
         }
@@ -272,27 +431,36 @@ impl Replicas {
             return false;
         }
         for target in leaving {
-            self.targets[target].role = Role::Leaving;
-            self.targets[target].standing = Standing::Stale;
+            let state = &mut self.targets[target];
+            if state.standing == Standing::Candidate {
+                state.gone.get_or_insert(Gone::Failed);
+            }
+            state.role = Role::Leaving;
+            state.standing = if state.gone.is_some() { Standing::Absent } else { Standing::Stale };
+            if self.nodes[node].syncing == Some(target) || self.nodes[node].job.source() == Some(target) {
+                self.stop_job(node);
+            }
+            self.move_fails(node, target);
         }
-        self.nodes[node].step = Step::Leaving { version: self.publish() };
-        if self.nodes[node].syncing.is_some() {
-            self.stop_sync(node);
-        }
+        self.nodes[node].step = Step::Leaving { version: self.publish(), adopted: false };
         true
     }
 
-    fn stop_sync(&mut self, node: usize) {
-        if !std::mem::replace(&mut self.nodes[node].stopping, true) {
-            self.effects.push_back(Effect::StopSync { node });
+    /// Takes the first stale target that can be asked.
+    fn open_stale(&mut self, node: usize) {
+        let stale = self.of(node, |target| {
+            target.role == Role::Stale
+                && target.standing == Standing::Stale
+                && target.reachable
+                && target.gone.is_none()
+        });
+        if let (Some(target), Some(_)) = (stale.first().copied(), self.source(node)) {
+            self.open(node, target);
         }
     }
 
-    /// Takes the first stale target that can be asked: from now on it is written where it is copied.
-    fn open(&mut self, node: usize) {
-        let stale = self.of(node, |target| target.role == Role::Stale && target.reachable);
-        let source = self.of(node, |target| target.role == Role::InSync && target.reachable);
-        let (Some(target), Some(_)) = (stale.first().copied(), source.first()) else { return };
+    /// From now on a target is written where it is copied.
+    fn open(&mut self, node: usize, target: usize) {
         self.targets[target].role = Role::Syncing;
         let sectors = self.view.geometry.node_sectors(node);
         let map = Arc::new(SyncMap::new(sectors, self.view.region_sectors));
@@ -300,7 +468,7 @@ impl Replicas {
         view.nodes[node].sync = Some(map);
         self.view = Arc::new(view);
         self.nodes[node].syncing = Some(target);
-        self.nodes[node].step = Step::Opening { version: self.publish(), target };
+        self.nodes[node].step = Step::Opening { version: self.publish() };
     }
 
     /// A view of what is now. Its version.
@@ -321,7 +489,12 @@ impl Replicas {
             if state.syncing.is_none() {
                 node.sync = None;
             }
+            let gate = state.gate();
+            if node.gate != gate {
+                (node.gate, node.changed) = (gate, view.version);
+            }
         }
+        view.see_singles();
         self.view = Arc::new(view);
         self.effects.push_back(Effect::Publish(Arc::clone(&self.view)));
         self.view.version
@@ -345,7 +518,7 @@ impl Replicas {
         self.effects.push_back(Effect::Save(standings));
     }
 
-    fn saved(&mut self, durable: bool) {
+    fn saved(&mut self, durable: bool, now: Time) {
         self.saving = false;
         if !durable {
             // Nothing may go on without it; it is tried again.
@@ -359,10 +532,14 @@ impl Replicas {
                 state.role = match (state.standing, state.role) {
                     (Standing::InSync, _) => Role::InSync,
                     (Standing::Stale, Role::Syncing) => Role::Syncing,
-                    (Standing::Stale, _) => Role::Stale,
+                    // What was in sync when another one took its place has everything.
+                    (Standing::Candidate, Role::Syncing | Role::InSync) => Role::Syncing,
+                    (Standing::Stale | Standing::Candidate, _) => Role::Stale,
                     (Standing::Absent, _) => Role::Absent,
                 };
             }
+            self.see_syncing(*node);
+            self.committed(*node, now);
         }
         if !saved.is_empty() {
             let version = self.publish();
@@ -374,37 +551,115 @@ impl Replicas {
 
     fn adopted(&mut self, node: usize, version: u64, now: Time) {
         match self.nodes[node].step {
-            Step::Leaving { version: awaited } if awaited <= version => self.record(node),
-            Step::Settling { version: awaited } if awaited <= version => self.nodes[node].step = Step::Steady,
-            Step::Opening { version: awaited, target } if awaited <= version => {
-                self.nodes[node].step = Step::Steady;
-                self.begin_sync(node, target, now);
+            Step::Leaving { version: awaited, .. } if awaited <= version => {
+                self.nodes[node].step = Step::Leaving { version: awaited, adopted: true };
+                self.left(node);
             }
+            Step::Settling { version: awaited } if awaited <= version => {
+                self.nodes[node].step = Step::Steady;
+                self.free_slots(node);
+            }
+            Step::Opening { version: awaited } if awaited <= version => self.nodes[node].step = Step::Steady,
             _ => {}
+        }
+        self.freeze_adopted(node, version, now);
+        self.move_adopted(node, version);
+    }
+
+    /// What was left is recorded; but nothing must be copied any more from a target that may be read no more: once that is durable,
+    /// writes that it missed are over, and their regions free to be copied.
+    fn left(&mut self, node: usize) {
+        let state = &self.nodes[node];
+        let source_left = state.job.source().is_some_and(|source| self.targets[source].role == Role::Leaving);
+        if matches!(state.step, Step::Leaving { adopted: true, .. }) && (!source_left || planted(Bug::StaleSource)) {
+            self.record(node);
         }
     }
 
-    fn begin_sync(&mut self, node: usize, target: usize, now: Time) {
-        let source = self.of(node, |state| state.role == Role::InSync && state.reachable).first().copied();
-        let (Some(source), Some(map)) = (source, self.view.nodes[node].sync.clone()) else {
-            return self.synced(node, false, now);
-        };
-        self.nodes[node].stopping = false;
-        self.effects.push_back(Effect::Sync { node, source, target, map });
+    /// Which target of a node is syncing now.
+    fn see_syncing(&mut self, node: usize) {
+        if self.nodes[node].job == Job::None {
+            self.nodes[node].syncing = self.of(node, |target| target.role == Role::Syncing).first().copied();
+        }
     }
 
-    fn synced(&mut self, node: usize, whole: bool, now: Time) {
-        let Some(target) = self.nodes[node].syncing.take() else { return };
-        let pause = self.nodes[node].pause;
-        let good = whole && self.targets[target].role == Role::Syncing && !self.targets[target].failed;
-        self.nodes[node].pause = if good { RETRY_MIN } else { pause.saturating_mul(2).min(RETRY_MAX) };
-        self.nodes[node].retry_at = now.after(if good { Duration::ZERO } else { pause });
-        self.nodes[node].stopping = false;
-        if good {
+    fn synced(&mut self, node: usize, result: Result<Copied, CopyError>, now: Time) {
+        let asked = matches!(self.nodes[node].job, Job::Stopping { .. });
+        self.nodes[node].job = Job::None;
+        self.left(node);
+        let Some(target) = self.nodes[node].syncing else { return };
+        if self.targets[target].role != Role::Syncing {
+            self.nodes[node].syncing = None;
+            return self.wait_longer(node, now);
+        }
+        if asked && result == Err(CopyError::Stopped) {
+            // It goes on where it was, when it may.
+            return;
+        }
+        if self.nodes[node].moving.is_some() {
+            return self.move_synced(node, result);
+        }
+        if result.is_ok() && !self.targets[target].failed {
+            self.nodes[node].pause = RETRY_MIN;
+            self.nodes[node].retry_at = now;
             self.targets[target].standing = Standing::InSync;
             self.record(node);
-        } else if self.targets[target].role == Role::Syncing {
+        } else {
             self.targets[target].failed = true;
+            self.wait_longer(node, now);
+        }
+    }
+
+    /// What has failed is tried again later.
+    fn wait_longer(&mut self, node: usize, now: Time) {
+        let state = &mut self.nodes[node];
+        state.retry_at = now.after(state.pause);
+        state.pause = state.pause.saturating_mul(2).min(RETRY_MAX);
+    }
+
+    fn flushed(&mut self, ticket: u64, durable: bool, now: Time) {
+        for node in 0..self.nodes.len() {
+            self.freeze_flushed(node, ticket, durable, now);
+            self.move_flushed(node, ticket, durable, now);
+        }
+    }
+
+    /// Asks for a flush of a target. Its number.
+    fn flush(&mut self, target: usize) -> u64 {
+        self.ticket += 1;
+        self.effects.push_back(Effect::Flush { ticket: self.ticket, target });
+        self.ticket
+    }
+
+    fn tell(&mut self, news: News) {
+        self.effects.push_back(Effect::Tell(news));
+    }
+
+    fn steer(&mut self, steer: Steer) {
+        match steer {
+            Steer::Freeze { node } => self.freeze(node),
+            Steer::Thaw { node } => self.thaw(node),
+            Steer::Fail { node } => self.fail(node),
+            Steer::Attach { node, target, volume } => {
+                self.attach(node, target, volume, Standing::Stale);
+            }
+            Steer::Detach { node, volume } => self.detach(node, volume),
+            Steer::Move(spec) => self.begin_move(spec),
+            Steer::Replace { node, from, to, target } => self.replace(node, from, to, target),
+            Steer::Pause { node, paused } => self.pause_move(node, paused),
+            Steer::Rate { node, bytes } => self.set_rate(node, bytes),
+            Steer::Abort { node } => self.abort_move(node),
+        }
+    }
+
+    fn set_rate(&mut self, node: usize, bytes: u64) {
+        if let Some(state) = self.nodes.get_mut(node) {
+            state.rate = bytes;
+            if let Some(moving) = &mut state.moving {
+                moving.set_rate(bytes);
+            }
+            // It goes on at the new one.
+            self.stop_job(node);
         }
     }
 }

@@ -20,6 +20,8 @@ pub enum RequestOp {
     },
     /// Makes durable whatever was completed before, on every node.
     Flush,
+    /// Asks what the extent holds, into the first bytes of the tag's buffer ([`crate::wire::digest::Digest`]). Of one target alone.
+    Digest,
     /// The range reads as zeros afterwards; its space may be given back.
     Discard,
     /// The range reads as zeros afterwards.

@@ -18,6 +18,7 @@ use crate::bugs::{Bug, planted};
 use crate::engine::link::{Link, LinkCommand, LinkEvent, LinkState};
 use crate::engine::part::{PartState, Parts};
 use crate::engine::request::{Request, RequestOp, ShardConfig, Tag};
+use crate::engine::shard::flush::{FLUSHES, Flushes};
 use crate::engine::shard::group::Groups;
 use crate::engine::shared::{FlushMark, LinkPhase, Shared, add};
 use crate::engine::view::View;
@@ -28,6 +29,8 @@ use crate::wire::frame::{Header, Op};
 
 mod adopt;
 mod deadline;
+mod flush;
+mod gate;
 mod group;
 mod issue;
 mod points;
@@ -103,7 +106,9 @@ pub struct Shard {
     config: ShardConfig,
     view: Arc<View>,
     shared: Arc<Shared>,
+    /// The frontend's requests by their tags, then the owner's flushes.
     slots: Vec<Option<Active>>,
+    flushes: Flushes,
     active: usize,
     parts: Parts,
     first_sequence: u32,
@@ -129,6 +134,8 @@ pub struct Shard {
     completions: VecDeque<(Tag, Result<(), Errno>)>,
     commands: VecDeque<LinkCommand>,
     next_tick: Time,
+    /// Whether the gate of a node is not open.
+    gated: bool,
     /// The time of the event that is being handled.
     now: Time,
 }
@@ -144,15 +151,16 @@ impl Shard {
     pub fn after(config: ShardConfig, view: Arc<View>, shared: Arc<Shared>, sequence: u32) -> Shard {
         let targets = view.targets.len();
         let width = view.width();
-        let count = (config.depth * 2).max(64);
+        let count = (config.depth * 2).max(64) + FLUSHES;
         let sequence = if planted(Bug::SequenceReused) { 0 } else { sequence };
         let parts = Parts::new(count * width, sequence);
         Shard {
-            slots: vec![None; config.depth],
+            slots: vec![None; config.depth + FLUSHES],
+            flushes: Flushes::default(),
             active: 0,
             marks: vec![[0; limits::SHARDS_MAX]; parts.len()],
             links: (0..targets).map(|_| Link::new(parts.len())).collect(),
-            groups: Groups::new(if width > 1 { count } else { 0 }),
+            groups: Groups::new(count),
             reported: vec![0; targets],
             reports: VecDeque::with_capacity(targets),
             wakes: 0,
@@ -166,6 +174,7 @@ impl Shard {
             completions: VecDeque::with_capacity(config.depth),
             commands: VecDeque::with_capacity(targets * 2),
             next_tick: Time(0),
+            gated: gate::is_gated(&view),
             now: Time(0),
             config,
             view,
@@ -306,7 +315,7 @@ impl Shard {
             return Ok(None);
         }
         let part = self.parts.at(index);
-        let bytes = usize::try_from(part.extent.bytes()).map_err(|_| BadReply)?;
+        let bytes = usize::try_from(part.bytes()).map_err(|_| BadReply)?;
         Ok(Some(Data { tag: part.tag, offset: part.offset, bytes }))
     }
 
@@ -396,6 +405,7 @@ impl Shard {
 
     /// The next result. Its tag is free again.
     pub fn poll_complete(&mut self) -> Option<(Tag, Result<(), Errno>)> {
+        self.more_flushes();
         self.completions.pop_front()
     }
 
@@ -408,7 +418,7 @@ impl Shard {
         let index = *self.links[target].queue.front()?;
         let part = *self.parts.at(index);
         let held = self.shared.target(target).is_held() && !planted(Bug::IgnoreHold);
-        if !self.links[target].has_room(part.bytes()) || held {
+        if !self.links[target].has_room(part.bytes()) || held || self.is_frozen(target) {
             return None;
         }
         let link = &mut self.links[target];
@@ -452,6 +462,9 @@ impl Shard {
             let gauge = self.shared.target(target).gauge(self.config.index);
             gauge.in_flight.store(u32::try_from(link.requests).unwrap_or(u32::MAX), Ordering::Relaxed);
             gauge.waiting.store(u32::try_from(link.queue.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+        if self.gated {
+            self.show_parked();
         }
     }
 
@@ -552,7 +565,9 @@ impl Shard {
             if !self.unissued.is_empty() {
                 self.unissued.retain(|waiting| *waiting != tag);
             }
-            self.completions.push_back((tag, result));
+            if !self.flush_over(tag, result) {
+                self.completions.push_back((tag, result));
+            }
         }
     }
 }

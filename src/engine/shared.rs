@@ -45,6 +45,8 @@ pub struct Gauge {
     pub in_flight: AtomicU32,
     /// Requests waiting for the link.
     pub waiting: AtomicU32,
+    /// Requests that wait at the gate of its node; told with the node's first target.
+    pub parked: AtomicU32,
     /// [`LinkPhase`] as a number.
     phase: AtomicU32,
     /// Tries since the link was last up.
@@ -224,6 +226,19 @@ impl TargetShared {
     /// Whether it lacks something that was acknowledged. A node that has no other copy serves nothing any more.
     pub fn has_lost(&self) -> bool {
         self.lost.load(Ordering::SeqCst)
+    }
+
+    /// Another volume is attached here: nothing is known of it. No shard uses the former one any more.
+    pub fn renew(&self) {
+        if planted(Bug::SlotNotRenewed) {
+            return;
+        }
+        for counters in &self.counters {
+            counters.acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+        self.losses.store(0, Ordering::SeqCst);
+        self.lost.store(false, Ordering::SeqCst);
+        self.flush_failed.store(false, Ordering::SeqCst);
     }
 
     /// Everything is going to be copied to it.

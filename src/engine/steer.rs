@@ -49,6 +49,18 @@ pub enum Steer {
     /// A node moves from one target to another, which is attached, filled, verified and put in its place. Answered by
     /// [`News::Moved`].
     Move(Move),
+    /// The operator's word that another volume has what a replica of a suspended node had: it takes its place at once. Answered by
+    /// [`News::Moved`].
+    Replace {
+        /// The node.
+        node: usize,
+        /// The replica.
+        from: Id,
+        /// The volume that takes its place.
+        to: Id,
+        /// Where that lives.
+        target: Target,
+    },
     /// A move begins nothing further until it may again.
     Pause {
         /// The node.
@@ -109,6 +121,17 @@ pub enum Phase {
     CutOver,
     /// The destination is in place; with `keep` the former replica is written, too.
     Committed,
+}
+
+/// How a move goes, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveShown {
+    /// Where it is.
+    pub phase: Phase,
+    /// It begins nothing further until it may again.
+    pub paused: bool,
+    /// Cut-overs that were rolled back.
+    pub rolled_back: u32,
 }
 
 /// What is told.

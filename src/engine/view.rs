@@ -1,7 +1,8 @@
 //! What the shards of an array work from: its layout, its nodes and their targets. Immutable; a change is a new view.
 //!
-//! A target's number is its place in [`View::targets`] and never changes while the array runs. A node whose data lives on one
-//! target alone has no [`Overlap`] table and costs nothing extra.
+//! A target's number is its place in [`View::targets`] and never changes while the array runs; behind those that an array starts
+//! with each node has spare ones, for what is attached later. A node of which one target alone is attached is *single*: its
+//! requests need no [`Overlap`] table and cost nothing extra.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,10 +40,26 @@ impl Role {
     }
 }
 
+/// Whether a node's requests may go to its targets. What waits at a gate has no deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// They may.
+    #[default]
+    Open,
+    /// New ones wait. Acknowledged when nothing that has begun could go on now.
+    Draining,
+    /// Nothing is sent. Acknowledged when nothing is on its way.
+    Frozen,
+    /// New ones end with EIO, and so does what has waited.
+    Failed,
+    /// New ones wait. Acknowledged when nothing that has begun is left.
+    Closing,
+}
+
 /// Where a node's data is, or one copy of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The volume's own id: a new volume under an old name is not the one that has the data.
+    /// The volume's own id: a new volume under an old name is not the one that has the data. Nil: nothing is here.
     pub volume: Id,
     /// The node whose data it has.
     pub node: usize,
@@ -55,11 +72,15 @@ pub struct Target {
 pub struct Node {
     /// The numbers of its targets.
     pub targets: Vec<usize>,
-    /// With more than one target: what is in flight on it, for all shards.
+    /// Where more than one target is attached, or was: what is in flight on it, for all shards.
     pub overlap: Option<Arc<Overlap>>,
+    /// The one target that is attached, if it is one alone and in sync.
+    pub single: Option<usize>,
+    /// Whether its requests may go on.
+    pub gate: Gate,
     /// While one of its targets is syncing: how far that is.
     pub sync: Option<Arc<SyncMap>>,
-    /// The view in which the role of one of its targets changed last.
+    /// The view in which its gate, or the role of one of its targets, changed last.
     pub changed: u64,
     /// The view in which one of its targets began to sync: what was sent under an older one does not go there.
     pub opened: u64,
@@ -82,6 +103,8 @@ pub struct View {
     pub region_sectors: u64,
     /// A target that does not answer is left behind after this, where another one of its node has answered.
     pub replica_timeout: Duration,
+    /// The same for one that is only being filled: nobody waits long for what is not needed yet.
+    pub target_timeout: Duration,
 }
 
 impl View {
@@ -93,10 +116,17 @@ impl View {
             debug_assert!((1..=limits::TARGETS_PER_NODE_MAX).contains(&volumes.len()));
             let first = targets.len();
             targets.extend(volumes.iter().map(|volume| Target { volume: *volume, node, role: Role::InSync }));
-            let overlap = (volumes.len() > 1).then(Arc::default);
-            nodes.push(Node { targets: (first..targets.len()).collect(), overlap, sync: None, changed: 0, opened: 0 });
+            nodes.push(Node {
+                targets: (first..targets.len()).collect(),
+                overlap: None,
+                single: None,
+                gate: Gate::Open,
+                sync: None,
+                changed: 0,
+                opened: 0,
+            });
         }
-        View {
+        let mut view = View {
             version: 1,
             geometry,
             epoch,
@@ -104,7 +134,46 @@ impl View {
             nodes,
             region_sectors: limits::REGION_BYTES / SECTOR_BYTES,
             replica_timeout: limits::REPLICA_TIMEOUT_DEFAULT,
+            target_timeout: limits::TARGET_TIMEOUT,
+        };
+        view.see_singles();
+        view
+    }
+
+    /// With spare targets, so that each node has `most` of them.
+    #[must_use]
+    pub fn with_spares(mut self, most: usize) -> View {
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            while node.targets.len() < most {
+                node.targets.push(self.targets.len());
+                self.targets.push(Target { volume: Id::NIL, node: number, role: Role::Absent });
+            }
         }
+        self
+    }
+
+    /// Sees which nodes have one target alone. To be called after roles have changed.
+    pub fn see_singles(&mut self) {
+        for node in &mut self.nodes {
+            let mut attached = node.targets.iter().copied().filter(|target| self.targets[*target].role.is_attached());
+            let first = attached.next();
+            let alone = attached.next().is_none();
+            node.single = first.filter(|target| alone && self.targets[*target].role == Role::InSync);
+            if node.single.is_none() && node.overlap.is_none() {
+                node.overlap = Some(Arc::default());
+            }
+        }
+    }
+
+    /// The view of a sync engine: two targets alone, whatever gate is shut for others.
+    #[must_use]
+    pub fn for_copying(&self, source: usize, target: usize) -> View {
+        let mut view = self.clone();
+        for (index, of) in view.targets.iter_mut().enumerate() {
+            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
+        }
+        view.nodes.iter_mut().for_each(|node| node.gate = Gate::Open);
+        view
     }
 
     /// What a target is to its node.
@@ -112,9 +181,14 @@ impl View {
         self.targets[target].role
     }
 
+    /// The target that a node's requests go to at once: the only one that is attached, and no gate is shut.
+    pub fn straight(&self, node: usize) -> Option<usize> {
+        self.nodes[node].single.filter(|_| self.nodes[node].gate == Gate::Open)
+    }
+
     /// Whether a node has one target alone.
     pub fn is_single(&self, node: usize) -> bool {
-        self.nodes[node].overlap.is_none()
+        self.nodes[node].single.is_some()
     }
 
     /// The targets of a node that have one of these roles.

@@ -4,13 +4,15 @@ use std::io;
 
 use io_uring::squeue;
 
-use crate::engine::copy::{Copy, CopyError};
+use crate::engine::copy::{Content, Copied, Copy, CopyError, Look};
 use crate::engine::request::{Request, Tag};
 use crate::errno::Errno;
 use crate::io::buffer::Buffers;
 use crate::io::ring::{BareRing, Completion, Frontend, Ring};
 use crate::limits;
 use crate::units::Time;
+use crate::wire::digest::Digest;
+use crate::wire::frame::DIGEST_BYTES;
 
 /// Entries of the ring: the engine has few operations in flight.
 const RING_ENTRIES: u32 = 64;
@@ -35,8 +37,22 @@ impl<W: FnMut(u32)> CopyFrontend<W> {
     }
 
     /// How it has ended.
-    pub fn outcome(&self) -> Result<(), CopyError> {
+    pub fn outcome(&self) -> Result<Copied, CopyError> {
         self.rules.outcome().unwrap_or(Err(CopyError::Stopped))
+    }
+
+    /// What the buffer of a request that has ended holds, as far as it is asked for.
+    fn look(&self, tag: Tag) -> Content {
+        let region = self.rules.bytes(tag).min(self.buffers.bytes_each());
+        // SAFETY: the request of this tag has ended, so nothing else touches its buffer.
+        let bytes = unsafe { std::slice::from_raw_parts(self.buffer(tag), region) };
+        match self.rules.looks_at(tag) {
+            Look::Not => Content::Unknown,
+            Look::ForZeros if is_zero(bytes) => Content::Zeros,
+            Look::ForZeros => Content::Unknown,
+            Look::ForDigest => Digest::decode(&bytes[..DIGEST_BYTES as usize])
+                .map_or(Content::Unknown, |digest| Content::Digest(digest.hash)),
+        }
     }
 
     fn wake_waiting(&mut self) {
@@ -45,6 +61,15 @@ impl<W: FnMut(u32)> CopyFrontend<W> {
             (self.wake)(waiting);
         }
     }
+}
+
+/// Whether there is nothing but zeros.
+fn is_zero(bytes: &[u8]) -> bool {
+    // SAFETY: every bit pattern is a u128.
+    let (head, words, tail) = unsafe { bytes.align_to::<u128>() };
+    let rest = head.iter().chain(tail).all(|byte| *byte == 0);
+    // By blocks, so that the compiler can compare many at a time and data ends it soon.
+    rest && words.chunks(256).all(|block| block.iter().fold(0, |sum, word| sum | word) == 0)
 }
 
 impl<W: FnMut(u32)> Ring for CopyFrontend<W> {
@@ -79,7 +104,8 @@ impl<W: FnMut(u32)> Frontend for CopyFrontend<W> {
     }
 
     fn complete(&mut self, tag: Tag, result: Result<(), Errno>) {
-        self.rules.complete(tag, result);
+        let content = self.look(tag);
+        self.rules.complete(tag, result, content);
         self.wake_waiting();
     }
 

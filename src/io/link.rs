@@ -508,7 +508,11 @@ impl Link {
         let start = frontend.buffer(incoming.data.tag).wrapping_add(incoming.data.offset);
         // SAFETY: as in `fill`; the body is whole and nothing is being received into it.
         let payload = unsafe { std::slice::from_raw_parts(start, incoming.data.bytes) };
-        if data_crc(payload, incoming.reply.lba) == incoming.reply.body_crc {
+        let crc = match incoming.reply.op {
+            Op::Digest => message_crc(payload),
+            _ => data_crc(payload, incoming.reply.lba),
+        };
+        if crc == incoming.reply.body_crc {
             Body::Good
         } else {
             tracing::warn!(server = %self.config.address, lba = incoming.reply.lba.0, "data arrived damaged");

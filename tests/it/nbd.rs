@@ -175,6 +175,7 @@ fn execute(disk: &Disk, frontend: &mut NbdFrontend, tag: Tag, request: Request) 
         RequestOp::Read => buffer().copy_from_slice(part),
         RequestOp::Write { .. } => part.copy_from_slice(buffer()),
         RequestOp::Discard | RequestOp::WriteZeroes { .. } => part.fill(0),
+        RequestOp::Digest => return Err(Errno::EOPNOTSUPP),
         RequestOp::Flush => drop(disk.flushes.fetch_add(1, Ordering::SeqCst)),
     }
     Ok(())

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dst::engine::copy::{Copy, CopyConfig};
+use dst::engine::copy::{Content, Copied, Copy, CopyConfig, CopyError, Look, Task};
 use dst::engine::region::SyncMap;
 use dst::engine::replicas::{Effect, Event as Told, Replicas, Standing};
 use dst::engine::request::{RequestOp, ShardConfig};
@@ -114,7 +114,12 @@ impl World {
                 let at = self.now + self.rng.below(longest);
                 self.queue.push(at, Event::Recorded { life });
             }
-            Effect::Sync { node, source, target, map } => self.begin_sync(node, source, target, map),
+            Effect::Sync { node, source, target, map, task, .. } => self.begin_sync(node, (source, target), map, task),
+            Effect::Flush { ticket, target } => {
+                self.daemon.hosts[0].shard.flush_target(Time(self.now), ticket, target);
+                self.turn(0);
+            }
+            Effect::Attach { .. } | Effect::Tell(_) => {}
             Effect::StopSync { node } => {
                 if let Some(syncer) = &mut self.daemon.hosts[self.plan.shards + node].syncer {
                     syncer.rules.stop();
@@ -173,6 +178,9 @@ impl World {
     /// What a shard has to say to the owner and to other shards.
     pub(crate) fn forward(&mut self, shard: usize) {
         let life = self.daemon.life;
+        while let Some((ticket, durable)) = self.daemon.hosts[shard].shard.poll_flushed() {
+            self.owner_hears(life, Told::Flushed { ticket, durable });
+        }
         while let Some(report) = self.daemon.hosts[shard].shard.poll_report() {
             let at = self.now + self.rng.below(MILLI);
             self.queue.push(at, Event::Reported { life, report });
@@ -197,17 +205,14 @@ impl World {
         }
     }
 
-    fn begin_sync(&mut self, node: usize, source: usize, target: usize, map: Arc<SyncMap>) {
+    fn begin_sync(&mut self, node: usize, (source, target): (usize, usize), map: Arc<SyncMap>, task: Task) {
         let Some(owner) = &self.daemon.owner else { return };
         let shard = self.plan.shards + node;
-        let mut view = View::clone(owner.rules.view());
-        for (index, of) in view.targets.iter_mut().enumerate() {
-            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
-        }
+        let view = owner.rules.view().for_copying(source, target);
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
         let rate = self.rng.pick(&[0, 0, 1 << 20]);
-        let config = CopyConfig { source, target, shard: self.plan.shards, windows: WINDOWS, rate };
+        let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate };
         let sequence = self.daemon.hosts[shard].shard.sequence();
         let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
         host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node });
@@ -232,14 +237,20 @@ impl World {
         let Some(syncer) = &mut host.syncer else { return false };
         let mut moved = false;
         while let Some((tag, result)) = host.shard.poll_complete() {
-            syncer.rules.complete(tag, result);
+            let buffer = &host.buffers[usize::from(tag.0)];
+            let content = match syncer.rules.looks_at(tag) {
+                Look::ForZeros if !buffer.is_empty() && buffer.iter().all(|value| *value == 0) => Content::Zeros,
+                Look::ForDigest => Content::Digest(digest(buffer.first().copied().unwrap_or(0))),
+                _ => Content::Unknown,
+            };
+            syncer.rules.complete(tag, result, content);
             moved = true;
         }
         while let Some((tag, request)) = syncer.rules.next_request(now) {
             let buffer = &mut host.buffers[usize::from(tag.0)];
             if request.op == RequestOp::Read {
                 buffer.clear();
-                buffer.resize(region, u64::MAX);
+                buffer.resize(region.min(usize::try_from(request.extent.sectors).unwrap_or(region)), u64::MAX);
             }
             host.shard.handle_request(now, tag, request);
             moved = true;
@@ -250,12 +261,12 @@ impl World {
         self.wake_shards(wakes);
         if let Some(outcome) = outcome {
             self.trace.say(self.now, || format!("  sync of node {node} has ended: {outcome:?}"));
-            self.end_sync(shard, node, outcome.is_ok());
+            self.end_sync(shard, node, outcome);
         }
         moved
     }
 
-    fn end_sync(&mut self, shard: usize, node: usize, whole: bool) {
+    fn end_sync(&mut self, shard: usize, node: usize, result: Result<Copied, CopyError>) {
         self.daemon.hosts[shard].syncer = None;
         let open: Vec<usize> = self.daemon.hosts[shard]
             .links
@@ -271,7 +282,7 @@ impl World {
             let sequence = self.daemon.hosts[shard].shard.sequence();
             self.daemon.hosts[shard] = self.sync_host(&view, &shared, sequence);
         }
-        self.owner_hears(self.daemon.life, Told::Synced { node, whole });
+        self.owner_hears(self.daemon.life, Told::Synced { node, result });
     }
 
     /// All replicas that count as in sync hold the same; and once nothing hinders it, all of them are in sync.
@@ -307,6 +318,12 @@ impl World {
             self.fail(rule, text);
         }
     }
+}
+
+fn digest(first: u64) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&first.to_le_bytes());
+    digest
 }
 
 /// A view in which nothing is attached.

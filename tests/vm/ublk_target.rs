@@ -202,6 +202,7 @@ fn push(queue: &mut UblkQueue<'_>, file: RawFd, tag: Tag, request: &Request) {
             .rw_flags(if fua { DSYNC } else { 0 })
             .build(),
         RequestOp::Flush => opcode::Fsync::new(file).build(),
+        RequestOp::Digest => unreachable!("no frontend asks for digests"),
         // tmpfs can punch and not zero; here both are the same.
         RequestOp::Discard | RequestOp::WriteZeroes { .. } => {
             opcode::Fallocate::new(file, bytes).offset(offset).mode(PUNCH_AND_KEEP_SIZE).build()

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::engine::link::LinkState;
 use crate::engine::part::PartState;
-use crate::engine::shard::Shard;
 use crate::engine::shard::group::Report;
+use crate::engine::shard::{Shard, gate};
 use crate::engine::view::{Role, View};
 use crate::errno::Errno;
+use crate::limits;
 use crate::units::Time;
 
 impl Shard {
@@ -18,8 +19,12 @@ impl Shard {
             return;
         }
         let former = std::mem::replace(&mut self.view, view);
+        self.gated = gate::is_gated(&self.view);
         for target in 0..self.view.targets.len() {
             let (was, is) = (former.role(target), self.view.role(target));
+            if former.targets[target].volume != self.view.targets[target].volume {
+                self.links[target].renew();
+            }
             if was != is && !matches!(is, Role::InSync | Role::Syncing) {
                 self.leave(target);
             }
@@ -28,6 +33,7 @@ impl Shard {
                 self.shared.target(target).forget_loss();
             }
         }
+        self.pass_gates(&former);
         self.decide_again();
         self.look_again();
     }
@@ -37,17 +43,37 @@ impl Shard {
         for part in 0..self.parts.len() {
             let part = u16::try_from(part).unwrap_or(u16::MAX);
             let found = *self.parts.at(part);
-            if found.target == target && found.state != PartState::Free && found.group.is_some() && !found.over {
+            if found.target != target || found.state == PartState::Free || found.over {
+                continue;
+            }
+            if found.group.is_some() {
                 self.drop_part(part, Errno::EIO);
+            } else if found.state == PartState::Queued
+                && let Some(heir) = self.view.nodes[self.view.targets[target].node].single
+            {
+                self.hand_over(part, heir);
             }
         }
         if self.view.role(target) == Role::Absent {
             self.close(target);
+            // Nothing is ever sent there again that what it may still do could harm.
+            if std::mem::take(&mut self.links[target].holds) {
+                self.shared.target(target).release();
+            }
         }
     }
 
-    /// A node, and the view that this shard works from there: nothing is in flight on a target that was left, and nothing that
-    /// was sent before a target began to sync. Once for each change of a node.
+    /// What waits for a target that has gone waits for the one in its place.
+    fn hand_over(&mut self, index: u16, heir: usize) {
+        self.unqueue(index);
+        let part = self.parts.at_mut(index);
+        (part.target, part.exposed) = (heir, false);
+        self.marks[usize::from(index)] = self.shared.target(heir).flush_mark().unwrap_or([0; limits::SHARDS_MAX]);
+        self.links[heir].queue.push_back(index);
+    }
+
+    /// A node, and the view that this shard works from there: nothing is in flight on a target that was left, nothing that
+    /// was sent before a target began to sync, and at its gate what [`crate::engine::view::Gate`] says. Once for each change of a node.
     pub fn poll_ack(&mut self) -> Option<(usize, u64)> {
         if self.acked == self.view.version {
             return None;
@@ -58,7 +84,7 @@ impl Shard {
             self.acked = self.view.version;
             return None;
         }
-        let node = open.find(|node| !self.has_older(*node))?;
+        let node = open.find(|node| !self.has_older(*node) && !self.is_behind(*node))?;
         self.acked_nodes[node] = self.view.version;
         Some((node, self.view.version))
     }

@@ -39,8 +39,9 @@ impl Shard {
         }
         for tag in 0..self.slots.len() {
             let late = self.slots[tag].is_some_and(|active| !active.over && active.deadline <= now);
-            if late {
-                self.give_up(Tag(u16::try_from(tag).unwrap_or(u16::MAX)), Errno::ETIMEDOUT);
+            let tag = Tag(u16::try_from(tag).unwrap_or(u16::MAX));
+            if late && !self.spare(tag) {
+                self.give_up(tag, Errno::ETIMEDOUT);
             }
         }
         if self.width > 1 {

@@ -19,6 +19,7 @@ use crate::engine::part::{Part, PartState};
 use crate::engine::region::RegionState;
 use crate::engine::request::Tag;
 use crate::engine::shard::Shard;
+use crate::engine::shard::gate::Passage;
 use crate::engine::view::{Node, Role, View};
 use crate::errno::Errno;
 use crate::limits;
@@ -29,7 +30,7 @@ use crate::wire::frame::Op;
 type Mask = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GroupState {
+pub(super) enum GroupState {
     Free,
     Waiting,
     Flying,
@@ -38,9 +39,9 @@ enum GroupState {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
-    state: GroupState,
+    pub(super) state: GroupState,
     /// Whose it is; `None` once that one was told.
-    tag: Option<Tag>,
+    pub(super) tag: Option<Tag>,
     pub(super) node: usize,
     pub(super) op: Op,
     fua: bool,
@@ -48,7 +49,7 @@ pub(super) struct Group {
     offset: usize,
     /// The view it was sent under, and when.
     version: u64,
-    since: Time,
+    pub(super) since: Time,
     /// Parts that have not ended.
     flying: u32,
     /// Who has it; who has missed it, or may have; who was sent it.
@@ -60,6 +61,8 @@ pub(super) struct Group {
     pub(super) turn: Option<usize>,
     /// It has waited for so long that its shard goes first.
     favoured: bool,
+    /// Its range is taken.
+    held: bool,
 }
 
 impl Group {
@@ -103,7 +106,7 @@ pub enum Report {
 /// The groups of a shard: a fixed number.
 #[derive(Debug)]
 pub(super) struct Groups {
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     free: Vec<u16>,
     /// Those that wait for their range, oldest first.
     waiting: std::collections::VecDeque<u16>,
@@ -131,6 +134,7 @@ impl Groups {
             error: None,
             turn: None,
             favoured: false,
+            held: false,
         };
         let waiting = std::collections::VecDeque::with_capacity(usize::from(count));
         Groups { groups: vec![none; usize::from(count)], free: (0..count).rev().collect(), waiting, look: false }
@@ -188,6 +192,7 @@ impl Shard {
             error: None,
             turn: None,
             favoured: false,
+            held: false,
         };
         // It is started when the request is whole: it may end at once.
         self.groups.waiting.push_back(index);
@@ -221,6 +226,15 @@ impl Shard {
         let group = *self.groups.at(index);
         let view = std::sync::Arc::clone(&self.view);
         let node = &view.nodes[group.node];
+        match self.at_gate(&group) {
+            Passage::Wait => return false,
+            Passage::Refused => {
+                self.unfavour(index);
+                self.end(index, Err(Errno::EIO));
+                return true;
+            }
+            Passage::Free => {}
+        }
         // Without a target to go by it waits for a view that has one.
         let nobody = view.with_role(group.node, Role::InSync).next().is_none();
         if nobody || self.parts.free() < node.targets.len() {
@@ -255,6 +269,7 @@ impl Shard {
                 }
                 self.wake(overlap.release(group.extent, group.hold()));
             }
+            self.groups.at_mut(index).held = true;
         }
         self.unfavour(index);
         self.fly(index, &view);
@@ -360,7 +375,7 @@ impl Shard {
     }
 
     /// Whether what is asked of a target now is sent at once.
-    fn is_ready(&self, target: usize) -> bool {
+    pub(super) fn is_ready(&self, target: usize) -> bool {
         matches!(self.links[target].state, LinkState::Up(_)) && !self.shared.target(target).is_held()
     }
 
@@ -461,6 +476,11 @@ impl Shard {
         self.groups.at_mut(index).state = GroupState::Deciding;
     }
 
+    /// What [`Bug::ParkedForgotten`] does.
+    pub(super) fn forget_waiting(&mut self) {
+        self.groups.waiting.pop_front();
+    }
+
     /// Whether its request was given up.
     fn is_over(&self, group: &Group) -> bool {
         group.tag.is_none_or(|tag| self.slots[usize::from(tag.0)].is_none_or(|active| active.over))
@@ -491,8 +511,7 @@ impl Shard {
         let group = *self.groups.at(index);
         debug_assert!(group.flying == 0, "a group ends with parts in flight");
         if let Some(overlap) = self.view.nodes[group.node].overlap.clone()
-            && group.op.has_range()
-            && group.state != GroupState::Waiting
+            && group.held
         {
             self.wake(overlap.release(group.extent, group.hold()));
         }
@@ -532,13 +551,17 @@ impl Shard {
     /// What takes too long on one target while another one of its node has answered, or could.
     pub(super) fn leave_slow_targets(&mut self) {
         self.groups.look |= !self.groups.waiting.is_empty();
-        let patience = self.view.replica_timeout;
         for part in 0..self.parts.len() {
             let part = u16::try_from(part).unwrap_or(u16::MAX);
             let Part { state, group, over, target, op, .. } = *self.parts.at(part);
             let Some(index) = group.filter(|_| state != PartState::Free && !over) else { continue };
             let group = *self.groups.at(index);
-            if group.since.after(patience) > self.now || planted(Bug::SlowReplicaStalls) {
+            let patience = match self.view.role(target) {
+                Role::Syncing => self.view.target_timeout,
+                _ => self.view.replica_timeout,
+            };
+            let early = group.since.after(patience) > self.now || self.is_frozen(target);
+            if early || planted(Bug::SlowReplicaStalls) {
                 continue;
             }
             let has = mask(&self.view, group.node, |role| role == Role::InSync) & group.ok;
@@ -560,12 +583,15 @@ impl Shard {
     pub(super) fn has_older(&self, node: usize) -> bool {
         let opened = self.view.nodes[node].opened;
         let older = |group: &Group| group.state == GroupState::Flying && group.node == node && group.version < opened;
-        let left = |index: usize| {
-            let part = self.parts.at(u16::try_from(index).unwrap_or(u16::MAX));
-            let member = matches!(self.view.role(part.target), Role::InSync | Role::Syncing);
-            part.state != PartState::Free && !member && self.view.targets[part.target].node == node
-        };
-        self.groups.groups.iter().any(older) || (0..self.parts.len()).any(left)
+        // What was sent while the node had one target alone knows nothing of others.
+        let alone = |part: &Part| part.group.is_none() && !self.view.is_single(node);
+        let left = |part: &Part| !matches!(self.view.role(part.target), Role::InSync | Role::Syncing);
+        self.groups.groups.iter().any(older) || self.parts_of(node).any(|part| alone(part) || left(part))
+    }
+
+    /// The parts that are in use on a node.
+    pub(super) fn parts_of(&self, node: usize) -> impl Iterator<Item = &Part> {
+        self.parts.used().filter(move |part| self.view.targets[part.target].node == node)
     }
 
     /// A new view was adopted: what waited for it goes on.

@@ -17,11 +17,11 @@ impl Shard {
             if active.cursor.done {
                 break;
             }
-            let extra = extra && (self.extra + 1 + self.config.depth) * self.width <= self.parts.len();
+            let extra = extra && (self.extra + 1 + self.slots.len()) * self.width <= self.parts.len();
             if (active.parts > 0 || planted(Bug::SilentNodeStarves)) && !extra {
                 return false;
             }
-            if self.width > 1 && !self.groups.has_free() {
+            if !self.groups.has_free() {
                 return false;
             }
             self.issue_next(tag, &mut active);
@@ -43,6 +43,7 @@ impl Shard {
             RequestOp::WriteZeroes { keep: true, fua } => self.issue_span(tag, active, Op::WriteZeroes, fua),
             RequestOp::WriteZeroes { keep: false, fua } => self.issue_span(tag, active, Op::Discard, fua),
             RequestOp::Flush => self.issue_flush(tag, active),
+            RequestOp::Digest => (active.cursor.done, active.result) = (true, Err(Errno::EINVAL)),
         }
     }
 
@@ -52,6 +53,7 @@ impl Shard {
             RequestOp::Read => (Op::Read, false),
             RequestOp::Write { fua } => (Op::Write, fua),
             RequestOp::Flush => (Op::Flush, false),
+            RequestOp::Digest => (Op::Digest, false),
             RequestOp::Discard => (Op::Discard, false),
             RequestOp::WriteZeroes { fua, .. } => (Op::WriteZeroes, fua),
         };
@@ -64,7 +66,7 @@ impl Shard {
 
     /// How much of an extent of a node's volume one part may have.
     fn room(&self, node: usize, extent: Extent, most: u64) -> u64 {
-        let border = if self.view.is_single(node) {
+        let border = if self.view.straight(node).is_some() {
             u64::MAX
         } else {
             self.view.region_sectors - extent.start.0 % self.view.region_sectors
@@ -111,11 +113,10 @@ impl Shard {
         if planted(Bug::FlushSkipsNode) && node > 0 && node + 1 == self.view.geometry.nodes() {
             return self.next_node(active);
         }
-        if !self.view.is_single(node) {
+        let Some(target) = self.view.straight(node) else {
             self.queue_piece(tag, active, node, Op::Flush, Extent::default(), false);
             return self.next_node(active);
-        }
-        let target = self.view.nodes[node].targets[0];
+        };
         if self.shared.target(target).has_failed_flush() {
             active.result = active.result.and(Err(Errno::EIO));
         } else if let Some(mark) = self.shared.target(target).flush_mark()
@@ -137,8 +138,8 @@ impl Shard {
 
     /// Makes what a piece of a request needs: a part, or a group of them.
     fn queue_piece(&mut self, tag: Tag, active: &mut Active, node: usize, op: Op, extent: Extent, fua: bool) {
-        if self.view.is_single(node) {
-            self.queue_part(tag, active, self.view.nodes[node].targets[0], op, extent, fua);
+        if let Some(target) = self.view.straight(node) {
+            self.queue_part(tag, active, target, op, extent, fua);
             return;
         }
         self.extra += usize::from(active.parts > 0);

@@ -12,22 +12,27 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::engine::copy::{Copy, CopyConfig, CopyError};
+use crate::control::target::Target;
+use crate::engine::copy::{Copied, Copy, CopyConfig, CopyError, Task};
 use crate::engine::region::SyncMap;
-use crate::engine::replicas::{Effect, Event, Replicas, Standing};
+use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, Standing};
 use crate::engine::shard::Report;
 use crate::engine::shared::{LinkPhase, Shared};
-use crate::engine::steer::{News, Steer};
-use crate::engine::view::{Role, View};
+use crate::engine::steer::{MoveShown, News, Steer};
+use crate::engine::view::{Gate, Role, View};
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::copying::CopyFrontend;
 use crate::io::ublk::become_io_flusher;
 use crate::io::wakeup::Postbox;
 use crate::limits;
-use crate::roles::array::path::SyncSeats;
+use crate::roles::array::path::{Attachment, Place, SyncSeats};
+use crate::roles::array::targets;
 use crate::roles::array::worker::{Order, Seat, Worker};
-use crate::units::{Id, SECTOR_BYTES};
+use crate::units::{Id, SECTOR_BYTES, Time};
+
+/// The keeper looks no more often than this, whatever time it is for.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// What the keeper tells the owner of arrays.
 #[derive(Clone, Debug)]
@@ -62,9 +67,16 @@ pub enum Note {
         /// Its node.
         node: usize,
         /// How.
-        result: Result<(), CopyError>,
+        result: Result<Copied, CopyError>,
         /// Up to where its shard has used sequences.
         sequence: u32,
+    },
+    /// An I/O thread has flushed a target, or could not.
+    Flushed {
+        /// The flush's number.
+        ticket: u64,
+        /// Whether it is durable.
+        durable: bool,
     },
     /// The owner of arrays asks for something.
     Steer(Steer),
@@ -79,15 +91,51 @@ pub struct Progress {
     pub target: usize,
     /// Bytes of the node that are the same on it.
     pub synced: u64,
+    /// Bytes that were compared.
+    pub verified: u64,
 }
 
 /// What anybody may look at.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Shown {
-    /// The role of each target.
-    pub roles: Vec<Role>,
-    /// What is being copied, by node.
-    pub syncs: BTreeMap<usize, (usize, Arc<SyncMap>)>,
+    /// Each target.
+    pub targets: Vec<TargetShown>,
+    /// Each node.
+    pub nodes: Vec<NodeShown>,
+}
+
+/// What anybody may look at of a target.
+#[derive(Clone, Debug)]
+pub struct TargetShown {
+    /// Its volume; nil: it is a spare one.
+    pub volume: Id,
+    /// The node whose data it has.
+    pub node: usize,
+    /// What it is to that node.
+    pub role: Role,
+    /// Where it is reached.
+    pub address: Option<String>,
+}
+
+/// What anybody may look at of a node.
+#[derive(Clone, Debug, Default)]
+pub struct NodeShown {
+    /// Whether it is suspended.
+    pub freeze: FreezeState,
+    /// How its move goes.
+    pub moving: Option<MoveShown>,
+    /// The target that is copied to, or that mirrors, and how far that is.
+    pub sync: Option<(usize, Arc<SyncMap>)>,
+}
+
+impl NodeShown {
+    /// The target that is copied to, and how many bytes of the node are the same there.
+    pub fn progress(&self) -> Option<Progress> {
+        let (target, map) = self.sync.as_ref()?;
+        let bytes = |regions: u64| regions * map.region_sectors() * SECTOR_BYTES;
+        let synced = bytes(map.regions() as u64 - map.left());
+        Some(Progress { target: *target, synced, verified: bytes(map.verified()) })
+    }
 }
 
 /// The way to a keeper, for others; it may have ended.
@@ -128,11 +176,13 @@ impl Keeper {
     /// Starts the thread.
     pub fn start(config: KeeperConfig) -> std::io::Result<Keeper> {
         let sender = config.sender.clone();
-        let shown = Arc::new(Mutex::new(Shown { roles: roles(config.rules.view()), syncs: BTreeMap::new() }));
+        let addresses = config.seats.addresses();
+        let shown = Arc::new(Mutex::new(show(&config.rules, &addresses)));
         let settled = Arc::new(AtomicU64::new(0));
         let nodes = config.rules.view().nodes.len();
         let mut worker = Work {
             adopted: vec![vec![config.rules.view().version; nodes]; config.threads.len()],
+            addresses,
             sequences: vec![0; nodes],
             syncs: BTreeMap::new(),
             retry_at: None,
@@ -175,14 +225,9 @@ impl KeeperHandle {
         let _ = self.sender.send(Note::Steer(steer));
     }
 
-    /// The role of each target, and what is being copied to it.
-    pub fn look(&self) -> (Vec<Role>, Vec<Progress>) {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let progress = |(target, map): &(usize, Arc<SyncMap>)| Progress {
-            target: *target,
-            synced: (map.regions() as u64 - map.left()) * map.region_sectors() * SECTOR_BYTES,
-        };
-        (shown.roles.clone(), shown.syncs.values().map(progress).collect())
+    /// What is to be seen now.
+    pub fn look(&self) -> Shown {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -192,8 +237,23 @@ impl Drop for Keeper {
     }
 }
 
-fn roles(view: &View) -> Vec<Role> {
-    view.targets.iter().map(|target| target.role).collect()
+fn show(rules: &Replicas, addresses: &[Option<String>]) -> Shown {
+    let view = rules.view();
+    let node = |number: usize| {
+        let syncing = view.with_role(number, Role::Syncing).next();
+        let sync = syncing.zip(view.nodes[number].sync.clone());
+        NodeShown { freeze: rules.freeze_state(number), moving: rules.move_shown(number), sync }
+    };
+    let target = |(target, address): (&crate::engine::view::Target, &Option<String>)| TargetShown {
+        volume: target.volume,
+        node: target.node,
+        role: target.role,
+        address: address.clone(),
+    };
+    Shown {
+        targets: view.targets.iter().zip(addresses).map(target).collect(),
+        nodes: (0..view.nodes.len()).map(node).collect(),
+    }
 }
 
 /// A sync engine under way.
@@ -207,6 +267,8 @@ struct Work {
     config: KeeperConfig,
     /// Per thread and node, the view that it works from.
     adopted: Vec<Vec<u64>>,
+    /// Where each target is reached, for people.
+    addresses: Vec<Option<String>>,
     /// Per node, up to where its sync engines have used sequences.
     sequences: Vec<u32>,
     syncs: BTreeMap<usize, Syncing>,
@@ -228,6 +290,9 @@ impl Work {
             }
             // What is not settled is looked at more often, from the moment on at which it is not.
             tick_at = tick_at.min(Instant::now() + self.tick());
+            if let Some(wait) = self.wait() {
+                tick_at = tick_at.min(Instant::now() + wait);
+            }
             if tick_at <= Instant::now() {
                 self.handle(Event::Tick(self.reachable()));
                 tick_at = Instant::now() + self.tick();
@@ -245,8 +310,14 @@ impl Work {
         }
     }
 
+    /// Until the rules have something to do, if that is soon.
+    fn wait(&self) -> Option<Duration> {
+        let at = self.config.rules.next_timeout();
+        (at != Time::NEVER).then(|| at.since(clock::now()).max(SHORTEST_WAIT))
+    }
+
     fn tick(&self) -> Duration {
-        if self.config.rules.is_settled() { limits::KEEPER_TICK } else { limits::KEEPER_TICK_BUSY }
+        if self.config.rules.is_idle() { limits::KEEPER_TICK } else { limits::KEEPER_TICK_BUSY }
     }
 
     fn note(&mut self, note: Note) {
@@ -263,7 +334,12 @@ impl Work {
             Note::Saved(true) => self.handle(Event::Saved(true)),
             Note::Saved(false) => self.retry_at = Some(Instant::now() + limits::REGROUP_RETRY),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
-            Note::Steer(_) | Note::End => {}
+            Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),
+            Note::Steer(steer) => {
+                info!(array = self.config.name, ?steer, "asked");
+                self.handle(Event::Steer(steer));
+            }
+            Note::End => {}
         }
     }
 
@@ -280,14 +356,31 @@ impl Work {
         while let Some(effect) = self.config.rules.poll() {
             self.perform(effect);
         }
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = show(&self.config.rules, &self.addresses);
     }
 
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Publish(view) => self.publish(&view),
             Effect::Save(standings) => (self.config.tell)(Told::Save(standings)),
-            Effect::Sync { node, source, target, map } => {
-                if let Err(error) = self.sync(node, source, target, &map) {
+            Effect::Flush { ticket, target } => {
+                // Any thread will do.
+                let asked = self.config.threads.first().map(|thread| thread.post(Order::Flush { ticket, target }));
+                if asked != Some(Ok(())) {
+                    self.handle(Event::Flushed { ticket, durable: false });
+                }
+            }
+            Effect::Attach { target, at, volume } => {
+                if let Err(why) = self.attach(target, &at, volume) {
+                    warn!(array = self.config.name, target, %at, why, "a volume cannot be attached");
+                }
+            }
+            Effect::Tell(news) => {
+                info!(array = self.config.name, ?news, "done");
+                (self.config.tell)(Told::News(news));
+            }
+            Effect::Sync { node, source, target, map, task, rate } => {
+                if let Err(error) = self.sync(node, (source, target), &map, task, rate) {
                     warn!(array = self.config.name, node, %error, "a replica cannot be synced");
                     self.synced(node, Err(CopyError::Target(Errno::from(&error))), self.sequences[node]);
                 }
@@ -301,23 +394,56 @@ impl Work {
     }
 
     fn publish(&mut self, view: &Arc<View>) {
-        let roles = roles(view);
-        info!(array = self.config.name, view = view.version, ?roles, "the replicas' roles have changed");
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).roles = roles;
+        let roles: Vec<Role> =
+            view.targets.iter().map(|target| target.role).filter(|role| *role != Role::Absent).collect();
+        let gates: Vec<Gate> = view.nodes.iter().map(|node| node.gate).collect();
+        info!(array = self.config.name, view = view.version, ?roles, ?gates, "a new view");
+        self.order_all(&Order::Adopt(Arc::clone(view)));
+    }
+
+    /// Gives every thread an order, in the order in which they are given.
+    fn order_all(&self, order: &Order) {
         for thread in &self.config.threads {
-            // A box that is full is being emptied; one whose thread has ended needs no view.
-            while thread.post(Order::Adopt(Arc::clone(view))) == Err(Errno::EBUSY) {
+            // A box that is full is being emptied; one whose thread has ended needs no order.
+            while thread.post(order.clone()) == Err(Errno::EBUSY) {
                 std::thread::sleep(limits::TICK / 50);
             }
         }
     }
 
-    fn sync(&mut self, node: usize, source: usize, target: usize, map: &Arc<SyncMap>) -> std::io::Result<()> {
+    /// A spare target has a volume from now on.
+    fn attach(&mut self, target: usize, at: &Target, volume: Id) -> Result<(), String> {
+        let node = self.config.rules.view().targets[target].node;
+        let sectors = self.config.rules.view().geometry.node_sectors(node);
+        let place = match at {
+            Target::Remote { server, volume } => {
+                let address = targets::resolve(server).map_err(|refusal| refusal.text)?[0];
+                Place::Remote { address, volume: volume.clone() }
+            }
+            Target::Local(path) => Place::Local(path.into()),
+        };
+        let opened = Attachment::open(place, volume, node, sectors).map_err(|refusal| refusal.text)?;
+        let opened = Arc::new(opened);
+        self.config.shared.target(target).renew();
+        self.config.seats.attach(target, &opened);
+        self.addresses[target] = opened.address();
+        self.order_all(&Order::Attach { target, at: opened });
+        Ok(())
+    }
+
+    fn sync(
+        &mut self,
+        node: usize,
+        (source, target): (usize, usize),
+        map: &Arc<SyncMap>,
+        task: Task,
+        rate: u64,
+    ) -> std::io::Result<()> {
         let view = Arc::clone(self.config.rules.view());
         let Some(overlap) = view.nodes[node].overlap.clone() else { return Ok(()) };
         let (seat, orders) = self.config.seats.seat(&view, source, target, self.sequences[node])?;
         let shard = seat.index;
-        let config = CopyConfig { source, target, shard, windows: limits::SYNC_WINDOWS, rate: limits::SYNC_RATE };
+        let config = CopyConfig { task, source, target, shard, windows: limits::SYNC_WINDOWS, rate };
         let rules = Copy::new(config, Arc::clone(map), overlap);
         let (threads, sender) = (self.config.threads.clone(), self.config.sender.clone());
         let wake = move |shards: u32| {
@@ -325,7 +451,7 @@ impl Work {
                 let _ = thread.post(Order::Look);
             }
         };
-        info!(array = self.config.name, node, source, target, regions = map.left(), "a replica is being synced");
+        info!(array = self.config.name, node, source, target, ?task, regions = map.left(), "a sync engine begins");
         let run = move || {
             // Writes to the device may wait for what this thread does: it must not wait for such a write.
             become_io_flusher();
@@ -334,27 +460,25 @@ impl Work {
         };
         let thread = std::thread::Builder::new().name(format!("sync-{}-{node}", self.config.name)).spawn(run)?;
         self.syncs.insert(node, Syncing { orders, thread });
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.syncs.insert(node, (target, Arc::clone(map)));
         Ok(())
     }
 
-    fn synced(&mut self, node: usize, result: Result<(), CopyError>, sequence: u32) {
-        match result {
-            Ok(()) => info!(array = self.config.name, node, "everything is copied"),
-            Err(error) => warn!(array = self.config.name, node, ?error, "copying has ended early"),
+    fn synced(&mut self, node: usize, result: Result<Copied, CopyError>, sequence: u32) {
+        match &result {
+            Ok(copied) => info!(array = self.config.name, node, copied.regions, "a sync engine is done"),
+            Err(CopyError::Stopped) => info!(array = self.config.name, node, "a sync engine was stopped"),
+            Err(error) => warn!(array = self.config.name, node, ?error, "a sync engine has failed"),
         }
         self.sequences[node] = sequence;
         if let Some(sync) = self.syncs.remove(&node) {
             let _ = sync.thread.join();
         }
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).syncs.remove(&node);
-        self.handle(Event::Synced { node, whole: result.is_ok() });
+        self.handle(Event::Synced { node, result });
     }
 }
 
 /// Copies until it is done, or stopped. How it ended, and up to where the shard has used sequences.
-fn copy(seat: Seat, rules: Copy, wake: impl FnMut(u32)) -> (Result<(), CopyError>, u32) {
+fn copy(seat: Seat, rules: Copy, wake: impl FnMut(u32)) -> (Result<Copied, CopyError>, u32) {
     let unusable = |error: &std::io::Error| Err(CopyError::Target(Errno::from(error)));
     let sequence = seat.shard.sequence();
     let mut frontend = match CopyFrontend::new(rules, clock::now, wake) {

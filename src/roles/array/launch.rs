@@ -1,30 +1,31 @@
 //! From a record to a running data path, and from its figures to what `status` shows.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
+use crate::control::migration::{MigrationState, MoveLive};
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
-use crate::control::status::{Counters, LinkState, Live, NodeLive, ReplicaLive, Trust};
+use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
 use crate::engine::array::plan;
-use crate::engine::replicas::Standing;
+use crate::engine::replicas::{FreezeState, Standing};
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
-use crate::engine::steer::Steer;
+use crate::engine::steer::{MoveShown, Phase, Steer};
 use crate::engine::view::Role;
 use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::limits;
-use crate::roles::array::keeper::{KeeperHandle, Tell};
+use crate::roles::array::keeper::{KeeperHandle, Progress, Tell};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
 use crate::roles::array::running::{Face, RunError};
 use crate::roles::array::targets::resolve;
+use crate::units::Id;
 use crate::wire::nbd::address::NbdAddress;
 use crate::wire::volume::Claim;
 
@@ -34,7 +35,6 @@ pub struct DataPaths;
 impl Launcher for DataPaths {
     fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal> {
         let config = path_config(spec, claim)?;
-        let addresses = config.nodes.iter().flatten().map(|target| address(&target.place)).collect();
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
             Frontend::Nbd(address) => {
@@ -54,18 +54,8 @@ impl Launcher for DataPaths {
         let running = started.map_err(|error| not_started(spec, error))?;
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
         let keeper = running.keeper();
-        let replicas = spec.nodes.iter().map(|node| node.replicas.len()).collect();
         let tags = shared.loads().len() as u64 * spec.run.depth as u64;
-        Ok(Arc::new(Started {
-            addresses,
-            tags,
-            name: spec.name.clone(),
-            device,
-            shared,
-            replicas,
-            keeper,
-            running: Mutex::new(running),
-        }))
+        Ok(Arc::new(Started { name: spec.name.clone(), device, shared, tags, keeper, running: Mutex::new(running) }))
     }
 
     fn clear_away(&self) {
@@ -120,6 +110,7 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
         epoch: claim.epoch,
         geometry,
         clean: spec.clean,
+        frozen: Vec::new(),
         nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
         queues,
         depth: spec.run.depth,
@@ -149,10 +140,6 @@ struct Started {
     shared: Arc<Shared>,
     /// Requests that it can have at the same time.
     tags: u64,
-    /// Where each target is reached.
-    addresses: Vec<Option<String>>,
-    /// How many each node has.
-    replicas: Vec<usize>,
     keeper: Option<KeeperHandle>,
     /// Locked while it is stopped, never by readers.
     running: Mutex<running::Running>,
@@ -164,16 +151,26 @@ impl Running for Started {
     }
 
     fn live(&self) -> Live {
-        let (roles, syncs) = self.keeper.as_ref().map(KeeperHandle::look).unwrap_or_default();
-        let trusted = |(target, shared): (usize, &TargetShared)| {
-            let synced = syncs.iter().find(|sync| sync.target == target).map(|sync| sync.synced);
-            let address = self.addresses.get(target).cloned().flatten();
-            ReplicaLive { trust: roles.get(target).map(|role| (trust(*role), synced)), address, ..live(shared) }
-        };
-        let mut targets = self.shared.targets().iter().enumerate().map(trusted);
-        let node =
-            |count: &usize| NodeLive { replicas: targets.by_ref().take(*count).collect(), ..NodeLive::default() };
-        let nodes: Vec<NodeLive> = self.replicas.iter().map(node).collect();
+        let shown = self.keeper.as_ref().map(KeeperHandle::look).unwrap_or_default();
+        let mut nodes = vec![NodeLive::default(); shown.nodes.len()];
+        for (target, at) in shown.targets.iter().enumerate() {
+            let shared = self.shared.target(target);
+            let node = &shown.nodes[at.node];
+            let parked =
+                shared.gauges().iter().map(|gauge| u64::from(gauge.parked.load(Ordering::Relaxed))).sum::<u64>();
+            nodes[at.node].parked += parked;
+            if at.volume.is_nil() {
+                continue;
+            }
+            let synced = node.progress().filter(|progress| progress.target == target).map(|progress| progress.synced);
+            let trust = Some((trust(at.role), synced));
+            let address = at.address.clone();
+            nodes[at.node].replicas.push(ReplicaLive { volume: at.volume, trust, address, ..live(shared) });
+        }
+        for (live, node) in nodes.iter_mut().zip(&shown.nodes) {
+            live.gate = gate(node.freeze);
+            live.migration = node.moving.map(|moving| move_live(moving, node.progress()));
+        }
         let replicas = nodes.iter().flat_map(|node| &node.replicas);
         let counters = replicas.fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
         let tags_free = self.tags.saturating_sub(self.shared.loads().sum());
@@ -205,24 +202,33 @@ impl Running for Started {
     }
 }
 
-/// A server's address, or the numbers of a local device; of a file, those of the device that it lies on.
-fn address(place: &Place) -> Option<String> {
-    match place {
-        Place::Remote { address, .. } => Some(address.to_string()),
-        Place::Local(path) => {
-            let file = std::fs::metadata(path).ok()?;
-            let device = if file.file_type().is_block_device() { file.rdev() } else { file.dev() };
-            Some(format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device)))
-        }
-    }
-}
-
 fn trust(role: Role) -> Trust {
     match role {
         Role::InSync => Trust::InSync,
         Role::Syncing => Trust::Syncing,
         Role::Leaving | Role::Stale | Role::Absent => Trust::Stale,
     }
+}
+
+fn gate(freeze: FreezeState) -> Gate {
+    match freeze {
+        FreezeState::Open => Gate::Open,
+        FreezeState::Draining => Gate::Draining,
+        FreezeState::Frozen => Gate::Frozen,
+        FreezeState::Failed => Gate::Failing,
+    }
+}
+
+fn move_live(moving: MoveShown, progress: Option<Progress>) -> MoveLive {
+    let state = match moving.phase {
+        Phase::Preparing => MigrationState::Preparing,
+        Phase::Copying => MigrationState::Copying,
+        Phase::Mirroring => MigrationState::Mirroring,
+        Phase::Verifying => MigrationState::Verifying,
+        Phase::CutOver => MigrationState::CutOver,
+        Phase::Committed => MigrationState::Committed,
+    };
+    MoveLive { state, copied: progress.map_or(0, |progress| progress.synced), rolled_back: moving.rolled_back }
 }
 
 fn live(target: &TargetShared) -> ReplicaLive {
@@ -254,7 +260,16 @@ fn live(target: &TargetShared) -> ReplicaLive {
     } else {
         gauges.iter().find_map(Gauge::last_error).map(|error| error.text().to_owned())
     };
-    ReplicaLive { trust: None, address: None, link, tries: tries.unwrap_or(0), down, last_error, counters }
+    ReplicaLive {
+        volume: Id::NIL,
+        trust: None,
+        address: None,
+        link,
+        tries: tries.unwrap_or(0),
+        down,
+        last_error,
+        counters,
+    }
 }
 
 fn counted(gauge: &Gauge) -> Counters {

@@ -3,6 +3,7 @@
 //! Starting and stopping block; the owner calls them from threads that may wait. Reading figures never does.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,7 +13,7 @@ use crate::engine::replicas::{Replicas, Standing};
 use crate::engine::request::ShardConfig;
 use crate::engine::shard::Shard;
 use crate::engine::shared::Shared;
-use crate::engine::view::{Role, View};
+use crate::engine::view::View;
 use crate::errno::Errno;
 use crate::geometry::map::Geometry;
 use crate::io::greet::{self, Refusal};
@@ -69,6 +70,8 @@ pub struct PathConfig {
     pub nodes: Vec<Vec<NodeTarget>>,
     /// Nothing was in flight when the array was last served.
     pub clean: bool,
+    /// Nodes that are suspended.
+    pub frozen: Vec<bool>,
     /// I/O threads.
     pub queues: usize,
     /// Requests in flight in each.
@@ -92,8 +95,8 @@ pub struct Path {
     pub shared: Arc<Shared>,
     /// One for each I/O thread.
     pub orders: Vec<Postbox<Order>>,
-    /// Where a node has several replicas: what their keeper is made of.
-    pub replicas: Option<ReplicaParts>,
+    /// What the keeper of the replicas is made of.
+    pub replicas: ReplicaParts,
 }
 
 /// What the keeper of replicas is made of.
@@ -115,17 +118,84 @@ impl PathConfig {
     }
 }
 
+/// One target, ready to be connected to.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    /// Where it is.
+    pub place: Place,
+    /// The volume's own id.
+    pub volume: Id,
+    /// The node whose data it has.
+    pub node: usize,
+    /// Of a local one: the file.
+    file: Option<LocalFile>,
+}
+
+impl Attachment {
+    /// Where it is reached, for people: a server's address and port, or the numbers of a local device; of a file, those of the device
+    /// that it lies on.
+    pub fn address(&self) -> Option<String> {
+        match &self.place {
+            Place::Remote { address, .. } => Some(address.to_string()),
+            Place::Local(path) => {
+                let file = std::fs::metadata(path).ok()?;
+                let device = if file.file_type().is_block_device() { file.rdev() } else { file.dev() };
+                Some(format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device)))
+            }
+        }
+    }
+
+    /// Opens what is local; what is remote is connected to by each thread.
+    pub fn open(place: Place, volume: Id, node: usize, sectors: u64) -> Result<Attachment, Refusal> {
+        let file = match &place {
+            Place::Local(path) => Some(open_local(path, sectors)?),
+            Place::Remote { .. } => None,
+        };
+        Ok(Attachment { place, volume, node, file })
+    }
+}
+
+/// Makes the connections of an array's threads.
+#[derive(Debug)]
+pub struct Connector {
+    config: PathConfig,
+}
+
+impl Connector {
+    /// The connection of thread `index`, whose shard has so many parts, to one of its targets.
+    pub fn connection(&self, index: usize, parts: usize, target: usize, at: &Attachment) -> Connection {
+        let channel = u16::try_from(index).unwrap_or(u16::MAX);
+        match (&at.place, &at.file) {
+            (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
+                target,
+                address: *address,
+                hello: hello(&self.config, channel, volume, at.node),
+                epoch: self.config.epoch,
+            }))),
+            (Place::Local(_), Some(file)) => {
+                Connection::Local(Box::new(Local::new(target, file.clone(), at.volume, parts)))
+            }
+            (Place::Local(path), None) => unreachable!("{} was opened before", path.display()),
+        }
+    }
+}
+
 /// Attaches every target, and makes the seats of the I/O threads.
 pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
-    let files = open_local(config)?;
+    let mut places = open_all(config)?;
     greet_remote(config)?;
     let ids = |replicas: &Vec<NodeTarget>| replicas.iter().map(|replica| replica.volume).collect();
     let volumes: Vec<Vec<Id>> = config.nodes.iter().map(ids).collect();
     let standings: Vec<Standing> = config.targets().map(|(_, target)| target.standing).collect();
-    let shared = Arc::new(Shared::with_sync(standings.len(), config.queues, 1));
-    let first = View::new(config.geometry.clone(), &volumes, config.epoch);
-    let rules = Replicas::new(first, &standings, config.clean);
+    let first = View::new(config.geometry.clone(), &volumes, config.epoch).with_spares(limits::TARGETS_PER_NODE_MAX);
+    places.resize(first.targets.len(), None);
+    let shared = Arc::new(Shared::with_sync(first.targets.len(), config.queues, 1));
+    let mut rules = Replicas::new(first, &standings, config.clean);
+    for (node, _) in config.frozen.iter().enumerate().filter(|(_, frozen)| **frozen) {
+        rules.begin_frozen(node);
+    }
     let view = Arc::clone(rules.view());
+    let connector = Arc::new(Connector { config: config.clone() });
     let (keeper, notes) = channel();
     let mut orders = Vec::with_capacity(config.queues);
     let mut seats = Vec::with_capacity(config.queues);
@@ -136,25 +206,23 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
             node: 0,
             refusal: Refusal { errno: Errno::from(&error), text: format!("cannot make a mailbox: {error}") },
         })?;
-        let connections = connections(config, index, &shard, &files);
+        let connections = connections(&connector, index, &shard, &places);
         orders.push(postbox);
-        let shared = Arc::clone(&shared);
-        seats.push(Seat { shard, connections, wakeup, neighbours: None, shared, index });
+        let (connector, shared) = (Arc::clone(&connector), Arc::clone(&shared));
+        seats.push(Seat { shard, connections, connector, wakeup, neighbours: None, shared, index });
     }
-    let replicas = (view.width() > 1).then(|| {
-        for seat in &mut seats {
-            seat.neighbours = Some(Neighbours { keeper: keeper.clone(), threads: orders.clone() });
-        }
-        let seats = SyncSeats { config: config.clone(), files, shared: Arc::clone(&shared) };
-        ReplicaParts { rules, sender: keeper, notes, seats }
-    });
+    for seat in &mut seats {
+        seat.neighbours = Some(Neighbours { keeper: keeper.clone(), threads: orders.clone() });
+    }
+    let sync_seats = SyncSeats { connector, places, shared: Arc::clone(&shared) };
+    let replicas = ReplicaParts { rules, sender: keeper, notes, seats: sync_seats };
     Ok((Path { shared, orders, replicas }, seats))
 }
 
 /// Makes the seats of sync engines: each has connections of its own, on the channel after those of the I/O threads.
 pub struct SyncSeats {
-    config: PathConfig,
-    files: Vec<Option<LocalFile>>,
+    connector: Arc<Connector>,
+    places: Vec<Option<Arc<Attachment>>>,
     shared: Arc<Shared>,
 }
 
@@ -167,36 +235,38 @@ impl SyncSeats {
         target: usize,
         sequence: u32,
     ) -> std::io::Result<(Seat, Postbox<Order>)> {
-        let mut view = view.clone();
-        for (index, of) in view.targets.iter_mut().enumerate() {
-            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
-        }
-        let index = self.config.queues;
+        let view = view.for_copying(source, target);
+        let index = self.connector.config.queues;
         let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: limits::TARGET_TIMEOUT };
         let shard = Shard::after(config, Arc::new(view), Arc::clone(&self.shared), sequence);
         let (postbox, wakeup) = mailbox(limits::ORDERS_MAX)?;
-        let connections = connections(&self.config, index, &shard, &self.files);
-        let shared = Arc::clone(&self.shared);
-        Ok((Seat { shard, connections, wakeup, neighbours: None, shared, index }, postbox))
+        let connections = connections(&self.connector, index, &shard, &self.places);
+        let (connector, shared) = (Arc::clone(&self.connector), Arc::clone(&self.shared));
+        Ok((Seat { shard, connections, connector, wakeup, neighbours: None, shared, index }, postbox))
+    }
+
+    /// Where each target is reached, for people.
+    pub fn addresses(&self) -> Vec<Option<String>> {
+        self.places.iter().map(|at| at.as_ref().and_then(|at| at.address())).collect()
+    }
+
+    /// A spare target has a volume from now on.
+    pub fn attach(&mut self, target: usize, at: &Arc<Attachment>) {
+        self.places[target] = Some(Arc::clone(at));
     }
 }
 
-fn connections(config: &PathConfig, index: usize, shard: &Shard, files: &[Option<LocalFile>]) -> Vec<Connection> {
-    let channel = u16::try_from(index).unwrap_or(u16::MAX);
-    let connect =
-        |(target, ((node, at), file)): (usize, ((usize, &NodeTarget), &Option<LocalFile>))| match (&at.place, file) {
-            (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
-                target,
-                address: *address,
-                hello: hello(config, channel, volume, node),
-                epoch: config.epoch,
-            }))),
-            (Place::Local(_), Some(file)) => {
-                Connection::Local(Box::new(Local::new(target, file.clone(), at.volume, shard.parts())))
-            }
-            (Place::Local(path), None) => unreachable!("{} was opened by open_local", path.display()),
-        };
-    config.targets().zip(files).enumerate().map(connect).collect()
+fn connections(
+    connector: &Connector,
+    index: usize,
+    shard: &Shard,
+    places: &[Option<Arc<Attachment>>],
+) -> Vec<Option<Connection>> {
+    let parts = shard.parts();
+    let connect = |(target, at): (usize, &Option<Arc<Attachment>>)| {
+        at.as_ref().map(|at| connector.connection(index, parts, target, at))
+    };
+    places.iter().enumerate().map(connect).collect()
 }
 
 fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize) -> Hello {
@@ -211,25 +281,26 @@ fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize) -> Hello 
     }
 }
 
-fn open_local(config: &PathConfig) -> Result<Vec<Option<LocalFile>>, StartError> {
+fn open_all(config: &PathConfig) -> Result<Vec<Option<Arc<Attachment>>>, StartError> {
     let open = |(node, target): (usize, &NodeTarget)| {
-        let Place::Local(path) = &target.place else { return Ok(None) };
-        let refuse = |errno: Errno, why: String| StartError {
-            node,
-            refusal: Refusal { errno, text: format!("cannot use {}: {why}", path.display()) },
-        };
-        let file = LocalFile::open(path).map_err(|error| {
-            let errno = Errno::from(&error);
-            refuse(errno, errno.text().to_owned())
-        })?;
-        let wanted = config.geometry.node_sectors(node);
-        if file.sectors < wanted {
-            let why = format!("it has {} sectors, and the array uses {wanted} of it", file.sectors);
-            return Err(refuse(Errno::ENOSPC, why));
-        }
-        Ok(Some(file))
+        let sectors = config.geometry.node_sectors(node);
+        let opened = Attachment::open(target.place.clone(), target.volume, node, sectors);
+        opened.map(|at| Some(Arc::new(at))).map_err(|refusal| StartError { node, refusal })
     };
     config.targets().map(open).collect()
+}
+
+fn open_local(path: &std::path::Path, sectors: u64) -> Result<LocalFile, Refusal> {
+    let refuse = |errno: Errno, why: String| Refusal { errno, text: format!("cannot use {}: {why}", path.display()) };
+    let file = LocalFile::open(path).map_err(|error| {
+        let errno = Errno::from(&error);
+        refuse(errno, errno.text().to_owned())
+    })?;
+    if file.sectors < sectors {
+        let why = format!("it has {} sectors, and the array uses {sectors} of it", file.sectors);
+        return Err(refuse(Errno::ENOSPC, why));
+    }
+    Ok(file)
 }
 
 /// Says HELLO to each server once, so that a refusal has its words before anything is started.

@@ -142,11 +142,11 @@ impl Running {
         Ok(Running::new(uri, path, Live::Nbd { listener: Some(listener), threads }, stopping, keeper))
     }
 
-    fn new(device: String, path: Path, live: Live, stopping: Arc<AtomicBool>, keeper: Option<Keeper>) -> Running {
-        Running { device, shared: path.shared, orders: path.orders, live, stopping, keeper }
+    fn new(device: String, path: Started, live: Live, stopping: Arc<AtomicBool>, keeper: Keeper) -> Running {
+        Running { device, shared: path.shared, orders: path.orders, live, stopping, keeper: Some(keeper) }
     }
 
-    /// What looks after the replicas, where there are any.
+    /// What looks after the replicas, until the end.
     pub fn keeper(&self) -> Option<KeeperHandle> {
         self.keeper.as_ref().map(Keeper::handle)
     }
@@ -211,18 +211,23 @@ impl Running {
     }
 }
 
-/// Starts what looks after the replicas, where there are any.
-fn with_keeper(config: &PathConfig, path: Path, tell: Tell) -> Result<(Path, Option<Keeper>), RunError> {
-    let Path { shared, orders, replicas } = path;
-    let started = replicas.map(|ReplicaParts { rules, sender, notes, seats }| {
-        let (name, threads) = (config.name.clone(), orders.clone());
-        Keeper::start(KeeperConfig { name, rules, shared: Arc::clone(&shared), threads, sender, notes, seats, tell })
-    });
-    let keeper = started.transpose().map_err(|error| {
+/// What is left of a path when its keeper has been started.
+struct Started {
+    shared: Arc<Shared>,
+    orders: Vec<Postbox<Order>>,
+}
+
+/// Starts what looks after the replicas.
+fn with_keeper(config: &PathConfig, path: Path, tell: Tell) -> Result<(Started, Keeper), RunError> {
+    let Path { shared, orders, replicas: ReplicaParts { rules, sender, notes, seats } } = path;
+    let (name, threads) = (config.name.clone(), orders.clone());
+    let started =
+        Keeper::start(KeeperConfig { name, rules, shared: Arc::clone(&shared), threads, sender, notes, seats, tell });
+    let keeper = started.map_err(|error| {
         let text = format!("the keeper of the replicas cannot be started: {error}");
         RunError::Frontend(Refusal { errno: Errno::from(&error), text })
     })?;
-    Ok((Path { shared, orders, replicas: None }, keeper))
+    Ok((Started { shared, orders }, keeper))
 }
 
 /// To every thread. One that has ended needs no order; one whose box is full has plenty.

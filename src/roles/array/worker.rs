@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use crate::engine::link::LinkCommand;
+use crate::engine::link::{LinkCommand, LinkEvent};
 use crate::engine::shard::Shard;
 use crate::engine::shared::Shared;
 use crate::engine::view::View;
@@ -19,6 +19,7 @@ use crate::io::local::Local;
 use crate::io::ring::{Completion, Frontend, Owner, unpack};
 use crate::io::wakeup::{Postbox, Wake, Wakeup};
 use crate::roles::array::keeper::Note;
+use crate::roles::array::path::{Attachment, Connector};
 use crate::units::Time;
 
 /// What the owner asks of an I/O thread.
@@ -32,6 +33,20 @@ pub enum Order {
     Adopt(Arc<View>),
     /// Somebody has given back what this thread's requests wait for.
     Look,
+    /// A spare target has a volume from now on.
+    Attach {
+        /// The spare target.
+        target: usize,
+        /// What is there.
+        at: Arc<Attachment>,
+    },
+    /// Flush one target, and tell the keeper.
+    Flush {
+        /// The flush's number.
+        ticket: u64,
+        /// The target.
+        target: usize,
+    },
 }
 
 /// Whom an I/O thread of an array with replicas speaks to.
@@ -63,7 +78,9 @@ impl Connection {
 /// See the module's description.
 pub struct Worker<'f, F: Frontend> {
     shard: Shard,
-    connections: Vec<Connection>,
+    /// `None`: a spare target.
+    connections: Vec<Option<Connection>>,
+    connector: Arc<Connector>,
     frontend: &'f mut F,
     wakeup: Wakeup<Order>,
     neighbours: Option<Neighbours>,
@@ -76,8 +93,10 @@ pub struct Worker<'f, F: Frontend> {
 pub struct Seat {
     /// The rules.
     pub shard: Shard,
-    /// The shard's targets, in order.
-    pub connections: Vec<Connection>,
+    /// The shard's targets, in order; `None`: a spare one.
+    pub connections: Vec<Option<Connection>>,
+    /// Makes further ones.
+    pub connector: Arc<Connector>,
     /// What wakes it.
     pub wakeup: Wakeup<Order>,
     /// With replicas: whom it speaks to.
@@ -94,6 +113,7 @@ impl<'f, F: Frontend> Worker<'f, F> {
         Worker {
             shard: seat.shard,
             connections: seat.connections,
+            connector: seat.connector,
             wakeup: seat.wakeup,
             neighbours: seat.neighbours,
             shared: seat.shared,
@@ -164,12 +184,13 @@ impl<'f, F: Frontend> Worker<'f, F> {
                 }
             }
             Owner::Link | Owner::Disk => match &mut self.connections[target] {
-                Connection::Remote(link) => {
+                Some(Connection::Remote(link)) => {
                     link.handle(self.now, rest, completion.result, &mut self.shard, self.frontend);
                 }
-                Connection::Local(local) => {
+                Some(Connection::Local(local)) => {
                     local.handle(self.now, rest, completion.result, &mut self.shard, self.frontend);
                 }
+                None => {}
             },
         }
     }
@@ -181,9 +202,18 @@ impl<'f, F: Frontend> Worker<'f, F> {
                 Order::Abort(error) => self.shard.abort(error),
                 Order::Adopt(view) => self.shard.adopt(self.now, view),
                 Order::Look => self.shard.look(self.now),
+                Order::Attach { target, at } => self.attach(target, &at),
+                Order::Flush { ticket, target } => self.shard.flush_target(self.now, ticket, target),
             }
         }
         self.wakeup.watch(self.frontend);
+    }
+
+    /// The former volume's connection is closed: the keeper frees no slot before.
+    fn attach(&mut self, target: usize, at: &Attachment) {
+        debug_assert!(self.connections[target].as_ref().is_none_or(Connection::is_idle), "a slot in use");
+        let parts = self.shard.parts();
+        self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at));
     }
 
     /// Moves requests, commands, frames and results on until nothing moves.
@@ -195,7 +225,7 @@ impl<'f, F: Frontend> Worker<'f, F> {
             while let Some(command) = self.shard.poll_link() {
                 self.obey(command);
             }
-            for connection in &mut self.connections {
+            for connection in self.connections.iter_mut().flatten() {
                 match connection {
                     Connection::Remote(link) => link.pump(&mut self.shard, self.frontend),
                     Connection::Local(local) => local.pump(self.now, &mut self.shard, self.frontend),
@@ -224,6 +254,9 @@ impl<'f, F: Frontend> Worker<'f, F> {
         while let Some((node, version)) = self.shard.poll_ack() {
             let _ = keeper.send(Note::Adopted { shard: self.shard_index, node, version });
         }
+        while let Some((ticket, durable)) = self.shard.poll_flushed() {
+            let _ = keeper.send(Note::Flushed { ticket, durable });
+        }
         while let Some(other) = self.shard.poll_wake() {
             if let Some(thread) = threads.get(other) {
                 // A full box has something in it that wakes the thread, and a tick makes it look.
@@ -236,22 +269,23 @@ impl<'f, F: Frontend> Worker<'f, F> {
         let (LinkCommand::Connect(target) | LinkCommand::Close(target)) = command;
         let connect = matches!(command, LinkCommand::Connect(_));
         match &mut self.connections[target] {
-            Connection::Remote(link) if connect => link.connect(self.now, &mut self.shard, self.frontend),
-            Connection::Remote(link) => link.close(self.now, &mut self.shard, self.frontend),
-            Connection::Local(local) if connect => local.connect(self.now, &mut self.shard),
-            Connection::Local(local) => local.close(self.now, &mut self.shard),
+            Some(Connection::Remote(link)) if connect => link.connect(self.now, &mut self.shard, self.frontend),
+            Some(Connection::Remote(link)) => link.close(self.now, &mut self.shard, self.frontend),
+            Some(Connection::Local(local)) if connect => local.connect(self.now, &mut self.shard),
+            Some(Connection::Local(local)) => local.close(self.now, &mut self.shard),
+            None => self.shard.handle_link(self.now, target, LinkEvent::Down(Errno::ENOENT)),
         }
     }
 
     /// Closes every connection and reaps whatever the ring still has, so that no completion outlives its buffer.
     fn close(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
-        for connection in &mut self.connections {
+        for connection in self.connections.iter_mut().flatten() {
             match connection {
                 Connection::Remote(link) => link.close(self.now, &mut self.shard, self.frontend),
                 Connection::Local(local) => local.close(self.now, &mut self.shard),
             }
         }
-        while !(self.connections.iter().all(Connection::is_idle) && self.wakeup.cancel(self.frontend)) {
+        while !(self.connections.iter().flatten().all(Connection::is_idle) && self.wakeup.cancel(self.frontend)) {
             completions.clear();
             self.frontend.turn(true, completions)?;
             for completion in completions.iter() {

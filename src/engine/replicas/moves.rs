@@ -1,0 +1,344 @@
+//! The move of a node from one target to another under I/O (the contract, 6):
+//!
+//! ```text
+//! Preparing --it answers--> Copying --copied, flushed--> Verifying --alike--> Mirroring --> Flushing --flushed--> Closing{view}
+//!   Closing --every shard is done--> Sealing --flushed--> Committing --durable--> in its place
+//!   Closing, Sealing --too long--> Mirroring, and again later
+//!   any but Committing --a failure, or asked to--> Ending --left durably--> the node stays where it is
+//! ```
+//!
+//! From `Mirroring` on both have everything, and every write goes to both. In `Sealing` nothing is in flight, so both are the same;
+//! the record of the change is the one point from which there is no way back.
+
+use std::time::Duration;
+
+use super::{Freeze, Job, Replicas, Standing, Step};
+use crate::bugs::{Bug, planted};
+use crate::control::target::Target;
+use crate::engine::copy::{Copied, CopyError, Task};
+use crate::engine::replicas::slots::Gone;
+use crate::engine::steer::{Move, MoveError, MoveShown, Moved, News, Phase};
+use crate::engine::view::Role;
+use crate::errno::Errno;
+use crate::units::{Id, Lba, Time};
+
+/// The first pause after a cut-over that took too long; doubled with each.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Preparing,
+    Copying,
+    Verifying,
+    Mirroring { retry_at: Time },
+    Flushing { ticket: u64 },
+    Closing { version: u64, since: Time },
+    Sealing { ticket: u64, since: Time },
+    Committing { since: Time },
+    Ending(MoveError),
+}
+
+/// See the diagram at the top.
+#[derive(Clone, Debug)]
+pub(super) struct Moving {
+    spec: Move,
+    from: usize,
+    to: usize,
+    stage: Stage,
+    paused: bool,
+    copied: u64,
+    root: Option<[u8; 32]>,
+    rolled_back: u32,
+    pause: Duration,
+}
+
+impl Moving {
+    fn new(spec: Move, from: usize, to: usize, stage: Stage) -> Moving {
+        Moving { spec, from, to, stage, paused: false, copied: 0, root: None, rolled_back: 0, pause: RETRY_MIN }
+    }
+
+    pub(super) fn from(&self) -> usize {
+        self.from
+    }
+
+    /// Whether new requests wait.
+    pub(super) fn shuts_gate(&self) -> bool {
+        let ending = matches!(self.stage, Stage::Ending(_)) && planted(Bug::AbortLeavesGate);
+        ending || matches!(self.stage, Stage::Closing { .. } | Stage::Sealing { .. } | Stage::Committing { .. })
+    }
+
+    pub(super) fn wants_job(&self) -> bool {
+        matches!(self.stage, Stage::Copying | Stage::Verifying) && !self.paused
+    }
+
+    pub(super) fn task(&self) -> Task {
+        match self.stage {
+            Stage::Verifying => Task::Verify,
+            _ => Task::Copy { fresh: self.spec.fresh },
+        }
+    }
+
+    pub(super) fn rate(&self) -> u64 {
+        self.spec.rate
+    }
+
+    pub(super) fn set_rate(&mut self, bytes: u64) {
+        self.spec.rate = bytes;
+    }
+
+    pub(super) fn next_timeout(&self) -> Time {
+        match self.stage {
+            Stage::Mirroring { retry_at } => retry_at,
+            Stage::Closing { since, .. } | Stage::Sealing { since, .. } => since.after(self.spec.max_freeze),
+            _ => Time::NEVER,
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        match self.stage {
+            Stage::Preparing | Stage::Ending(_) => Phase::Preparing,
+            Stage::Copying => Phase::Copying,
+            Stage::Verifying => Phase::Verifying,
+            Stage::Mirroring { .. } | Stage::Flushing { .. } => Phase::Mirroring,
+            Stage::Closing { .. } | Stage::Sealing { .. } | Stage::Committing { .. } => Phase::CutOver,
+        }
+    }
+}
+
+impl Replicas {
+    /// How a node's move goes.
+    pub fn move_shown(&self, node: usize) -> Option<MoveShown> {
+        let shown = |moving: &Moving| MoveShown {
+            phase: moving.phase(),
+            paused: moving.paused,
+            rolled_back: moving.rolled_back,
+        };
+        self.nodes[node].moving.as_ref().map(shown)
+    }
+
+    pub(super) fn begin_move(&mut self, spec: Move) {
+        let node = spec.node;
+        let from = self.slot(node, spec.from).filter(|from| self.targets[*from].role == Role::InSync);
+        let to = match self.slot(node, spec.to) {
+            Some(to) => Some(to).filter(|to| self.targets[*to].standing == Standing::Candidate),
+            None if from.is_none() => None,
+            None => self.attach(node, spec.target.clone(), spec.to, Standing::Candidate),
+        };
+        match (from, to) {
+            (Some(from), Some(to)) if self.nodes[node].moving.is_none() && self.targets[to].gone.is_none() => {
+                self.nodes[node].moving = Some(Moving::new(spec, from, to, Stage::Preparing));
+            }
+            _ => self.tell(News::Moved { node, result: Err(MoveError::Refused) }),
+        }
+    }
+
+    /// The operator's word: `to` has what `from` had. Only while nothing can be in flight.
+    pub(super) fn replace(&mut self, node: usize, from: Id, to: Id, target: Target) {
+        let rests = self.nodes.get(node).is_some_and(|state| {
+            let frozen = matches!(state.freeze, Freeze::Frozen { .. } | Freeze::Failed);
+            frozen && state.step == Step::Steady && state.job == Job::None && state.moving.is_none()
+        });
+        let old = self.slot(node, from).filter(|_| rests);
+        let new = old.and_then(|_| self.attach(node, target.clone(), to, Standing::Stale));
+        let (Some(old), Some(new)) = (old, new) else {
+            return self.tell(News::Moved { node, result: Err(MoveError::Refused) });
+        };
+        let max_freeze = Duration::MAX;
+        let spec = Move { node, from, to, target, rate: 0, verify: false, max_freeze, keep: false, fresh: false };
+        self.nodes[node].moving = Some(Moving::new(spec, old, new, Stage::Committing { since: Time(0) }));
+        self.take_place(node, old, new, false);
+    }
+
+    pub(super) fn pause_move(&mut self, node: usize, paused: bool) {
+        if let Some(moving) = self.nodes.get_mut(node).and_then(|state| state.moving.as_mut()) {
+            moving.paused = paused;
+        }
+    }
+
+    pub(super) fn abort_move(&mut self, node: usize) {
+        match self.nodes.get(node).map(|state| state.moving.as_ref().map(|moving| moving.stage)) {
+            // Too late: it is told how it ends.
+            Some(Some(Stage::Committing { .. } | Stage::Ending(_))) => {}
+            Some(Some(_)) => self.end_move(node, MoveError::Aborted),
+            _ => self.tell(News::Moved { node, result: Err(MoveError::Refused) }),
+        }
+    }
+
+    /// The node stays where it is: the target that was to take its place is left.
+    fn end_move(&mut self, node: usize, error: MoveError) {
+        let Some(moving) = &mut self.nodes[node].moving else { return };
+        moving.stage = Stage::Ending(error);
+        let to = moving.to;
+        self.targets[to].gone.get_or_insert(Gone::Failed);
+    }
+
+    /// A target of a node is being left: a move to it, or from it, ends.
+    pub(super) fn move_fails(&mut self, node: usize, target: usize) {
+        let Some(moving) = &self.nodes[node].moving else { return };
+        if matches!(moving.stage, Stage::Ending(_)) {
+            return;
+        }
+        if moving.to == target {
+            self.end_move(node, MoveError::Target(Errno::EIO));
+        } else if moving.from == target {
+            self.end_move(node, MoveError::Source(Lba(0), Errno::EIO));
+        }
+    }
+
+    /// The target that was to take the place is left, durably and by all.
+    pub(super) fn candidate_gone(&mut self, node: usize, target: usize, volume: Id) {
+        let moving = self.nodes[node].moving.take_if(|moving| moving.to == target);
+        match moving.map(|moving| moving.stage) {
+            Some(Stage::Ending(error)) => self.tell(News::Moved { node, result: Err(error) }),
+            Some(_) => self.tell(News::Moved { node, result: Err(MoveError::Target(Errno::EIO)) }),
+            // One that was still written after another one had taken its place.
+            None => self.tell(News::Detached { node, volume }),
+        }
+    }
+
+    /// What a move can go on with now.
+    pub(super) fn move_on(&mut self, node: usize, now: Time) {
+        let state = &self.nodes[node];
+        let Some(moving) = &state.moving else { return };
+        let (to, stage) = (moving.to, moving.stage);
+        let quiet = state.step == Step::Steady && state.job == Job::None && state.freeze == Freeze::Open;
+        let free = quiet && !moving.paused && self.targets[to].reachable && self.source(node).is_some();
+        match stage {
+            Stage::Preparing if free && self.targets[to].role == Role::Syncing => self.set_stage(node, Stage::Copying),
+            Stage::Preparing if free && state.syncing.is_none() => {
+                self.set_stage(node, Stage::Copying);
+                self.open(node, to);
+            }
+            Stage::Mirroring { retry_at } if free && retry_at <= now => {
+                if planted(Bug::RollBackForgetsWrites) {
+                    self.targets[to].role = Role::Syncing;
+                    self.publish();
+                }
+                let ticket = self.flush(to);
+                self.set_stage(node, Stage::Flushing { ticket });
+            }
+            Stage::Closing { since, .. } | Stage::Sealing { since, .. }
+                if since.after(moving.spec.max_freeze) <= now =>
+            {
+                self.roll_back(node, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn set_stage(&mut self, node: usize, stage: Stage) {
+        if let Some(moving) = &mut self.nodes[node].moving {
+            moving.stage = stage;
+        }
+    }
+
+    /// Both stay as they are, and requests go on; it is tried again later.
+    fn roll_back(&mut self, node: usize, now: Time) {
+        let Some(moving) = &mut self.nodes[node].moving else { return };
+        moving.stage = Stage::Mirroring { retry_at: now.after(moving.pause) };
+        moving.rolled_back = moving.rolled_back.saturating_add(1);
+        moving.pause = moving.pause.saturating_mul(2).min(RETRY_MAX);
+        if planted(Bug::RollBackForgetsWrites) {
+            let to = moving.to;
+            self.targets[to].role = Role::Stale;
+        }
+        self.publish();
+    }
+
+    /// What the sync engine was to do for a move has ended.
+    pub(super) fn move_synced(&mut self, node: usize, result: Result<Copied, CopyError>) {
+        let Some(moving) = &mut self.nodes[node].moving else { return };
+        let mirroring = Stage::Mirroring { retry_at: Time(0) };
+        match (moving.stage, result) {
+            (Stage::Copying, Ok(copied)) => {
+                moving.copied += copied.regions;
+                moving.stage = if moving.spec.verify { Stage::Verifying } else { mirroring };
+            }
+            (Stage::Verifying, Ok(copied)) => {
+                moving.root = copied.root;
+                moving.stage = mirroring;
+            }
+            (_, Err(CopyError::Source(at, errno))) => self.end_move(node, MoveError::Source(at, errno)),
+            (_, Err(CopyError::Target(errno))) => self.end_move(node, MoveError::Target(errno)),
+            (_, Err(CopyError::Different(at))) => self.end_move(node, MoveError::Different(at)),
+            // It goes on where it was, if it is still wanted.
+            (_, Err(CopyError::Stopped) | Ok(_)) => {}
+        }
+    }
+
+    pub(super) fn move_flushed(&mut self, node: usize, ticket: u64, durable: bool, now: Time) {
+        let state = &self.nodes[node];
+        let Some(moving) = &state.moving else { return };
+        let (from, to, keep) = (moving.from, moving.to, moving.spec.keep);
+        let steady = state.step == Step::Steady && !self.targets[to].failed && self.targets[to].gone.is_none();
+        match moving.stage {
+            Stage::Flushing { ticket: awaited } | Stage::Sealing { ticket: awaited, .. }
+                if awaited == ticket && !durable =>
+            {
+                self.end_move(node, MoveError::Target(Errno::EIO));
+            }
+            // A suspend that was asked for meanwhile goes first.
+            Stage::Flushing { ticket: awaited } if awaited == ticket && state.freeze != Freeze::Open => {
+                self.set_stage(node, Stage::Mirroring { retry_at: now });
+            }
+            Stage::Flushing { ticket: awaited } if awaited == ticket && steady => {
+                self.set_stage(node, Stage::Closing { version: u64::MAX, since: now });
+                let version = self.publish();
+                self.set_stage(node, Stage::Closing { version, since: now });
+            }
+            Stage::Sealing { ticket: awaited, since } if awaited == ticket => {
+                let late = since.after(moving.spec.max_freeze) <= now;
+                if late || !steady {
+                    return self.roll_back(node, now);
+                }
+                self.set_stage(node, Stage::Committing { since });
+                self.take_place(node, from, to, keep);
+            }
+            Stage::Flushing { ticket: awaited } if awaited == ticket => {
+                self.set_stage(node, Stage::Mirroring { retry_at: now });
+            }
+            _ => {}
+        }
+    }
+
+    /// Every shard is done with what it had begun under the older view.
+    pub(super) fn move_adopted(&mut self, node: usize, version: u64) {
+        let Some(moving) = &self.nodes[node].moving else { return };
+        let to = moving.to;
+        if let Stage::Closing { version: awaited, since } = moving.stage
+            && awaited <= version
+        {
+            let ticket = self.flush(to);
+            self.set_stage(node, Stage::Sealing { ticket, since });
+        }
+    }
+
+    /// One target takes the place of another, as soon as that is durable.
+    fn take_place(&mut self, node: usize, from: usize, to: usize, keep: bool) {
+        self.targets[to].standing = Standing::InSync;
+        self.targets[from].standing = if keep { Standing::Candidate } else { Standing::Absent };
+        if !keep {
+            self.targets[from].gone = Some(Gone::Replaced);
+        }
+        self.record(node);
+    }
+
+    /// It is durable.
+    pub(super) fn committed(&mut self, node: usize, now: Time) {
+        let committing = |moving: &mut Moving| matches!(moving.stage, Stage::Committing { .. });
+        let Some(moving) = self.nodes[node].moving.take_if(committing) else { return };
+        let Stage::Committing { since } = moving.stage else { return };
+        let regions = self.view.nodes[node].sync.as_ref().map_or(0, |map| map.regions() as u64);
+        let waited = if since == Time(0) { Duration::ZERO } else { now.since(since) };
+        let moved = Moved {
+            regions,
+            copied: moving.copied,
+            root: moving.root,
+            freeze_nanos: u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX),
+            rolled_back: moving.rolled_back,
+        };
+        self.tell(News::Moved { node, result: Ok(moved) });
+    }
+}
