@@ -75,6 +75,7 @@ pub mod control {
     pub mod spec;
     pub mod status;
     pub mod target;
+    pub mod transfer;
     pub mod tree;
 }
 

@@ -112,6 +112,8 @@ pub const KEEP_SOURCE_MIN: Duration = Duration::from_secs(1);
 pub const KEEP_SOURCE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The same unless said otherwise.
 pub const KEEP_SOURCE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// Migrations that are over and still known, of one array.
+pub const MIGRATIONS_KEPT: usize = 64;
 /// Slowest migration, bytes a second: a region each quarter of a minute.
 pub const MIGRATE_RATE_MIN: u64 = 64 << 10;
 /// Shortest `--io-timeout`.

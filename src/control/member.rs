@@ -11,11 +11,13 @@ use crate::control::record::BadRecord;
 use crate::control::replica;
 use crate::control::replica::{Generation, ReplicaSpec};
 use crate::control::spec::{Alg, ArraySpec};
+use crate::control::target::Target;
+use crate::control::transfer::{Moved, Stage, Transfer};
 use crate::limits;
 use crate::units::{Epoch, Id, NodeId, check_name};
 
-/// The version of [`MemberLabel`] that is written. Version 1 is the first.
-pub const VERSION: u32 = 1;
+/// The version of [`MemberLabel`] that is written. Version 1 knew no transfers; it is still read.
+pub const VERSION: u32 = 2;
 /// The kind of the record.
 const KIND: &str = "member";
 
@@ -31,6 +33,34 @@ pub struct NodeLabel {
     pub sectors: u64,
     /// Its replicas.
     pub replicas: Vec<ReplicaSpec>,
+}
+
+/// What a volume is in a transfer of its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferRole {
+    /// A replica of a node that moves: what the target says is to be asked before this one is used.
+    Open,
+    /// The target. It is nothing yet.
+    Candidate,
+    /// The target, in its place.
+    Committed,
+    /// The source, which has been left: its data is at the target.
+    Moved,
+}
+
+/// What a volume knows of a transfer of its node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferLabel {
+    /// The transfer.
+    pub id: Id,
+    /// What this volume is in it.
+    pub role: TransferRole,
+    /// Where the data goes.
+    pub to: Target,
+    /// The volume there.
+    pub volume: Id,
 }
 
 /// See the module's description.
@@ -57,6 +87,9 @@ pub struct MemberLabel {
     pub replica: usize,
     /// The node's generation.
     pub generation: Generation,
+    /// The transfer of its node, or by which it was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferLabel>,
     /// The volume's own node, then those after it, the first after the last, as many as fit.
     pub nodes: Vec<NodeLabel>,
 }
@@ -64,6 +97,33 @@ pub struct MemberLabel {
 impl MemberLabel {
     /// What replica `replica` of node `node` is to know.
     pub fn of(spec: &ArraySpec, host: Id, node: usize, replica: usize) -> Result<String, BadRecord> {
+        let transfer = spec.nodes.get(node).and_then(|node| node.transfer.as_ref());
+        let role = |stage| match stage {
+            Stage::Open => TransferRole::Open,
+            Stage::Committed => TransferRole::Committed,
+        };
+        MemberLabel::with(spec, host, (node, replica), transfer.map(|transfer| told(transfer, role(transfer.stage))))
+    }
+
+    /// What the target of a node's transfer is to know before it is anything.
+    pub fn candidate(spec: &ArraySpec, host: Id, node: usize) -> Result<String, BadRecord> {
+        let transfer = spec.nodes.get(node).and_then(|node| node.transfer.as_ref());
+        MemberLabel::with(spec, host, (node, 0), transfer.map(|transfer| told(transfer, TransferRole::Candidate)))
+    }
+
+    /// What a volume of node `node` is to know whose data has moved.
+    pub fn moved(spec: &ArraySpec, host: Id, node: usize, moved: &Moved) -> Result<String, BadRecord> {
+        let (to, volume) = (moved.to.clone(), moved.volume);
+        let transfer = TransferLabel { id: moved.id, role: TransferRole::Moved, to, volume };
+        MemberLabel::with(spec, host, (node, 0), Some(transfer))
+    }
+
+    fn with(
+        spec: &ArraySpec,
+        host: Id,
+        (node, replica): (usize, usize),
+        transfer: Option<TransferLabel>,
+    ) -> Result<String, BadRecord> {
         let own = spec.nodes.get(node).ok_or_else(|| BadRecord::Content("no such node".to_owned()))?;
         let mut label = MemberLabel {
             array: spec.id,
@@ -76,6 +136,7 @@ impl MemberLabel {
             count: spec.nodes.len(),
             replica,
             generation: own.generation.clone(),
+            transfer,
             nodes: Vec::new(),
         };
         let around = spec.nodes.iter().enumerate().cycle().skip(node).take(spec.nodes.len());
@@ -100,7 +161,9 @@ impl MemberLabel {
 
     /// Checks and decodes.
     pub fn decode(text: &str) -> Result<MemberLabel, BadRecord> {
-        let label: MemberLabel = record::decode(KIND, VERSION, text.as_bytes())?;
+        // What version 1 did not have is not there.
+        let version = record::version(KIND, text.as_bytes()).filter(|found| *found == 1).unwrap_or(VERSION);
+        let label: MemberLabel = record::decode(KIND, version, text.as_bytes())?;
         let wrong = |why: String| Err(BadRecord::Content(why));
         if label.count == 0 || label.count > limits::NODES_MAX {
             return wrong(format!("{} nodes", label.count));
@@ -120,10 +183,19 @@ impl MemberLabel {
         Ok(label)
     }
 
+    /// Where the data of a volume that was left is now.
+    pub fn forward(&self) -> Option<&TransferLabel> {
+        self.transfer.as_ref().filter(|transfer| transfer.role == TransferRole::Moved)
+    }
+
     /// The node that the volume stores. A label that decodes has it.
     pub fn node(&self) -> Option<&NodeLabel> {
         self.nodes.first()
     }
+}
+
+fn told(transfer: &Transfer, role: TransferRole) -> TransferLabel {
+    TransferLabel { id: transfer.status.id, role, to: transfer.status.to.clone(), volume: transfer.to }
 }
 
 #[cfg(test)]
@@ -145,6 +217,8 @@ mod tests {
             sectors: 8,
             replicas: vec![replica(format!("store-{at}:1/v")), replica(format!("store-{at}:2/v"))],
             generation: Generation::first(Id([7; 16])),
+            suspend: None,
+            transfer: None,
         };
         ArraySpec {
             name: "a".to_owned(),
@@ -156,6 +230,9 @@ mod tests {
             epoch: Epoch(3),
             nodes: (0..nodes).map(node).collect(),
             clean: false,
+            debts: Vec::new(),
+            migrations: Vec::new(),
+            migrated: 0,
             run: RunOptions::default(),
         }
     }
@@ -163,11 +240,17 @@ mod tests {
     #[test]
     fn it_round_trips() {
         let text = MemberLabel::of(&spec(3), Id([5; 16]), 1, 1).unwrap();
-        assert!(text.starts_with("dst member 1 ") && text.lines().count() == 2, "{text}");
+        assert!(text.starts_with("dst member 2 ") && text.lines().count() == 2, "{text}");
         let label = MemberLabel::decode(&text).unwrap();
         assert_eq!(label.nodes.iter().map(|node| node.at).collect::<Vec<_>>(), [1, 2, 0]);
         assert_eq!((label.count, label.replica, label.epoch, label.host), (3, 1, Epoch(3), Id([5; 16])));
         assert_eq!(label.node().unwrap().replicas, spec(3).nodes[1].replicas);
+        assert_eq!((label.transfer.as_ref(), label.forward()), (None, None));
+        let old = record::encode_line(KIND, 1, &label).unwrap();
+        assert_eq!(MemberLabel::decode(std::str::from_utf8(&old).unwrap()), Ok(label), "version 1 knew no transfers");
+        let moved = Moved { id: Id([1; 16]), volume: Id([2; 16]), to: "k:1/v".parse().unwrap() };
+        let label = MemberLabel::decode(&MemberLabel::moved(&spec(3), Id([5; 16]), 1, &moved).unwrap()).unwrap();
+        assert_eq!(label.forward().map(|forward| forward.to.to_string()).as_deref(), Some("k:1/v"));
     }
 
     #[test]

@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::migration::MigrationStatus;
+use crate::control::node::Suspended;
 use crate::control::record;
 use crate::control::record::BadRecord;
 use crate::control::replica;
 use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::target::Target;
+use crate::control::transfer::{Debt, Stage, Transfer};
 use crate::limits;
 use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duration};
 use crate::wire::nbd::address::NbdAddress;
 
-/// The version of [`ArraySpec`] that is written. Version 1 had one target a node; it is still read.
-pub const VERSION: u32 = 2;
+/// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers; both are
+/// still read.
+pub const VERSION: u32 = 3;
 /// The kind of an array's record.
 const KIND: &str = "array";
 
@@ -191,6 +195,12 @@ pub struct NodeSpec {
     pub replicas: Vec<ReplicaSpec>,
     /// The name of its set of in-sync replicas.
     pub generation: Generation,
+    /// Its requests are held, and restored so before the array is served again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspended>,
+    /// It moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
 }
 
 /// A node of a record of version 1.
@@ -227,6 +237,15 @@ pub struct ArraySpec<N = NodeSpec> {
     /// array, whose volumes may hold anything.
     #[serde(default)]
     pub clean: bool,
+    /// Volumes that are still to be let go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub debts: Vec<Debt>,
+    /// Migrations that are over, the last `limits::MIGRATIONS_KEPT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrations: Vec<MigrationStatus>,
+    /// How many migrations there have been.
+    #[serde(default)]
+    pub migrated: u64,
     /// How it runs, or ran last.
     pub run: RunOptions,
 }
@@ -239,6 +258,8 @@ impl ArraySpec<NodeSpec1> {
             sectors: node.sectors,
             replicas: vec![ReplicaSpec { target: node.target, volume: node.volume, state: ReplicaState::InSync }],
             generation: Generation::first(self.id),
+            suspend: None,
+            transfer: None,
         };
         ArraySpec {
             nodes: self.nodes.into_iter().map(node).collect(),
@@ -250,6 +271,9 @@ impl ArraySpec<NodeSpec1> {
             block: self.block,
             epoch: self.epoch,
             clean: false,
+            debts: Vec::new(),
+            migrations: Vec::new(),
+            migrated: 0,
             run: self.run,
         }
     }
@@ -261,6 +285,22 @@ impl ArraySpec {
         self.nodes.iter().flat_map(|node| node.replicas.iter().map(move |replica| (node, replica)))
     }
 
+    /// Every volume that is or may be assigned to the array, with the node that it is or was of: the replicas in their order, then
+    /// targets of transfers, then what is still to be let go.
+    pub fn held(&self) -> impl Iterator<Item = (String, &Target)> {
+        let replicas = self.replicas().map(|(node, replica)| (format!("node {}", node.start), &replica.target));
+        let moving = self.nodes.iter().filter_map(|node| Some((node, node.transfer.as_ref()?)));
+        let moving = moving.map(|(node, transfer)| {
+            let target = match transfer.stage {
+                Stage::Open => &transfer.status.to,
+                Stage::Committed => &transfer.status.from,
+            };
+            (format!("migration {} of node {}", transfer.status.number, node.start), target)
+        });
+        let debts = self.debts.iter().map(|debt| (format!("a former volume of node {}", debt.node), &debt.target));
+        replicas.chain(moving).chain(debts)
+    }
+
     /// The bytes to store.
     pub fn encode(&self) -> Result<Vec<u8>, BadRecord> {
         record::encode(KIND, VERSION, self)
@@ -270,6 +310,8 @@ impl ArraySpec {
     pub fn decode(name: &str, bytes: &[u8]) -> Result<ArraySpec, BadRecord> {
         let spec: ArraySpec = match record::version(KIND, bytes) {
             Some(1) => record::decode::<ArraySpec<NodeSpec1>>(KIND, 1, bytes)?.upgrade(),
+            // What version 2 did not have is not there.
+            Some(2) => record::decode(KIND, 2, bytes)?,
             _ => record::decode(KIND, VERSION, bytes)?,
         };
         let wrong = |why: String| Err(BadRecord::Content(why));
@@ -297,10 +339,40 @@ impl ArraySpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::migration::MigrationState;
+    use crate::control::node::OnExpire;
     use crate::units::Lba;
 
     fn replica(target: &str, volume: u8, state: ReplicaState) -> ReplicaSpec {
         ReplicaSpec { target: target.parse().unwrap(), volume: Id([volume; 16]), state }
+    }
+
+    fn transfer() -> Transfer {
+        let status = MigrationStatus {
+            number: 3,
+            id: Id([9; 16]),
+            node: NodeId(Lba(0)),
+            from: "h:1/v".parse().unwrap(),
+            to: "k:1/v".parse().unwrap(),
+            state: MigrationState::Copying,
+            paused: true,
+            rate: 7,
+            max_freeze: limits::MAX_FREEZE_DEFAULT,
+            verify: true,
+            keep_until: None,
+            epoch: Epoch(3),
+            begun: 6,
+            ended: None,
+            size: 4096,
+            copied: 0,
+            regions: 0,
+            root: None,
+            freeze_nanos: None,
+            rolled_back: 0,
+            why: None,
+        };
+        let keep = Some(Duration::from_secs(60));
+        Transfer { status, from: Id([1; 16]), to: Id([3; 16]), made: true, keep, stage: Stage::Open }
     }
 
     fn spec() -> ArraySpec {
@@ -320,7 +392,24 @@ mod tests {
                     replica("i:1/v", 2, ReplicaState::Syncing { from: Lba(4) }),
                 ],
                 generation: Generation::first(Id([7; 16])).next(Id([8; 16])),
+                suspend: Some(Suspended {
+                    by: "me".to_owned(),
+                    since: 7,
+                    until: Some(8),
+                    on_expire: OnExpire::Fail,
+                    failing: false,
+                }),
+                transfer: Some(transfer()),
             }],
+            debts: vec![Debt {
+                node: NodeId(Lba(0)),
+                target: "h:1/x".parse().unwrap(),
+                volume: Id::NIL,
+                remove: true,
+                moved: None,
+            }],
+            migrations: vec![transfer().status],
+            migrated: 3,
             clean: true,
             run: RunOptions { frontend: "nbd:/run/a.sock".parse().unwrap(), queues: 2, ..RunOptions::default() },
         }
@@ -329,8 +418,34 @@ mod tests {
     #[test]
     fn a_record_round_trips() {
         let bytes = spec().encode().unwrap();
-        assert!(bytes.starts_with(b"dst array 2 "));
+        assert!(bytes.starts_with(b"dst array 3 "));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(spec()));
+        let held: Vec<String> = spec().held().map(|(what, target)| format!("{what}: {target}")).collect();
+        assert_eq!(
+            held,
+            [
+                "node n-0: h:1/v",
+                "node n-0: i:1/v",
+                "migration 3 of node n-0: k:1/v",
+                "a former volume of node n-0: h:1/x"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_record_of_version_2_holds_nothing_and_moves_nothing() {
+        let mut old = serde_json::to_value(spec()).unwrap();
+        for gone in ["debts", "migrations", "migrated"] {
+            old.as_object_mut().unwrap().remove(gone);
+        }
+        for gone in ["suspend", "transfer"] {
+            old["nodes"][0].as_object_mut().unwrap().remove(gone);
+        }
+        let bytes = record::encode(KIND, 2, &old).unwrap();
+        let mut expected = spec();
+        (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
+        (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
     }
 
     #[test]
@@ -345,6 +460,8 @@ mod tests {
         let bytes = record::encode(KIND, 1, &old).unwrap();
         let mut expected = spec();
         expected.nodes[0].replicas.truncate(1);
+        (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
+        (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
         expected.clean = false;
         expected.nodes[0].generation = Generation::first(Id([7; 16]));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));

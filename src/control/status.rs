@@ -362,7 +362,10 @@ impl ArrayStatus {
         self.tags_free = Some(live.tags_free);
         self.kernel = live.device.into_iter().collect();
         for (node, live) in self.nodes.iter_mut().zip(live.nodes) {
-            (node.gate, node.parked) = (live.gate, live.parked);
+            node.parked = live.parked;
+            if live.gate != Gate::Open {
+                node.gate = live.gate;
+            }
             if let (Some(migration), Some(moving)) = (&mut node.migration, live.migration) {
                 migration.with_live(moving);
             }
@@ -377,7 +380,7 @@ impl ArrayStatus {
                 replica.link = live.link;
                 replica.tries = live.tries;
                 replica.down_seconds = live.down.as_secs();
-                replica.last_error = live.last_error;
+                replica.last_error.clone_from(&live.last_error);
                 replica.counters = live.counters;
             }
             let in_sync = node.replicas.iter().filter(|replica| replica.state == Trust::InSync);

@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 
 use crate::control::command::{Answer, Command, Create, Refusal, Removed, Terms};
-use crate::control::node::NodeAsk;
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
@@ -19,20 +18,26 @@ use crate::engine::replicas::Standing;
 use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::{Epoch, Id, NodeId, Time};
+use crate::units::{Epoch, Id, Time};
 use crate::wire::volume::{Claim, Member};
 
 use self::import::Gathering;
+use self::live::Live;
 use self::replicas::Change;
 
+mod debts;
+mod errand;
 mod import;
+mod live;
 mod muster;
 pub mod plan;
 mod regroup;
 mod replicas;
 mod run;
+mod suspend;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod view;
 
 /// Who asked, for the performer to answer.
@@ -50,6 +55,8 @@ pub enum Event {
     Boot {
         /// The id of the state directory.
         host: Id,
+        /// The time of day, seconds since 1970.
+        wall: u64,
         /// The records that were found, or could not be read, and why.
         records: Vec<(String, Result<ArraySpec, String>)>,
     },
@@ -140,9 +147,16 @@ pub enum Work {
     Claim(Id, Epoch, Vec<(Target, u64)>),
     /// Stores a text with each volume, under the claim on it. Answered by [`Outcome::Each`].
     Label(Id, Claim, Vec<(Target, String)>),
+    /// Makes a volume of so many bytes on a server. Answered by [`Outcome::Each`].
+    Make(Target, u64),
+    /// Claims volumes for an array with a claim that it has already: HELLO on each, with these features. Answered by
+    /// [`Outcome::Each`].
+    Join(Id, Claim, Vec<(Target, u64)>),
+    /// As `Free`; those that are marked are then removed with what they hold. Answered by [`Outcome::Each`].
+    Discard(Id, Vec<(Target, bool)>),
     /// Starts the data path and its frontend under a claim. Answered by [`Outcome::Launched`].
     Launch(Box<ArraySpec>, Claim),
-    /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Saved`].
+    /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Regrouped`].
     Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
     /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Halted`].
     Halt {
@@ -164,6 +178,8 @@ pub enum Outcome {
     Assigned(Vec<Result<Id, Refusal>>),
     /// One result per target.
     Each(Vec<Result<(), Refusal>>),
+    /// Of the record, and of each text; texts are not written where the record could not be.
+    Regrouped(Result<(), Refusal>, Vec<Result<(), Refusal>>),
     /// The claim that was made, and on which volumes.
     Claimed(Claim, Vec<Result<(), Refusal>>),
     /// The device's path or URI.
@@ -267,12 +283,16 @@ struct Array {
     was_clean: bool,
     /// A change of its replicas that is to be made durable.
     regroup: Option<(Vec<(Id, Standing)>, Id)>,
+    /// What is known while it is in use.
+    live: Live,
 }
 
 /// The owner of all arrays of one state directory.
 #[derive(Default)]
 pub struct Owner {
     host: Id,
+    /// A moment, and the time of day then, seconds since 1970.
+    clock: (Time, u64),
     arrays: BTreeMap<String, Array>,
     jobs: BTreeMap<JobId, String>,
     imports: BTreeMap<JobId, Gathering>,
@@ -285,12 +305,13 @@ impl Owner {
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Boot { host, records } => {
+            Event::Boot { host, wall, records } => {
                 self.host = host;
+                self.clock = (now, wall);
                 self.boot(records, &mut effects);
             }
             Event::Command { ticket, command, fresh } => {
-                if let Err(refusal) = self.command(ticket, command, fresh, &mut effects) {
+                if let Err(refusal) = self.command(ticket, command, (fresh, now), &mut effects) {
                     effects.push(Effect::Reply(ticket, Err(refusal)));
                 }
             }
@@ -301,20 +322,26 @@ impl Owner {
                 } else if let Some(name) = self.jobs.remove(&job)
                     && let Some(mut array) = self.arrays.remove(&name)
                 {
-                    array.job = None;
-                    if let Some(mut array) = self.advance(array, outcome, fresh, now, &mut effects) {
-                        self.regroup(&mut array, &mut effects);
+                    if array.job == Some(job) {
+                        array.job = None;
+                        if let Some(mut array) = self.advance(array, outcome, fresh, now, &mut effects) {
+                            self.pump(&mut array, now, &mut effects);
+                            self.arrays.insert(name, array);
+                        }
+                    } else {
+                        self.errand_done(&mut array, job, outcome, now, &mut effects);
+                        self.pump(&mut array, now, &mut effects);
                         self.arrays.insert(name, array);
                     }
                 }
             }
             Event::Died { name, epoch, why } => self.bury(&name, epoch, why, &mut effects),
-            Event::News { name, epoch, news } => self.news(&name, epoch, &news, &mut effects),
+            Event::News { name, epoch, news } => self.news(&name, epoch, news, now, &mut effects),
             Event::Regroup { name, epoch, standings, fresh } => {
                 if let Some(mut array) = self.arrays.remove(&name) {
                     if array.spec.epoch == epoch {
                         array.regroup = Some((standings, fresh));
-                        self.regroup(&mut array, &mut effects);
+                        self.pump(&mut array, now, &mut effects);
                     }
                     self.arrays.insert(name, array);
                 }
@@ -330,9 +357,9 @@ impl Owner {
 
     /// When [`Event::Tick`] is wanted next.
     pub fn next_wake(&self) -> Time {
-        let wakes = self.arrays.values().filter_map(|array| match array.life {
-            Life::Stuck(until, _) | Life::Waiting(until, _) => Some(until),
-            _ => None,
+        let wakes = self.arrays.values().map(|array| match array.life {
+            Life::Stuck(until, _) | Life::Waiting(until, _) => until,
+            _ => array.live.next_wake(),
         });
         if self.closing { Time::NEVER } else { wakes.min().unwrap_or(Time::NEVER) }
     }
@@ -371,7 +398,7 @@ impl Owner {
                 self.work(array, Life::Undoing(None, why), free, effects);
             }
             Phase::Removing => {
-                let free = Work::Free(array.spec.id, targets);
+                let free = Work::Free(array.spec.id, array.held());
                 self.work(array, Life::Freeing(None, false), free, effects);
             }
         }
@@ -384,12 +411,18 @@ impl Owner {
         let due: Vec<String> = self
             .arrays
             .iter()
-            .filter(|(_, array)| matches!(array.life, Life::Stuck(until, _) | Life::Waiting(until, _) if until <= now))
+            .filter(|(_, array)| match array.life {
+                Life::Stuck(until, _) | Life::Waiting(until, _) => until <= now,
+                _ => array.is_served() && array.live.next_wake() <= now,
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {
             if let Some(mut array) = self.arrays.remove(&name) {
-                self.resume(&mut array, effects);
+                match array.is_served() {
+                    true => self.tick_live(&mut array, now, effects),
+                    false => self.resume(&mut array, effects),
+                }
                 self.arrays.insert(name, array);
             }
         }
@@ -428,7 +461,7 @@ impl Owner {
         &mut self,
         ticket: Ticket,
         command: Command,
-        fresh: Id,
+        (fresh, now): (Id, Time),
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         if self.closing {
@@ -449,31 +482,21 @@ impl Owner {
             Command::Start { run, terms, .. } => self.start(ticket, &mut array, run, terms, effects),
             Command::Stop { force, .. } => self.stop(ticket, &mut array, force, effects),
             Command::Remove { force, .. } => self.remove(ticket, &mut array, force, effects),
+            Command::AddReplica { node, target, .. } if array.is_served() => {
+                self.attach_replica(ticket, &mut array, (node, &target), now, effects)
+            }
+            Command::RemoveReplica { node, replica, .. } if array.is_served() => {
+                self.detach_replica(ticket, &mut array, (node, replica), effects)
+            }
             Command::AddReplica { node, target, .. } => self.add_replica(ticket, &mut array, node, &target, effects),
             Command::RemoveReplica { node, replica, .. } => {
                 self.remove_replica(ticket, &mut array, (node, replica), fresh, effects)
             }
-            Command::Node { node, ask, .. } => self.ask_node(&array, node, &ask),
+            Command::Node { node, ask, .. } => self.ask_node(ticket, &mut array, (node, ask), (fresh, now), effects),
             Command::Create(_) | Command::Import(_) => Ok(()),
         };
         self.arrays.insert(name, array);
         result
-    }
-
-    /// What the data paths cannot do yet is refused.
-    fn ask_node(&self, array: &Array, node: NodeId, ask: &NodeAsk) -> Result<(), Refusal> {
-        let name = &array.spec.name;
-        if !array.spec.nodes.iter().any(|other| other.start == node) {
-            let text = format!("array '{name}' has no node {node}: 'dst status {name}' shows its nodes");
-            return Err(Refusal::new(Errno::ENOENT, text));
-        }
-        let what = match ask {
-            NodeAsk::Suspend(_) | NodeAsk::Resume | NodeAsk::Fail => "suspend",
-            NodeAsk::Replace(_) => "replace",
-            NodeAsk::Migrate(_) | NodeAsk::Migration(..) => "migrate",
-        };
-        let text = format!("this dstd cannot {what} nodes yet: a newer one can");
-        Err(Refusal::new(Errno::EOPNOTSUPP, text))
     }
 
     fn create(&mut self, ticket: Ticket, create: &Create, id: Id, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
@@ -504,12 +527,12 @@ impl Owner {
                 Ok(())
             }
             Life::Stopped => {
-                let survey = Work::Survey(array.targets());
+                let survey = Work::Survey(array.held());
                 self.work(array, Life::Visiting(ticket), survey, effects);
                 Ok(())
             }
             Life::Stuck(..) if force => {
-                let free = Work::Free(array.spec.id, array.targets());
+                let free = Work::Free(array.spec.id, array.held());
                 self.work(array, Life::Freeing(Some(ticket), true), free, effects);
                 Ok(())
             }
@@ -596,7 +619,7 @@ impl Owner {
                 }
             }
             (Life::Dooming(ticket, force), Outcome::Saved(Ok(()))) => {
-                let free = Work::Free(array.spec.id, array.targets());
+                let free = Work::Free(array.spec.id, array.held());
                 self.work(&mut array, Life::Freeing(Some(ticket), force), free, effects);
             }
             (Life::Dooming(ticket, _), Outcome::Saved(Err(why))) => {
@@ -660,11 +683,17 @@ impl Array {
             claim: None,
             was_clean: false,
             regroup: None,
+            live: Live::default(),
         }
     }
 
     fn targets(&self) -> Vec<Target> {
         self.spec.replicas().map(|(_, replica)| replica.target.clone()).collect()
+    }
+
+    /// Every volume that is or may be its own.
+    fn held(&self) -> Vec<Target> {
+        self.spec.held().map(|(_, target)| target.clone()).collect()
     }
 
     fn members(&self) -> Vec<(Target, Member)> {

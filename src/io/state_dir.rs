@@ -249,7 +249,17 @@ mod tests {
             chunk: 0,
             block: 512,
             epoch: Epoch(0),
-            nodes: vec![NodeSpec { start: NodeId(Lba(0)), sectors: 8, replicas, generation }],
+            nodes: vec![NodeSpec {
+                start: NodeId(Lba(0)),
+                sectors: 8,
+                replicas,
+                generation,
+                suspend: None,
+                transfer: None,
+            }],
+            debts: Vec::new(),
+            migrations: Vec::new(),
+            migrated: 0,
             clean: false,
             run: RunOptions::default(),
         }

@@ -248,6 +248,9 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
         epoch,
         nodes,
         clean: false,
+        debts: Vec::new(),
+        migrations: Vec::new(),
+        migrated: 0,
         run: RunOptions::default(),
     };
     if let Err(bad) = plan::geometry(&spec) {
@@ -308,7 +311,8 @@ fn node(
         return refuse(Errno::ENOENT, &why);
     }
     let (start, sectors, replicas) = (label.start, label.sectors, label.replicas.clone());
-    Ok(NodeSpec { start, sectors, replicas, generation: newest.label.generation.clone() })
+    let generation = newest.label.generation.clone();
+    Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None })
 }
 
 /// A node of which no volume has a label that can be used.

@@ -60,12 +60,13 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
         }
         let replica = |target| ReplicaSpec { target, volume: Id::NIL, state: ReplicaState::InSync };
         let replicas = targets.into_iter().map(replica).collect();
-        nodes.push(NodeSpec { start: NodeId(Lba(0)), sectors: 0, replicas, generation: Generation::first(id) });
+        let generation = Generation::first(id);
+        let start = NodeId(Lba(0));
+        nodes.push(NodeSpec { start, sectors: 0, replicas, generation, suspend: None, transfer: None });
     }
     let run = RunOptions::default();
     let (name, alg, block) = (create.name.clone(), create.alg, create.block);
-    let spec =
-        ArraySpec { name, id, phase: Phase::Creating, alg, chunk, block, epoch: Epoch(0), nodes, clean: false, run };
+    let spec = ArraySpec { name, id, phase: Phase::Creating, alg, chunk, block, nodes, run, ..nameless("") };
     if alg == Alg::Striped {
         // Sizes that any chunk divides: only the chunk and the count can be wrong.
         lay(&spec, &vec![limits::CHUNK_BYTES_MAX / SECTOR_BYTES; spec.nodes.len()]).map_err(|bad| {
@@ -165,16 +166,16 @@ pub(super) fn shared_fate(spec: &ArraySpec) -> Vec<String> {
 
 /// Whether every volume can be asked to let go. One that is gone needs not be asked.
 pub(super) fn check_removal(spec: &ArraySpec, host: Id, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
-    for ((node, replica), found) in spec.replicas().zip(found) {
+    for ((what, target), found) in spec.held().zip(found) {
         if let Ok(Found { member: Some(member), claim: Some(claim), .. }) = found
             && member.id == spec.id
             && claim.host != host
         {
             let name = &spec.name;
             let text = format!(
-                "array '{name}' is not removed: node {} ({}): another host has claimed the volume ({}, epoch {}) and may use the \
+                "array '{name}' is not removed: {what} ({target}): another host has claimed the volume ({}, epoch {}) and may use the \
                  array: remove it there. 'dst remove {name} --force' forgets the array here and leaves it such volumes",
-                node.start, replica.target, claim.host, claim.epoch.0
+                claim.host, claim.epoch.0
             );
             return Err(Refusal::new(Errno::EBUSY, text));
         }
@@ -183,12 +184,10 @@ pub(super) fn check_removal(spec: &ArraySpec, host: Id, found: &[Result<Found, R
         {
             let name = &spec.name;
             let text = format!(
-                "array '{name}' is not removed: node {} ({}): {}. Bring it back, or 'dst remove {name} --force': the volume then \
+                "array '{name}' is not removed: {what} ({target}): {}. Bring it back, or 'dst remove {name} --force': the volume then \
                  stays assigned until '{}'",
-                node.start,
-                replica.target,
                 why.text,
-                free_command(&replica.target)
+                free_command(target)
             );
             return Err(Refusal::new(why.errno, text));
         }
@@ -198,19 +197,16 @@ pub(super) fn check_removal(spec: &ArraySpec, host: Id, found: &[Result<Found, R
 
 /// The first of the results that is not a success, with its node.
 pub(super) fn first_error<T>(spec: &ArraySpec, results: &[Result<T, Refusal>]) -> Option<Refusal> {
-    spec.replicas().zip(results).find_map(|((node, replica), result)| {
+    spec.held().zip(results).find_map(|((what, target), result)| {
         let why = result.as_ref().err()?;
-        Some(Refusal::new(why.errno, format!("node {} ({}): {}", node.start, replica.target, why.text)))
+        Some(Refusal::new(why.errno, format!("{what} ({target}): {}", why.text)))
     })
 }
 
 /// What to say about each volume that still names the array.
 pub(super) fn left_assigned(spec: &ArraySpec, results: &[Result<(), Refusal>]) -> Vec<String> {
-    let left = spec
-        .replicas()
-        .zip(results)
-        .filter_map(|((_, replica), result)| Some(self::left(&replica.target, &spec.name, result.as_ref().err()?)));
-    left.collect()
+    let left = spec.held().zip(results);
+    left.filter_map(|((_, target), result)| Some(self::left(target, &spec.name, result.as_ref().err()?))).collect()
 }
 
 /// What to say about a volume that still names the array called `name`.
@@ -291,6 +287,9 @@ pub(super) fn nameless(name: &str) -> ArraySpec {
         epoch: Epoch(0),
         nodes: Vec::new(),
         clean: false,
+        debts: Vec::new(),
+        migrations: Vec::new(),
+        migrated: 0,
         run: RunOptions::default(),
     }
 }

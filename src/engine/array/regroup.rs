@@ -1,60 +1,25 @@
-//! The owner's part that makes changes of a started array's replicas durable: in the record first, then on the labels of those that
-//! are in sync. A label that is newer than the record would say that the record is an old copy.
+//! What a data path has asked to be made durable of its replicas, put into the record. A label that is newer than the record would
+//! say that the record is an old copy, so the record is written first.
 
-use super::{Array, Effect, Life, Owner, Work};
-use crate::control::command::Refusal;
-use crate::control::replica::ReplicaState;
+use super::Array;
+use super::errand::{Errand, Purpose, Step};
+use crate::control::migration::MigrationState;
+use crate::control::replica::{ReplicaSpec, ReplicaState};
+use crate::control::spec::NodeSpec;
+use crate::control::transfer::{Debt, Stage};
 use crate::engine::replicas::Standing;
-use crate::engine::steer::News;
-use crate::units::{Epoch, Id};
+use crate::units::Id;
 
-impl Owner {
-    /// Begins with what the array's data path has asked for, as soon as nothing else is under way.
-    pub(super) fn regroup(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
-        let Life::Started(device) = array.life.clone() else { return };
-        let Some((standings, fresh)) = array.regroup.take() else { return };
-        apply(array, &standings, fresh);
-        let in_sync: Vec<bool> = array.spec.replicas().map(|(_, replica)| replica.state.is_in_sync()).collect();
-        match (array.claim, array.labels(&in_sync, self.host)) {
-            (Some(claim), Ok(labels)) => {
-                let work = Work::Regroup(Box::new(array.spec.clone()), claim, labels);
-                self.work(array, Life::Regrouping(device), work, effects);
-            }
-            _ => effects.push(Effect::Regrouped(array.spec.name.clone(), false)),
-        }
-    }
-
-    /// A data path tells how something ended.
-    pub(super) fn news(&mut self, name: &str, epoch: Epoch, news: &News, _effects: &mut Vec<Effect>) {
-        let array = self.arrays.get(name).filter(|array| array.spec.epoch == epoch);
-        debug_assert!(array.is_none(), "nothing is asked yet, and {news:?} told");
-    }
-
-    /// It is durable, or could not be made so; then the data path asks again.
-    pub(super) fn regrouped(
-        &mut self,
-        array: &mut Array,
-        device: String,
-        result: Result<(), Refusal>,
-        effects: &mut Vec<Effect>,
-    ) {
-        array.trouble = result.as_ref().err().map(|why| format!("a change of its replicas is not durable yet: {why}"));
-        array.life = Life::Started(device.clone());
-        effects.push(Effect::Regrouped(array.spec.name.clone(), result.is_ok()));
-        let stop = array.stop.take();
-        if stop.is_some() || self.closing {
-            let halt = Work::Halt { name: array.spec.name.clone(), force: self.closing };
-            return self.work(array, Life::Halting(stop, device), halt, effects);
-        }
-        self.regroup(array, effects);
-    }
-}
-
-/// Puts the standings into the record; a node whose in-sync set has changed has a new generation.
-fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) {
+/// Puts the standings into the record; a node whose in-sync set has changed has a new generation, and its labels are to be written.
+pub(super) fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) {
     let standing = |volume: Id| standings.iter().find(|(of, _)| *of == volume).map(|(_, standing)| *standing);
-    for node in &mut array.spec.nodes {
-        let before: Vec<bool> = node.replicas.iter().map(|replica| replica.state.is_in_sync()).collect();
+    let mut released = Vec::new();
+    for (at, node) in array.spec.nodes.iter_mut().enumerate() {
+        let before = in_sync(node);
+        commit(node, standing);
+        if let Some(errand) = array.live.errands.get(&at) {
+            swap(node, errand, &mut array.spec.debts, standing);
+        }
         for replica in &mut node.replicas {
             match standing(replica.volume) {
                 Some(Standing::InSync) => replica.state = ReplicaState::InSync,
@@ -62,9 +27,70 @@ fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) {
                 _ => {}
             }
         }
-        let after: Vec<bool> = node.replicas.iter().map(|replica| replica.state.is_in_sync()).collect();
-        if before != after {
+        leave(node, &mut array.spec.debts, standing);
+        let kept = node.transfer.as_ref().filter(|transfer| transfer.stage == Stage::Committed);
+        if kept.is_some_and(|transfer| transfer.keep.is_some() && standing(transfer.from) == Some(Standing::Absent)) {
+            released.push(at);
+        }
+        if in_sync(node) != before {
             node.generation = node.generation.next(fresh);
+            array.live.owed.insert(at);
         }
     }
+    for node in released {
+        // It ended when the node had moved.
+        array.close_transfer(node, MigrationState::Done, None, 0);
+    }
+}
+
+fn in_sync(node: &NodeSpec) -> Vec<Id> {
+    let in_sync = node.replicas.iter().filter(|replica| replica.state.is_in_sync());
+    in_sync.map(|replica| replica.volume).collect()
+}
+
+/// The target of a transfer takes the place of its source.
+fn commit(node: &mut NodeSpec, standing: impl Fn(Id) -> Option<Standing>) {
+    let Some(transfer) = node.transfer.as_mut().filter(|transfer| transfer.stage == Stage::Open) else { return };
+    if transfer.to.is_nil() || standing(transfer.to) != Some(Standing::InSync) {
+        return;
+    }
+    let (target, volume) = (transfer.status.to.clone(), transfer.to);
+    let replica = ReplicaSpec { target, volume, state: ReplicaState::InSync };
+    match node.replicas.iter_mut().find(|replica| replica.volume == transfer.from) {
+        Some(place) => *place = replica,
+        None => node.replicas.push(replica),
+    }
+    (transfer.stage, transfer.status.state) = (Stage::Committed, MigrationState::CutOver);
+}
+
+/// A volume that is said to have the data takes the place of a replica.
+fn swap(node: &mut NodeSpec, errand: &Errand, debts: &mut Vec<Debt>, standing: impl Fn(Id) -> Option<Standing>) {
+    let Purpose::Replace { old, same: true, .. } = errand.purpose else { return };
+    if !matches!(errand.step, Step::Swapping) || standing(errand.volume) != Some(Standing::InSync) {
+        return;
+    }
+    let Some(place) = node.replicas.iter_mut().find(|replica| replica.volume == old) else { return };
+    let (target, volume, state) = (errand.target.clone(), errand.volume, ReplicaState::InSync);
+    let former = std::mem::replace(place, ReplicaSpec { target, volume, state });
+    debts.retain(|debt| debt.target != errand.target);
+    debts.push(debt(node, former));
+}
+
+/// Replicas that are none any more are to be let go.
+fn leave(node: &mut NodeSpec, debts: &mut Vec<Debt>, standing: impl Fn(Id) -> Option<Standing>) {
+    let absent = |replica: &ReplicaSpec| standing(replica.volume) == Some(Standing::Absent);
+    let (gone, stay): (Vec<ReplicaSpec>, Vec<ReplicaSpec>) = node.replicas.drain(..).partition(absent);
+    node.replicas = stay;
+    if !node.replicas.iter().any(|replica| replica.state.is_in_sync()) {
+        // Never asked for: the record must have one that can be trusted.
+        debug_assert!(gone.is_empty(), "the last one in sync is never left");
+        return node.replicas.extend(gone);
+    }
+    for replica in gone {
+        debts.push(debt(node, replica));
+    }
+}
+
+fn debt(node: &NodeSpec, former: ReplicaSpec) -> Debt {
+    Debt { node: node.start, target: former.target, volume: former.volume, remove: false, moved: None }
 }

@@ -72,16 +72,7 @@ impl Owner {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let at = array.stopped_node(node)?;
-        let target: Target = target.parse().map_err(|why: String| Refusal::new(Errno::EINVAL, why))?;
-        let count = array.spec.nodes[at].replicas.len();
-        if count >= limits::REPLICAS_MAX {
-            let text = format!("node {node} has {count} replicas already, the most there can be: remove one first");
-            return Err(Refusal::new(Errno::EINVAL, text));
-        }
-        if let Some((other, _)) = array.spec.replicas().find(|(_, replica)| replica.target == target) {
-            let text = format!("{target} is a replica of node {} already", other.start);
-            return Err(Refusal::new(Errno::EINVAL, text));
-        }
+        let target = addable(array, at, target)?;
         let survey = Work::Survey(vec![target.clone()]);
         self.work(array, Life::Changing(ticket, at, Change::Probing(target)), survey, effects);
         Ok(())
@@ -96,23 +87,10 @@ impl Owner {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let at = array.stopped_node(node)?;
-        let name = array.spec.name.clone();
+        let in_sync = removable(array, at, replica)?.state.is_in_sync();
         let spec = &mut array.spec.nodes[at];
         let former = Box::new(spec.clone());
-        let Some(gone) = spec.replicas.get(replica) else {
-            let text = format!("node {node} has no replica {replica}: 'dst replica list {name}' shows those there are");
-            return Err(Refusal::new(Errno::ENOENT, text));
-        };
-        let others = spec.replicas.iter().enumerate().filter(|(other, _)| *other != replica);
-        if !others.map(|(_, replica)| replica.state).any(ReplicaState::is_in_sync) {
-            let text = format!(
-                "replica {replica} of node {node} ({}) is the last one that is in sync: without it the node's data is lost. Add another and let \
-                 it fill first, or 'dst remove {name}' the array",
-                gone.target
-            );
-            return Err(Refusal::new(Errno::EBUSY, text));
-        }
-        if gone.state.is_in_sync() {
+        if in_sync {
             spec.generation = spec.generation.next(fresh);
         }
         let (target, volume) = (spec.replicas[replica].target.clone(), Id::NIL);
@@ -215,8 +193,49 @@ impl Owner {
     }
 }
 
+/// The target that is to be a further replica of a node, if there can be one more.
+pub(super) fn addable(array: &Array, at: usize, target: &str) -> Result<Target, Refusal> {
+    let target: Target = target.parse().map_err(|why: String| Refusal::new(Errno::EINVAL, why))?;
+    let (count, node) = (array.spec.nodes[at].replicas.len(), array.spec.nodes[at].start);
+    if count >= limits::REPLICAS_MAX {
+        let text = format!("node {node} has {count} replicas already, the most there can be: remove one first");
+        return Err(Refusal::new(Errno::EINVAL, text));
+    }
+    if let Some((other, _)) = array.spec.replicas().find(|(_, replica)| replica.target == target) {
+        let text = format!("{target} is a replica of node {} already", other.start);
+        return Err(Refusal::new(Errno::EINVAL, text));
+    }
+    array.unused(&target)?;
+    Ok(target)
+}
+
+/// A replica that the node can do without.
+pub(super) fn removable(array: &Array, at: usize, replica: usize) -> Result<&ReplicaSpec, Refusal> {
+    let (name, spec) = (&array.spec.name, &array.spec.nodes[at]);
+    let node = spec.start;
+    let Some(gone) = spec.replicas.get(replica) else {
+        let text = format!("node {node} has no replica {replica}: 'dst replica list {name}' shows those there are");
+        return Err(Refusal::new(Errno::ENOENT, text));
+    };
+    let others = spec.replicas.iter().enumerate().filter(|(other, _)| *other != replica);
+    if !others.map(|(_, replica)| replica.state).any(ReplicaState::is_in_sync) {
+        let text = format!(
+            "replica {replica} of node {node} ({}) is the last one that is in sync: without it the node's data is lost. Add another and let \
+             it fill first, or 'dst remove {name}' the array",
+            gone.target
+        );
+        return Err(Refusal::new(Errno::EBUSY, text));
+    }
+    Ok(gone)
+}
+
 /// Whether a target can become a replica of a node.
-fn fit(array: &Array, at: usize, target: &Target, found: Option<Result<Found, Refusal>>) -> Result<(), Refusal> {
+pub(super) fn fit(
+    array: &Array,
+    at: usize,
+    target: &Target,
+    found: Option<Result<Found, Refusal>>,
+) -> Result<(), Refusal> {
     let found = found.unwrap_or_else(|| Err(Refusal::new(Errno::EIO, "it was not asked")));
     let refuse = |errno, why: String| Err(Refusal::new(errno, format!("{target}: {why}; nothing was changed")));
     let found = match found {
@@ -246,16 +265,13 @@ impl Array {
         let name = &self.spec.name;
         match &self.life {
             Life::Stopped => {}
-            Life::Started(_) | Life::Failed(_) | Life::Waiting(..) => {
-                let text = format!("array '{name}' is started: 'dst stop {name}' first");
+            Life::Failed(_) | Life::Waiting(..) => {
+                let text = format!("array '{name}' is not stopped in order: 'dst stop {name}' first");
                 return Err(Refusal::new(Errno::EBUSY, text));
             }
             _ => return Err(self.busy()),
         }
-        self.spec.nodes.iter().position(|other| other.start == node).ok_or_else(|| {
-            let text = format!("array '{name}' has no node {node}: 'dst status {name}' shows its nodes");
-            Refusal::new(Errno::ENOENT, text)
-        })
+        self.place(node)
     }
 
     /// A change that came to nothing.

@@ -52,13 +52,13 @@ impl Owner {
                 Ok(())
             }
             Life::Failed(_) | Life::Waiting(..) => {
-                self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
+                self.park(array, ticket, effects);
                 Ok(())
             }
             Life::Checking(None, ..) => {
                 // A survey changes nothing: what it reports does not matter any more.
                 self.give_up_job(array);
-                self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
+                self.park(array, ticket, effects);
                 Ok(())
             }
             Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) | Life::Launching(_) | Life::Regrouping(_)
@@ -71,12 +71,19 @@ impl Owner {
         }
     }
 
+    /// It is stopped: nothing waits any more, so nothing is held when it is started again.
+    fn park(&mut self, array: &mut Array, ticket: Ticket, effects: &mut Vec<Effect>) {
+        array.spec.nodes.iter_mut().for_each(|node| node.suspend = None);
+        self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects);
+    }
+
     /// A data path has ended by itself. Whatever of it is left must not stay in the way of the next one.
     pub(super) fn bury(&mut self, name: &str, epoch: Epoch, why: String, effects: &mut Vec<Effect>) {
         let Some(mut array) = self.arrays.remove(name) else { return };
         if array.spec.epoch == epoch && matches!(array.life, Life::Started(_) | Life::Regrouping(_)) {
             self.give_up_job(&mut array);
             array.regroup = None;
+            self.not_served(&mut array, effects);
             let halt = Work::Halt { name: name.to_owned(), force: true };
             self.work(&mut array, Life::Reaping(why), halt, effects);
         }
@@ -104,6 +111,8 @@ impl Owner {
                         // Until the array has been stopped in order it is not known what its last writes have reached.
                         array.was_clean = std::mem::take(&mut array.spec.clean);
                         array.regroup = None;
+                        self.lapse(array, now);
+                        self.settle_transfers(array, now);
                         muster::go_without(&mut array.spec, &present, fresh);
                         self.save(array, Phase::Started, Life::Minting(asker, present), effects);
                     }
@@ -154,6 +163,9 @@ impl Owner {
                 array.life = Life::Started(device.clone());
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Ok(array.answer()))));
                 let stop = array.stop.take();
+                if stop.is_none() && !self.closing {
+                    self.served(array, now, effects);
+                }
                 if stop.is_some() || self.closing {
                     let halt = Work::Halt { name: array.spec.name.clone(), force: self.closing };
                     self.work(array, Life::Halting(stop, device), halt, effects);
@@ -164,12 +176,15 @@ impl Owner {
             }
             (Life::Halting(asker, _), Outcome::Halted(Ok(settled))) => {
                 array.spec.clean = settled;
+                self.not_served(array, effects);
                 match asker {
-                    Some(ticket) => self.save(array, Phase::Stopped, Life::Parking(ticket, None), effects),
+                    Some(ticket) => self.park(array, ticket, effects),
                     None => array.life = Life::Stopped,
                 }
             }
-            (Life::Regrouping(device), Outcome::Saved(result)) => self.regrouped(array, device, result, effects),
+            (Life::Regrouping(device), Outcome::Regrouped(record, labels)) => {
+                self.written(array, device, (record, &labels), now, effects);
+            }
             (Life::Halting(asker, device), Outcome::Halted(Err(why))) => {
                 array.life = Life::Started(device);
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));

@@ -16,7 +16,10 @@ mod claims;
 mod create;
 mod import;
 mod regroup;
+
 mod replicas;
+mod suspend;
+
 mod world;
 
 /// A daemon's life in a world.
@@ -49,7 +52,8 @@ impl Daemon {
         let decode = |(name, bytes): (&String, &Vec<u8>)| {
             (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
         };
-        daemon.event(Event::Boot { host: world.host, records: world.records.iter().map(decode).collect() });
+        let wall = world.wall;
+        daemon.event(Event::Boot { host: world.host, wall, records: world.records.iter().map(decode).collect() });
         daemon
     }
 

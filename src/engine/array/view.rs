@@ -1,6 +1,7 @@
 //! The owner's arrays as they are shown.
 
 use super::{Array, Life};
+use crate::control::spec::NodeSpec;
 use crate::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, SpecStatus, State};
 use crate::engine::array::plan;
 use crate::units::SECTOR_BYTES;
@@ -18,6 +19,16 @@ pub(super) fn state(life: &Life) -> State {
         Life::Failed(_) | Life::Reaping(_) => State::Failed,
         Life::Stopped | Life::Adopting(..) | Life::Changing(..) | Life::Mending | Life::Mended => State::Stopped,
         Life::Corrupt(_) => State::Corrupt,
+    }
+}
+
+/// Whether requests of a node go through, as far as the owner knows.
+fn gate(array: &Array, node: usize) -> Gate {
+    match (&array.spec.nodes[node].suspend, array.live.holds.get(&node)) {
+        (Some(suspend), Some(_)) if suspend.failing => Gate::Failing,
+        (_, Some(hold)) if hold.frozen => Gate::Frozen,
+        (_, Some(_)) => Gate::Draining,
+        (_, None) => Gate::Open,
     }
 }
 
@@ -39,15 +50,15 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         Life::Started(device) | Life::Regrouping(device) | Life::Halting(_, device) => Some(device.clone()),
         _ => None,
     };
-    let node = |node: &crate::control::spec::NodeSpec| NodeStatus {
+    let node = |(at, node): (usize, &NodeSpec)| NodeStatus {
         name: node.start.to_string(),
         start: node.start,
         size: node.sectors * SECTOR_BYTES,
         state: LinkState::Detached,
-        gate: Gate::Open,
+        gate: gate(array, at),
         parked: 0,
-        suspend: None,
-        migration: None,
+        suspend: node.suspend.clone(),
+        migration: node.transfer.as_ref().map(|transfer| transfer.status.clone()),
         replicas: node.replicas.iter().map(ReplicaStatus::detached).collect(),
         counters: Counters::default(),
     };
@@ -68,8 +79,8 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         spec: (!matches!(array.life, Life::Corrupt(_))).then_some(known),
         counters: None,
         tags_free: None,
-        nodes: spec.nodes.iter().map(node).collect(),
-        migrations: Vec::new(),
+        nodes: spec.nodes.iter().enumerate().map(node).collect(),
+        migrations: spec.migrations.clone(),
         kernel: std::collections::BTreeMap::new(),
         warnings: Vec::new(),
     }

@@ -109,8 +109,8 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
         host: claim.host,
         epoch: claim.epoch,
         geometry,
+        frozen: spec.nodes.iter().map(|node| node.suspend.is_some()).collect(),
         clean: spec.clean,
-        frozen: Vec::new(),
         nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
         queues,
         depth: spec.run.depth,
@@ -195,6 +195,15 @@ impl Running for Started {
     }
 
     fn stop(&self, force: bool) -> Result<bool, Refusal> {
+        let parked: u64 = self.live().nodes.iter().map(|node| node.parked).sum();
+        if parked > 0 && !force {
+            let name = &self.name;
+            let text = format!(
+                "array '{name}' is not stopped: {parked} request(s) wait at suspended nodes: 'dst status {name}' shows which; 'dst resume' lets them go on, \
+                 --force ends them with EIO"
+            );
+            return Err(Refusal::new(Errno::EBUSY, text));
+        }
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.stop(force, limits::HALT_MAX).map_err(|refusal| {
             Refusal::new(refusal.errno, format!("array '{}' is not stopped: {}", self.name, refusal.text))

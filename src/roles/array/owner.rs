@@ -116,7 +116,9 @@ impl OwnerLoop {
         let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
         self.performer.clear_away();
         let host = self.performer.state.host();
-        self.turn(Event::Boot { host, records });
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let wall = since.map_or(0, |since| since.as_secs());
+        self.turn(Event::Boot { host, wall, records });
         Ok(())
     }
 
@@ -298,7 +300,11 @@ fn failure(work: &Work, why: &str) -> Outcome {
         Work::Survey(targets) => Outcome::Surveyed(targets.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Assign(members) => Outcome::Assigned(members.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Free(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
-        Work::Save(_) | Work::Forget(_) | Work::Regroup(..) => Outcome::Saved(Err(refusal)),
+        Work::Discard(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Join(_, _, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
+        Work::Make(..) => Outcome::Each(vec![Err(refusal)]),
+        Work::Regroup(..) => Outcome::Regrouped(Err(refusal), Vec::new()),
+        Work::Save(_) | Work::Forget(_) => Outcome::Saved(Err(refusal)),
         Work::Halt { .. } => Outcome::Halted(Err(refusal)),
         Work::Claim(_, epoch, targets) => {
             let claim = Claim { epoch: *epoch, owner: Id::NIL, host: Id::NIL };

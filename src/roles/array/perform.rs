@@ -85,7 +85,15 @@ impl Performer {
                 Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
             }
             Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died, tell)),
-            Work::Regroup(spec, claim, labels) => Outcome::Saved(self.regroup(&spec, &claim, &labels)),
+            Work::Regroup(spec, claim, labels) => self.regroup(&spec, &claim, &labels),
+            Work::Make(target, bytes) => Outcome::Each(vec![targets::make(&target, bytes)]),
+            Work::Join(array, claim, targets) => {
+                Outcome::Each(each(&targets, |(target, features)| targets::claim(target, array, &claim, *features)))
+            }
+            Work::Discard(array, targets) => {
+                let host = self.state.host();
+                Outcome::Each(each(&targets, |(target, remove)| targets::discard(target, array, host, *remove)))
+            }
             Work::Halt { name, force } => Outcome::Halted(self.halt(&name, force)),
         }
     }
@@ -117,10 +125,14 @@ impl Performer {
     }
 
     /// The record first: a label that is newer than it would say that the record is old.
-    fn regroup(&self, spec: &ArraySpec, claim: &Claim, labels: &[(Target, String)]) -> Result<(), Refusal> {
-        self.state.save(spec).map_err(|error| Refusal::new(error.errno, error.text))?;
-        let labelled = each(labels, |(target, label)| targets::put_label(target, spec.id, claim, label));
-        labelled.into_iter().collect()
+    fn regroup(&self, spec: &ArraySpec, claim: &Claim, labels: &[(Target, String)]) -> Outcome {
+        match self.state.save(spec) {
+            Ok(()) => {
+                let put = |(target, label): &(Target, String)| targets::put_label(target, spec.id, claim, label);
+                Outcome::Regrouped(Ok(()), each(labels, put))
+            }
+            Err(error) => Outcome::Regrouped(Err(Refusal::new(error.errno, error.text)), Vec::new()),
+        }
     }
 
     fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<String, Refusal> {

@@ -2,6 +2,7 @@
 //! Blocks.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,7 @@ use crate::limits;
 use crate::units::{Id, SECTOR_BYTES};
 use crate::wire::frame::Op;
 use crate::wire::session::{Hello, VERSIONS};
-use crate::wire::volume::{Assign, CallError, Claim, LabelPut, Member, Named, Volume, call};
+use crate::wire::volume::{Assign, CallError, Claim, Create, LabelPut, Member, Named, Volume, call};
 
 /// What a target is.
 pub fn look(target: &Target) -> Result<Found, Refusal> {
@@ -125,6 +126,32 @@ pub fn free(target: &Target, array: Id, host: Id) -> Result<(), Refusal> {
     }
 }
 
+/// Makes a volume; its space is taken at once.
+pub fn make(target: &Target, bytes: u64) -> Result<(), Refusal> {
+    let Target::Remote { server, volume } = target else {
+        return Err(Refusal::new(Errno::EINVAL, "it is not a volume of a server: make the file or device first"));
+    };
+    let ask = Create { name: volume.clone(), size: bytes, sparse: false };
+    let mut stream =
+        connect_within(&resolve(server)?, limits::VOLUME_CALL_TIMEOUT).map_err(|error| silent(server, &error))?;
+    let made: Result<Volume, CallError> = call(&mut stream, Op::VolumeCreate, &ask);
+    made.map(drop).map_err(|error| refused(server, error))
+}
+
+/// As [`free`]; then the volume is removed, if that is asked for.
+pub fn discard(target: &Target, array: Id, host: Id, remove: bool) -> Result<(), Refusal> {
+    free(target, array, host)?;
+    let Target::Remote { server, volume } = target else { return Ok(()) };
+    if !remove {
+        return Ok(());
+    }
+    let ask = Named { name: volume.clone(), array: None, force: false };
+    match ask_server::<_, Volume>(server, Op::VolumeRemove, &ask) {
+        Err(why) if why.errno != Errno::ENOENT => Err(why),
+        _ => Ok(()),
+    }
+}
+
 /// The address of a server whose name may have to be looked up.
 pub fn resolve(server: &ServerAddress) -> Result<Vec<SocketAddr>, Refusal> {
     let looked_up = (server.host.as_str(), server.port).to_socket_addrs();
@@ -149,35 +176,41 @@ fn stat(server: &ServerAddress, volume: &str) -> Result<Volume, Refusal> {
 }
 
 fn ask_server<Q: Serialize, A: DeserializeOwned>(server: &ServerAddress, op: Op, ask: &Q) -> Result<A, Refusal> {
-    let silent = |error: &std::io::Error| {
-        let errno = match error.kind() {
-            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => Errno::ETIMEDOUT,
-            std::io::ErrorKind::UnexpectedEof => Errno::ECONNRESET,
-            _ => Errno::from(error),
-        };
-        let why = if errno == Errno::EIO { error.to_string() } else { errno.text().to_owned() };
-        let next = match errno {
-            Errno::ECONNREFUSED => format!(": is 'dstd server' running on {}?", server.host),
-            Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH => {
-                format!(": is {} up, and does its firewall let port {} pass?", server.host, server.port)
-            }
-            _ => String::new(),
-        };
-        Refusal::new(errno, format!("the server {server} does not answer: {why}{next}"))
-    };
-    let mut stream = connect(&resolve(server)?).map_err(|error| silent(&error))?;
-    call(&mut stream, op, ask).map_err(|error| match error {
-        CallError::Transport(error) => silent(&error),
-        CallError::Refused { errno, text } => Refusal::new(errno, text),
-    })
+    let stream = connect_within(&resolve(server)?, limits::CONNECT_TIMEOUT);
+    call(&mut stream.map_err(|error| silent(server, &error))?, op, ask).map_err(|error| refused(server, error))
 }
 
-fn connect(addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
+fn refused(server: &ServerAddress, error: CallError) -> Refusal {
+    match error {
+        CallError::Transport(error) => silent(server, &error),
+        CallError::Refused { errno, text } => Refusal::new(errno, text),
+    }
+}
+
+fn silent(server: &ServerAddress, error: &std::io::Error) -> Refusal {
+    let errno = match error.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => Errno::ETIMEDOUT,
+        std::io::ErrorKind::UnexpectedEof => Errno::ECONNRESET,
+        _ => Errno::from(error),
+    };
+    let why = if errno == Errno::EIO { error.to_string() } else { errno.text().to_owned() };
+    let next = match errno {
+        Errno::ECONNREFUSED => format!(": is 'dstd server' running on {}?", server.host),
+        Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH => {
+            format!(": is {} up, and does its firewall let port {} pass?", server.host, server.port)
+        }
+        _ => String::new(),
+    };
+    Refusal::new(errno, format!("the server {server} does not answer: {why}{next}"))
+}
+
+/// A connection on which an answer is waited for this long.
+fn connect_within(addresses: &[SocketAddr], limit: Duration) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::from_raw_os_error(Errno::EHOSTUNREACH.raw());
     for address in addresses {
         match TcpStream::connect_timeout(address, limits::CONNECT_TIMEOUT) {
             Ok(stream) => {
-                stream.set_read_timeout(Some(limits::CONNECT_TIMEOUT))?;
+                stream.set_read_timeout(Some(limit))?;
                 stream.set_write_timeout(Some(limits::CONNECT_TIMEOUT))?;
                 stream.set_nodelay(true)?;
                 return Ok(stream);

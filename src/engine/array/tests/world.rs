@@ -18,6 +18,8 @@ pub(super) struct Volume {
 pub(super) struct World {
     /// The machine that the next daemon lives on.
     pub(super) host: Id,
+    /// The time of day when it starts, seconds since 1970.
+    pub(super) wall: u64,
     pub(super) volumes: BTreeMap<String, Volume>,
     pub(super) records: BTreeMap<String, Vec<u8>>,
     /// The records of the other machines.
@@ -26,9 +28,13 @@ pub(super) struct World {
     /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
     pub(super) newest: Option<BTreeSet<String>>,
     pub(super) running: BTreeMap<String, Epoch>,
+    /// Of each array, the nodes whose requests its data path held from the first one on.
+    pub(super) frozen: BTreeMap<String, Vec<bool>>,
     /// Epochs under which a data path was ever launched, by array.
     pub(super) epochs: Vec<(Id, Epoch)>,
     pub(super) busy: bool,
+    /// Servers that make no volumes.
+    pub(super) down: BTreeSet<String>,
     /// Work of these kinds fails.
     pub(super) broken: BTreeSet<&'static str>,
 }
@@ -89,6 +95,10 @@ impl World {
         if !taken {
             return Err(Refusal::new(Errno::EBADE, "fenced"));
         }
+        if volume.claim.is_none() {
+            // The label of a former array, or of a former use.
+            volume.label = None;
+        }
         volume.claim = Some(claim);
         Ok(())
     }
@@ -125,31 +135,71 @@ impl World {
     }
 
     /// The record is durable before any label says more.
-    pub(super) fn regroup(
-        &mut self,
-        spec: &ArraySpec,
-        claim: Claim,
-        labels: Vec<(Target, String)>,
-    ) -> Result<(), Refusal> {
-        for kind in ["save", "label"] {
-            if self.broken.contains(kind) {
-                return Err(refused("it broke"));
-            }
-            if kind == "save" {
-                self.records.insert(spec.name.clone(), spec.encode().unwrap());
-            }
+    pub(super) fn regroup(&mut self, spec: &ArraySpec, claim: Claim, labels: Vec<(Target, String)>) -> Outcome {
+        if self.broken.contains("save") {
+            return Outcome::Regrouped(Err(refused("it broke")), Vec::new());
         }
-        let in_sync = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync());
-        let in_sync: BTreeSet<String> = in_sync.map(|(_, replica)| replica.target.to_string()).collect();
-        let labelled: BTreeSet<String> = labels.iter().map(|(target, _)| target.to_string()).collect();
-        assert_eq!(labelled, in_sync, "those in sync know who is");
-        for (target, text) in labels {
+        self.records.insert(spec.name.clone(), spec.encode().unwrap());
+        let broken = self.broken.contains("label");
+        let put = |(target, text): (Target, String)| {
             let volume = self.volume(&target)?;
             assert_eq!(volume.claim, Some(claim));
+            if broken {
+                return Err(refused("it broke"));
+            }
             volume.label = Some(text);
+            Ok(())
+        };
+        let written: Vec<Result<(), Refusal>> = labels.into_iter().map(put).collect();
+        if written.iter().all(Result::is_ok) {
+            self.check_labels(spec);
         }
-        self.newest = Some(in_sync);
+        Outcome::Regrouped(Ok(()), written)
+    }
+
+    /// Those in sync know who is, before the data path goes on.
+    fn check_labels(&mut self, spec: &ArraySpec) {
+        let in_sync: Vec<_> = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync()).collect();
+        for (node, replica) in &in_sync {
+            let target = replica.target.to_string();
+            let label = self.label(&target);
+            let known: Vec<&ReplicaSpec> =
+                label.node().unwrap().replicas.iter().filter(|of| of.state.is_in_sync()).collect();
+            let now: Vec<&ReplicaSpec> = node.replicas.iter().filter(|of| of.state.is_in_sync()).collect();
+            assert_eq!((known, &label.generation), (now, &node.generation), "{target}");
+        }
+        self.newest = Some(in_sync.iter().map(|(_, replica)| replica.target.to_string()).collect());
+    }
+
+    fn make(&mut self, target: &Target, bytes: u64) -> Result<(), Refusal> {
+        let name = target.to_string();
+        let server = name.split('/').next().unwrap().to_owned();
+        if self.down.contains(&server) {
+            return Err(refused("connection refused"));
+        }
+        if self.volumes.contains_key(&name) {
+            return Err(Refusal::new(Errno::EEXIST, "the volume exists"));
+        }
+        let (id, sectors) = (fresh(), bytes / 512);
+        self.volumes.insert(name, Volume { sectors, id, member: None, claim: None, label: None, reachable: true });
         Ok(())
+    }
+
+    /// As servers do: what a volume knew stays with it until someone claims it.
+    fn free(&mut self, target: &Target, array: Id) -> Result<(), Refusal> {
+        let host = self.host;
+        match self.volume(target) {
+            Ok(volume) if volume.member.as_ref().is_none_or(|member| member.id != array) => Ok(()),
+            Ok(volume) if volume.claim.is_some_and(|claim| claim.host != host) => {
+                Err(Refusal::new(Errno::EBUSY, "another host has claimed it"))
+            }
+            Ok(volume) => {
+                (volume.member, volume.claim) = (None, None);
+                Ok(())
+            }
+            Err(why) if why.errno == Errno::ENOENT => Ok(()),
+            Err(why) => Err(why),
+        }
     }
 
     pub(super) fn perform(&mut self, work: Work) -> Outcome {
@@ -182,20 +232,7 @@ impl World {
                 Outcome::Assigned(members.into_iter().enumerate().map(&mut assign).collect())
             }
             Work::Free(array, targets) => {
-                let host = self.host;
-                let mut free = |target| match self.volume(target) {
-                    Ok(volume) if volume.member.as_ref().is_none_or(|member| member.id != array) => Ok(()),
-                    Ok(volume) if volume.claim.is_some_and(|claim| claim.host != host) => {
-                        Err(Refusal::new(Errno::EBUSY, "another host has claimed it"))
-                    }
-                    Ok(volume) => {
-                        (volume.member, volume.claim, volume.label) = (None, None, None);
-                        Ok(())
-                    }
-                    Err(why) if why.errno == Errno::ENOENT => Ok(()),
-                    Err(why) => Err(why),
-                };
-                Outcome::Each(targets.iter().map(&mut free).collect())
+                Outcome::Each(targets.iter().map(|target| self.free(target, array)).collect())
             }
             Work::Claim(array, epoch, targets) => {
                 let broken = fails("claim");
@@ -229,11 +266,32 @@ impl World {
                 };
                 Outcome::Each(labels.iter().enumerate().map(&mut put).collect())
             }
-            Work::Regroup(spec, claim, labels) => Outcome::Saved(self.regroup(&spec, claim, labels)),
+            Work::Regroup(spec, claim, labels) => self.regroup(&spec, claim, labels),
+            Work::Make(target, bytes) => Outcome::Each(vec![fails("make").and_then(|()| self.make(&target, bytes))]),
+            Work::Join(array, claim, targets) => {
+                let broken = fails("join");
+                let mut take =
+                    |(target, _): &(Target, u64)| broken.clone().and_then(|()| self.claim(target, array, claim));
+                Outcome::Each(targets.iter().map(&mut take).collect())
+            }
+            Work::Discard(array, targets) => {
+                let broken = fails("discard");
+                let mut discard = |(target, remove): &(Target, bool)| {
+                    broken.clone()?;
+                    self.free(target, array)?;
+                    if *remove {
+                        self.volumes.remove(&target.to_string());
+                    }
+                    Ok(())
+                };
+                Outcome::Each(targets.iter().map(&mut discard).collect())
+            }
             Work::Launch(spec, claim) => Outcome::Launched(fails("launch").map(|()| {
                 self.check_launch(&spec, claim);
                 self.epochs.push((spec.id, spec.epoch));
                 self.running.insert(spec.name.clone(), spec.epoch);
+                let frozen = spec.nodes.iter().map(|node| node.suspend.is_some()).collect();
+                self.frozen.insert(spec.name.clone(), frozen);
                 "/dev/ublkb0".to_owned()
             })),
             Work::Halt { name, force } => {

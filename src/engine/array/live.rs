@@ -1,0 +1,341 @@
+//! The owner's part for an array that is in use: changes of its record under way, and what follows when they are durable.
+//!
+//! The record is written by one piece of work at a time, together with what the data path has asked for. A change is made in
+//! memory, put on the list with what follows ([`After`]), and taken back when it could not be written. What takes long and
+//! touches no record, such as making a volume, is an errand ([`super::errand`]) beside it: the data path never waits for one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::debts::Payer;
+use super::errand::Errand;
+use super::suspend::Hold;
+use super::{Array, Effect, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
+use crate::control::command::{Answer, Refusal};
+use crate::control::node::{NodeAsk, Suspended};
+use crate::control::status::ArrayStatus;
+use crate::control::transfer::Transfer;
+use crate::engine::steer::News;
+use crate::errno::Errno;
+use crate::units::{Epoch, Id, NodeId, Time};
+
+/// What follows when the record is durable, or could not be written.
+#[derive(Debug)]
+pub(super) enum After {
+    /// The data path is told.
+    Standings,
+    /// A node is to be frozen; it was held like this before.
+    Held(usize, Ticket, Option<Suspended>),
+    /// A node was thawed.
+    Thawed(usize, Ticket),
+    /// What waits at a node is to fail.
+    Failing(usize, Ticket),
+    /// The errand of a node goes on.
+    Errand(usize),
+    /// Someone is answered.
+    Reply(Ticket),
+    /// Nothing.
+    Quiet,
+}
+
+/// What is known of an array while it is in use.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    /// Changes of the record that are not being written yet.
+    pub(super) wanted: Vec<After>,
+    /// Those that are.
+    saving: Vec<After>,
+    /// Nodes whose labels must be written before the data path is told.
+    pub(super) owed: BTreeSet<usize>,
+    /// Nodes whose labels are to be written when there is an opportunity.
+    pub(super) polite: BTreeSet<usize>,
+    /// The nodes of the labels that are being written.
+    labelling: Vec<usize>,
+    /// Nodes whose requests are held.
+    pub(super) holds: BTreeMap<usize, Hold>,
+    /// What is under way with a node.
+    pub(super) errands: BTreeMap<usize, Errand>,
+    /// Nodes whose move the data path has begun, and who has asked to end it.
+    pub(super) moving: BTreeMap<usize, Option<Ticket>>,
+    /// When a transfer that could not be gone on with is tried again, and how often it was.
+    pub(super) retries: BTreeMap<usize, (Time, u32)>,
+    /// Transfers that are not in the record yet.
+    pub(super) drafts: BTreeMap<usize, Transfer>,
+    /// Nodes whose transfer was begun by an earlier data path.
+    pub(super) again: BTreeSet<usize>,
+    /// Until when the source of a node's migration is kept.
+    pub(super) keeps: BTreeMap<usize, Time>,
+    /// Nodes of which that is ending, and who has asked.
+    pub(super) releasing: BTreeMap<usize, Option<Ticket>>,
+    /// The record could not be written the last time.
+    pub(super) unsaved: bool,
+    /// Lets volumes go.
+    pub(super) payer: Payer,
+}
+
+impl Live {
+    /// When something is to be done.
+    pub(super) fn next_wake(&self) -> Time {
+        let holds = self.holds.values().map(|hold| hold.expires);
+        let retries = self.retries.values().map(|(at, _)| *at);
+        holds
+            .chain(retries)
+            .chain(self.keeps.values().copied())
+            .chain([self.payer.next_wake()])
+            .min()
+            .unwrap_or(Time::NEVER)
+    }
+}
+
+impl Owner {
+    /// The time of day, seconds since 1970.
+    pub(super) fn wall(&self, now: Time) -> u64 {
+        let (at, wall) = self.clock;
+        wall.saturating_add(now.since(at).as_secs())
+    }
+
+    /// Writes what is to be written, as soon as nothing else is under way.
+    pub(super) fn pump(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
+        let Life::Started(device) = array.life.clone() else { return };
+        let asked = array.regroup.take();
+        if asked.is_none() && array.live.wanted.is_empty() {
+            return self.pay(array, now, effects);
+        }
+        array.live.saving = std::mem::take(&mut array.live.wanted);
+        if let Some((standings, fresh)) = asked {
+            regroup::apply(array, &standings, fresh);
+            array.live.saving.push(After::Standings);
+        }
+        let live = &array.live;
+        let wanted = |node: usize| live.owed.contains(&node) || live.polite.contains(&node);
+        let places =
+            array.spec.nodes.iter().enumerate().flat_map(|(at, node)| node.replicas.iter().map(move |of| (at, of)));
+        let told: Vec<(usize, bool)> =
+            places.map(|(node, replica)| (node, wanted(node) && replica.state.is_in_sync())).collect();
+        let mask: Vec<bool> = told.iter().map(|(_, told)| *told).collect();
+        let labels = array.labels(&mask, self.host);
+        let Some(claim) = array.claim else { return };
+        match labels {
+            Ok(labels) => {
+                array.live.labelling = told.iter().filter(|(_, told)| *told).map(|(node, _)| *node).collect();
+                let work = Work::Regroup(Box::new(array.spec.clone()), claim, labels);
+                self.work(array, Life::Regrouping(device), work, effects);
+            }
+            Err(why) => self.written(array, device, (Err(why), &[]), now, effects),
+        }
+    }
+
+    /// The record and the labels are written, or could not be.
+    pub(super) fn written(
+        &mut self,
+        array: &mut Array,
+        device: String,
+        (record, labels): (Result<(), Refusal>, &[Result<(), Refusal>]),
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        let live = &mut array.live;
+        let labelled = std::mem::take(&mut live.labelling);
+        let unlabelled = |node: usize| labelled.iter().zip(labels).any(|(of, result)| *of == node && result.is_err());
+        let trouble = record.as_ref().err().or_else(|| {
+            let owed = labelled.iter().zip(labels).filter(|(node, _)| live.owed.contains(*node));
+            owed.filter_map(|(_, result)| result.as_ref().err()).next()
+        });
+        let trouble = trouble.cloned();
+        live.unsaved = record.is_err();
+        if record.is_ok() {
+            live.owed.retain(|node| unlabelled(*node));
+            live.polite.retain(|node| unlabelled(*node));
+        }
+        let after = std::mem::take(&mut live.saving);
+        array.life = Life::Started(device.clone());
+        for after in after {
+            self.follow(array, after, (&record, trouble.as_ref()), now, effects);
+        }
+        let stop = array.stop.take();
+        if stop.is_some() || self.closing {
+            let halt = Work::Halt { name: array.spec.name.clone(), force: self.closing };
+            self.work(array, Life::Halting(stop, device), halt, effects);
+        }
+    }
+
+    fn follow(
+        &mut self,
+        array: &mut Array,
+        after: After,
+        (record, trouble): (&Result<(), Refusal>, Option<&Refusal>),
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        match after {
+            After::Standings => {
+                array.trouble = trouble.map(|why| format!("a change of its replicas is not durable yet: {why}"));
+                effects.push(Effect::Regrouped(array.spec.name.clone(), trouble.is_none()));
+            }
+            After::Held(node, ticket, former) => self.held(array, node, ticket, former, record, effects),
+            After::Thawed(node, ticket) => {
+                let start = array.spec.nodes[node].start;
+                let answer = record.clone().map(|()| array.answer()).map_err(|why| {
+                    let text = format!(
+                        "node {start} is resumed, but that could not be written ({why}): after a restart of dstd it would be suspended \
+                         again. Make room in the state directory, suspend and resume it once more"
+                    );
+                    Refusal::new(why.errno, text)
+                });
+                effects.push(Effect::Reply(ticket, answer));
+            }
+            After::Failing(node, ticket) => self.failing(array, node, ticket, record, effects),
+            After::Errand(node) => self.errand_saved(array, node, record, now, effects),
+            After::Reply(ticket) => {
+                let answer = record.clone().map(|()| array.answer());
+                effects.push(Effect::Reply(ticket, answer));
+            }
+            After::Quiet => {
+                if let Err(why) = record {
+                    array.trouble = Some(format!("its record could not be written: {why}"));
+                }
+            }
+        }
+    }
+
+    /// Something is asked about a node.
+    pub(super) fn ask_node(
+        &mut self,
+        ticket: Ticket,
+        array: &mut Array,
+        (node, ask): (NodeId, NodeAsk),
+        (fresh, now): (Id, Time),
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let at = array.served_node(node)?;
+        match ask {
+            NodeAsk::Suspend(suspend) => self.suspend(ticket, array, at, &suspend, now),
+            NodeAsk::Resume => self.thaw(ticket, array, at, effects),
+            NodeAsk::Fail => Owner::fail(ticket, array, at),
+            NodeAsk::Replace(replace) => self.replace(ticket, array, at, &replace, effects),
+            NodeAsk::Migrate(migrate) => self.migrate(ticket, array, at, &migrate, (fresh, now), effects),
+            NodeAsk::Migration(act, which) => self.act(ticket, array, at, (act, which), (fresh, now), effects),
+        }?;
+        self.pump(array, now, effects);
+        Ok(())
+    }
+
+    /// A data path tells how something ended.
+    pub(super) fn news(&mut self, name: &str, epoch: Epoch, news: News, now: Time, effects: &mut Vec<Effect>) {
+        let Some(mut array) = self.arrays.remove(name) else { return };
+        if array.spec.epoch == epoch && array.is_served() {
+            match news {
+                News::Frozen { node, flushed } => array.frozen(node, flushed, effects),
+                News::Detached { node, volume } => self.detached(&mut array, node, volume, now, effects),
+                News::Moved { node, result } if array.is_swapping(node) => {
+                    self.swapped(&mut array, node, result.is_ok(), now, effects);
+                }
+                News::Moved { node, result } => self.moved(&mut array, node, result, now, effects),
+            }
+            self.pump(&mut array, now, effects);
+        }
+        self.arrays.insert(name.to_owned(), array);
+    }
+
+    /// The array is in use from now on.
+    pub(super) fn served(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
+        array.live = Live::default();
+        self.restore_holds(array, now, effects);
+        self.go_on(array, now, effects);
+        self.pump(array, now, effects);
+    }
+
+    /// Time has passed for an array in use.
+    pub(super) fn tick_live(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
+        self.expire(array, now, effects);
+        self.go_on(array, now, effects);
+        self.pump(array, now, effects);
+    }
+
+    /// The array is in use no more: who waits for something is told.
+    pub(super) fn not_served(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
+        let live = std::mem::take(&mut array.live);
+        self.jobs
+            .retain(|job, _| !live.errands.values().any(|errand| errand.job == Some(*job)) && !live.payer.is_job(*job));
+        let name = &array.spec.name;
+        let text = format!("array '{name}' is in use no more: what is recorded goes on when it is started again");
+        let waiting = live.holds.into_values().flat_map(|hold| hold.waiting);
+        let errands = live.errands.into_values().flat_map(|errand| [errand.ticket, errand.abort]).flatten();
+        let after = live.wanted.into_iter().chain(live.saving).filter_map(|after| match after {
+            After::Held(_, ticket, _) | After::Thawed(_, ticket) | After::Failing(_, ticket) | After::Reply(ticket) => {
+                Some(ticket)
+            }
+            After::Standings | After::Errand(_) | After::Quiet => None,
+        });
+        let tickets = waiting
+            .chain(errands)
+            .chain(after)
+            .chain(live.moving.into_values().flatten())
+            .chain(live.releasing.into_values().flatten())
+            .chain(live.payer.tickets());
+        let refuse = |ticket| Effect::Reply(ticket, Err(Refusal::new(Errno::ECANCELED, text.clone())));
+        effects.extend(tickets.map(refuse));
+    }
+
+    /// Work of an errand has ended.
+    pub(super) fn errand_done(
+        &mut self,
+        array: &mut Array,
+        job: JobId,
+        outcome: Outcome,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        let errand = array.live.errands.iter().find(|(_, errand)| errand.job == Some(job)).map(|(node, _)| *node);
+        if let Some(node) = errand {
+            self.errand_step(array, node, outcome, now, effects);
+        } else if array.live.payer.is_job(job) {
+            self.pay_step(array, outcome, now, effects);
+        }
+    }
+
+    /// Begins work beside the array's own.
+    pub(super) fn side_work(&mut self, array: &Array, work: Work, effects: &mut Vec<Effect>) -> JobId {
+        self.next_job += 1;
+        let job = JobId(self.next_job);
+        self.jobs.insert(job, array.spec.name.clone());
+        effects.push(Effect::Work(job, work));
+        job
+    }
+}
+
+impl Array {
+    /// Whether it is in use, and goes on being so.
+    pub(super) fn is_served(&self) -> bool {
+        matches!(self.life, Life::Started(_) | Life::Regrouping(_))
+    }
+
+    /// The place of a node of an array that is in use.
+    fn served_node(&self, node: NodeId) -> Result<usize, Refusal> {
+        let name = &self.spec.name;
+        match &self.life {
+            Life::Started(_) | Life::Regrouping(_) => {}
+            Life::Stopped | Life::Failed(_) => {
+                let text = format!(
+                    "array '{name}' is not started: there is nothing to hold or to move. 'dst start {name}' first"
+                );
+                return Err(Refusal::new(Errno::EINVAL, text));
+            }
+            _ => return Err(self.busy()),
+        }
+        self.place(node)
+    }
+
+    /// The place of a node.
+    pub(super) fn place(&self, node: NodeId) -> Result<usize, Refusal> {
+        let name = &self.spec.name;
+        self.spec.nodes.iter().position(|other| other.start == node).ok_or_else(|| {
+            let text = format!("array '{name}' has no node {node}: 'dst status {name}' shows its nodes");
+            Refusal::new(Errno::ENOENT, text)
+        })
+    }
+
+    /// The answer to a command that was done, with what may be regretted.
+    pub(super) fn answer_with(&self, warnings: Vec<String>) -> Answer {
+        Answer::Array(Box::new(ArrayStatus { warnings, ..super::view::status(self) }))
+    }
+}
