@@ -60,6 +60,7 @@ errnos! {
     ENETUNREACH 101 "network unreachable"
     ECONNABORTED 103 "connection aborted"
     ECONNRESET 104 "connection reset"
+    ENOTCONN 107 "not connected"
     ESHUTDOWN 108 "shutting down"
     ETIMEDOUT 110 "timed out"
     ECONNREFUSED 111 "connection refused"

@@ -90,6 +90,7 @@ pub mod io {
     pub mod config;
     pub mod copying;
     pub mod disk;
+    pub mod fuse;
     pub mod greet;
     pub mod http;
     pub mod label;
@@ -128,6 +129,7 @@ pub mod roles {
         pub mod perform;
         pub mod running;
         pub mod targets;
+        mod tree;
         pub mod worker;
     }
     pub mod server;

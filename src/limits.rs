@@ -161,6 +161,12 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(30);
 /// At the end of the daemon, answers that are ready are given this long to be sent.
 pub const HTTP_GRACE: Duration = Duration::from_millis(500);
+/// Files of the control tree that are open at the same time.
+pub const TREE_FILES_MAX: usize = 1024;
+/// How often a value is looked at that somebody waits for; only while somebody does.
+pub const TREE_LOOK: Duration = Duration::from_millis(100);
+/// Mounts of dead daemons, one over the other, that are taken away from one place.
+pub const TREE_DEAD_MAX: usize = 16;
 /// Events waiting for the owner of arrays; commands beyond it are refused.
 pub const OWNER_EVENTS_MAX: usize = 256;
 /// Threads that do the owner's blocking work at the same time; more work waits its turn.

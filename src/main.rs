@@ -72,6 +72,9 @@ struct ArrayArguments {
     /// The control socket [default: dstd.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Mount the control tree on this directory, such as /run/dst/tree: what 'dst tree' shows, as files
+    #[arg(long, value_name = "DIR")]
+    tree: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -149,6 +152,7 @@ fn array_config(given: ArrayArguments, file: ConfigFile) -> daemon::Config {
     daemon::Config {
         state_dir: given.state_dir.or(file.array.state_dir).unwrap_or_else(|| PathBuf::from("/var/lib/dst")),
         socket: given.socket.or(file.array.socket).unwrap_or_else(|| run_dir.join("dstd.sock")),
+        tree: given.tree.or(file.array.tree),
     }
 }
 

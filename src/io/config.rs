@@ -43,6 +43,8 @@ pub struct ArraySection {
     pub run_dir: Option<PathBuf>,
     /// The control socket.
     pub socket: Option<PathBuf>,
+    /// Where the control tree is mounted.
+    pub tree: Option<PathBuf>,
 }
 
 impl ConfigFile {

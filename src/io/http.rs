@@ -27,8 +27,8 @@ use crate::control::tree;
 use crate::errno::Errno;
 use crate::limits;
 
-/// Where a command's answer goes.
-pub type Reply = oneshot::Sender<Result<Answer, Refusal>>;
+/// Called once with a command's answer, from a thread that must not wait.
+pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
 
 /// What stands behind the socket.
 pub trait Service: Send + Sync + 'static {
@@ -38,8 +38,8 @@ pub trait Service: Send + Sync + 'static {
     /// One array as it is now. Never waits.
     fn get(&self, name: &str) -> Option<ArrayStatus>;
 
-    /// Hands a command on. Never waits: refused when too many are waiting.
-    fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal>;
+    /// Hands a command on. Never waits: when too many are waiting it is answered at once.
+    fn submit(&self, command: Command, reply: Reply);
 }
 
 /// A socket that is served until this is dropped.
@@ -217,7 +217,8 @@ fn about(service: &dyn Service, path: &str) -> Vec<ArrayStatus> {
 
 async fn perform(command: Command, service: &dyn Service) -> Result<Response<Full<Bytes>>, Refusal> {
     let (reply, answer) = oneshot::channel();
-    service.submit(command, reply)?;
+    // The asker may have gone; what was done stays done.
+    service.submit(command, Box::new(move |result| drop(reply.send(result))));
     let ended = || Refusal::new(Errno::ESHUTDOWN, "dstd ended before this was done: see its log");
     let answer = answer.await.map_err(|_| ended())??;
     Ok(json(200, &answer))
@@ -248,13 +249,12 @@ mod tests {
             None
         }
 
-        fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal> {
+        fn submit(&self, command: Command, reply: Reply) {
             match command {
                 Command::Stop { .. } => drop(reply),
-                Command::Start { .. } => drop(reply.send(Err(Refusal::new(Errno::EBUSY, "busy"))).ok()),
-                _ => return Err(Refusal::new(Errno::EAGAIN, "full")),
+                Command::Start { .. } => reply(Err(Refusal::new(Errno::EBUSY, "busy"))),
+                _ => reply(Err(Refusal::new(Errno::EAGAIN, "full"))),
             }
-            Ok(())
         }
     }
 

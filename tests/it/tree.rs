@@ -1,5 +1,15 @@
 //! The control tree against real daemons: over the socket, and as files.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
 use crate::farm::Farm;
 
 /// The array of the 2007 diary: two nodes of 800 sectors, end to end.
@@ -49,4 +59,196 @@ fn the_tree_of_2007_over_the_socket() {
     assert_eq!(farm.dst("get devices/storage/device"), "");
     assert_eq!(farm.dst("set devices/storage/remove_all_nodes 1"), "");
     assert!(farm.dst("list").contains("no arrays"));
+}
+
+/// The directory of a control tree, which is not left mounted.
+struct Tree(PathBuf);
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+impl Tree {
+    /// Restarts the farm's array daemon with a tree.
+    fn of(farm: &mut Farm) -> Tree {
+        let device = Path::new("/dev/fuse");
+        assert!(device.exists() && nix::unistd::geteuid().is_root(), "this test mounts through /dev/fuse, as root");
+        let tree = Tree(farm.dir.join("tree"));
+        tree.restart(farm);
+        tree
+    }
+
+    fn restart(&self, farm: &mut Farm) {
+        farm.kill_array();
+        farm.start_array_with(&["--tree", self.0.to_str().unwrap()]);
+        // Its socket is there first.
+        let until = Instant::now() + Duration::from_secs(30);
+        while std::fs::metadata(self.path("devices")).is_err() {
+            assert!(Instant::now() < until, "the tree is not there:\n{}", farm.logs());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+
+    fn get(&self, path: &str) -> Result<String, Errno> {
+        std::fs::read_to_string(self.path(path)).map_err(|error| errno(&error))
+    }
+
+    /// As a shell does it.
+    fn set(&self, path: &str, value: &str) -> Result<(), Errno> {
+        let file = File::options().write(true).truncate(true).open(self.path(path));
+        file.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|error| errno(&error))
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().any(|line| line.split(' ').nth(4) == self.0.to_str())
+    }
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap())
+}
+
+#[test]
+fn the_tree_of_2007_as_files() {
+    let mut farm = Farm::new(2);
+    storage(&farm);
+    let tree = Tree::of(&mut farm);
+    let all: dst::control::tree::Entries = serde_json::from_str(&farm.dst("tree --json")).unwrap();
+    assert!(all.tree.len() > 30);
+    for entry in all.tree {
+        let expected = entry.value.map(|value| value + "\n").ok_or(Errno::EPERM);
+        assert_eq!(tree.get(&entry.path), expected, "{}", entry.path);
+    }
+    assert_eq!(tree.get("devices/storage/nodes").unwrap(), "sectors (start [size]): 0 [800] | 800 [800]\n");
+    let names = |path: &str| -> Vec<String> {
+        let names =
+            std::fs::read_dir(tree.path(path)).unwrap().map(|name| name.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    };
+    assert_eq!((names(""), names("devices")), (vec!["devices".to_owned()], vec!["storage".to_owned()]));
+    assert!(names("devices/storage").contains(&"n-800".to_owned()));
+    let mut part = [0; 4];
+    let mut alg = File::open(tree.path("devices/storage/alg")).unwrap();
+    alg.read_exact(&mut part).unwrap();
+    let mut rest = String::new();
+    alg.read_to_string(&mut rest).unwrap();
+    assert_eq!((&part, rest.as_str()), (b"alg_", "linear\n"));
+
+    let remove = "devices/storage/remove_all_nodes";
+    for (path, value, expected) in [
+        ("devices/storage/alg", "alg_mirror\n", Errno::EPERM),
+        ("devices/storage/n-8/suspend", "1\n", Errno::ENOENT),
+        ("devices/storage/n-800/suspend", "1\n", Errno::EBUSY),
+        (remove, "yes\n", Errno::EINVAL),
+        (remove, "\u{1f4be}", Errno::EINVAL),
+    ] {
+        assert_eq!(tree.set(path, value), Err(expected), "{path}");
+    }
+    assert_eq!(std::fs::write(tree.path("devices/storage/new"), "").map_err(|error| errno(&error)), Err(Errno::ENOSYS));
+    farm.start_nbd("storage", "");
+    assert_eq!(tree.set(remove, "1\n"), Err(Errno::EBUSY));
+    farm.dst("stop storage");
+    let mut state = File::open(tree.path("devices/storage/state")).unwrap();
+    tree.set(remove, "1\n").unwrap();
+    assert!(farm.dst("list").contains("no arrays"));
+    assert!(names("devices").is_empty());
+    assert_eq!(state.read(&mut part).map_err(|error| errno(&error)), Err(Errno::ENOENT), "it was open");
+}
+
+#[test]
+fn a_slow_write_stalls_no_reader() {
+    let mut farm = Farm::new(2);
+    storage(&farm);
+    let tree = Tree::of(&mut farm);
+    farm.servers[1].process().unwrap().freeze();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| tree.set("devices/storage/remove_all_nodes", "1"));
+        let until = Instant::now() + Duration::from_millis(500);
+        let mut reads = 0;
+        while Instant::now() < until || reads < 100 {
+            assert!(!writer.is_finished(), "its server does not answer");
+            let begun = Instant::now();
+            assert_eq!(tree.get("devices/storage/name").unwrap(), "storage\n");
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            reads += 1;
+        }
+        farm.servers[1].process().unwrap().signal(Signal::SIGCONT);
+        assert_eq!(writer.join().unwrap(), Ok(()));
+    });
+    assert!(farm.dst("list").contains("no arrays"));
+}
+
+/// What `poll` says of a file within this time.
+fn waits(file: &File, milliseconds: u16) -> PollFlags {
+    let mut files = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+    poll(&mut files, PollTimeout::from(milliseconds)).unwrap();
+    files[0].revents().unwrap()
+}
+
+#[test]
+fn a_value_can_be_waited_for() {
+    let mut farm = Farm::new(2);
+    storage(&farm);
+    let tree = Tree::of(&mut farm);
+    let changed = PollFlags::POLLPRI | PollFlags::POLLERR;
+    let mut file = File::open(tree.path("devices/storage/state")).unwrap();
+    let mut read = || {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        (text, file.try_clone().unwrap())
+    };
+    let unread = File::open(tree.path("devices/storage/name")).unwrap();
+    assert_eq!(waits(&unread, 0), changed, "nobody has seen it yet");
+    let (text, file) = read();
+    assert_eq!((text.as_str(), waits(&file, 300)), ("stopped\n", PollFlags::empty()));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| waits(&file, 20_000));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!waiting.is_finished());
+        farm.start_nbd("storage", "");
+        assert_eq!(waiting.join().unwrap(), changed);
+    });
+    assert_eq!(waits(&file, 0), changed, "until it is read");
+    let until = Instant::now() + Duration::from_secs(20);
+    while read().0 != "started\n" {
+        assert!(Instant::now() < until);
+    }
+    assert_eq!(waits(&file, 0), PollFlags::empty());
+}
+
+#[test]
+fn a_dead_tree_is_replaced_and_an_end_takes_it_away() {
+    let mut farm = Farm::new(2);
+    storage(&farm);
+    let tree = Tree::of(&mut farm);
+    farm.kill_array();
+    assert_eq!(tree.get("devices/storage/name"), Err(Errno::ENOTCONN));
+    tree.restart(&mut farm);
+    assert_eq!(tree.get("devices/storage/name").unwrap(), "storage\n");
+    // Who is in it keeps nobody from ending.
+    let inside = File::open(tree.path("devices/storage/name")).unwrap();
+    let array = farm.array_process().unwrap();
+    array.signal(Signal::SIGTERM);
+    assert!(!array.outlives(Duration::from_secs(20)));
+    assert!(!tree.is_mounted());
+    drop(inside);
+    std::fs::create_dir_all(&tree.0).unwrap();
+    nix::mount::mount(Some("other"), &tree.0, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+    let output = std::process::Command::new(crate::farm::binary("dstd"))
+        .args(["array", "--tree", tree.0.to_str().unwrap(), "--state-dir"])
+        .arg(farm.dir.join("state"))
+        .arg("--socket")
+        .arg(farm.dir.join("dstd.sock"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("is a mount of something else already"), "{error}");
 }

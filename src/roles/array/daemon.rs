@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 
 use crate::control::command::Refusal;
 use crate::errno::Errno;
+use crate::io::fuse::Mounted;
 use crate::io::http;
 use crate::io::signals::Signals;
 use crate::io::state_dir::StateDir;
@@ -18,12 +19,15 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Where the control tree is mounted; `None`: nowhere.
+    pub tree: Option<PathBuf>,
 }
 
 /// The role, running.
 pub struct Daemon {
     handle: Handle,
     owner: Option<JoinHandle<Result<(), Refusal>>>,
+    _tree: Option<Mounted>,
     _http: http::Server,
 }
 
@@ -41,11 +45,13 @@ impl Daemon {
         let socket = http::Bound::new(&config.socket)?;
         owner.boot()?;
         let http = socket.serve(std::sync::Arc::new(handle.clone()))?;
+        let tree = config.tree.as_deref().map(|path| Mounted::new(path, std::sync::Arc::new(handle.clone())));
+        let tree = tree.transpose()?;
         let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run());
         let no_thread = |error: std::io::Error| Refusal::new(Errno::from(&error), format!("no thread: {error}"));
         let owner = thread.map_err(no_thread)?;
         tracing::info!(state_dir = %config.state_dir.display(), socket = %config.socket.display(), "serving arrays");
-        Ok(Daemon { handle, owner: Some(owner), _http: http })
+        Ok(Daemon { handle, owner: Some(owner), _tree: tree, _http: http })
     }
 
     /// Halts what runs and ends. The arrays that were started come back at the next start.

@@ -64,12 +64,23 @@ impl Service for Handle {
         shown.iter().find(|(status, _)| status.name == name).map(live)
     }
 
-    fn submit(&self, command: Command, reply: Reply) -> Result<(), Refusal> {
-        let fresh = targets::random_id()?;
-        self.messages.try_send(Message::Ask(command, fresh, reply)).map_err(|error| match error {
-            TrySendError::Full(_) => Refusal::new(Errno::EAGAIN, "dstd has too many commands waiting: try again"),
-            TrySendError::Disconnected(_) => Refusal::new(Errno::ESHUTDOWN, "dstd is ending: try again when it runs"),
-        })
+    fn submit(&self, command: Command, reply: Reply) {
+        let fresh = match targets::random_id() {
+            Ok(fresh) => fresh,
+            Err(refusal) => return reply(Err(refusal)),
+        };
+        let (message, refusal) = match self.messages.try_send(Message::Ask(command, fresh, reply)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(message)) => {
+                (message, Refusal::new(Errno::EAGAIN, "dstd has too many commands waiting: try again"))
+            }
+            Err(TrySendError::Disconnected(message)) => {
+                (message, Refusal::new(Errno::ESHUTDOWN, "dstd is ending: try again when it runs"))
+            }
+        };
+        if let Message::Ask(_, _, reply) = message {
+            reply(Err(refusal));
+        }
     }
 }
 
@@ -185,8 +196,7 @@ impl OwnerLoop {
         // Whoever has the answer also sees what it says.
         for (ticket, result) in replies {
             if let Some(reply) = self.replies.remove(&ticket) {
-                // The asker may have gone; what was done stays done.
-                let _ = reply.send(result);
+                reply(result);
             }
         }
         while self.helpers < limits::OWNER_HELPERS_MAX
