@@ -68,6 +68,7 @@ pub mod control {
     pub mod command;
     pub mod label;
     pub mod member;
+    pub mod metrics;
     pub mod migration;
     pub mod node;
     pub mod record;

@@ -75,6 +75,12 @@ struct ArrayArguments {
     /// Mount the control tree on this directory, such as /run/dst/tree: what 'dst tree' shows, as files
     #[arg(long, value_name = "DIR")]
     tree: Option<PathBuf>,
+    /// Serve figures for Prometheus at http://ADDR:PORT/metrics; the control socket has them, too
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Let --metrics be beyond loopback although nothing is encrypted or authenticated: on a network that you trust
+    #[arg(long)]
+    danger_cleartext: bool,
 }
 
 #[derive(Args)]
@@ -153,6 +159,8 @@ fn array_config(given: ArrayArguments, file: ConfigFile) -> daemon::Config {
         state_dir: given.state_dir.or(file.array.state_dir).unwrap_or_else(|| PathBuf::from("/var/lib/dst")),
         socket: given.socket.or(file.array.socket).unwrap_or_else(|| run_dir.join("dstd.sock")),
         tree: given.tree.or(file.array.tree),
+        metrics: given.metrics.or(file.array.metrics),
+        danger_cleartext: given.danger_cleartext || file.array.danger_cleartext,
     }
 }
 

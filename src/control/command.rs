@@ -157,6 +157,8 @@ pub enum Ask {
     List,
     /// One array.
     Get(String),
+    /// The figures of all arrays, for Prometheus.
+    Metrics,
     /// The control tree at and below a path.
     Tree(String),
     /// A value is written to a path of the control tree; answered when what it asks for is done.
@@ -285,6 +287,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
     let typed = |node: &str| node.parse::<NodeId>().map_err(|why| Refusal::new(Errno::EINVAL, why));
     match (method, parts.as_slice()) {
         ("GET", ["v1"]) => Ok(Ask::Version),
+        ("GET", ["metrics"]) => Ok(Ask::Metrics),
         ("GET", ["v1", "arrays"]) => Ok(Ask::List),
         ("GET", ["v1", "arrays", name]) => Ok(Ask::Get(named(name)?)),
         ("POST", ["v1", "arrays"]) => Ok(Ask::Do(Command::Create(parse(body)?))),
@@ -321,7 +324,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         }
         (
             _,
-            ["v1"]
+            ["v1" | "metrics"]
             | ["v1", "tree", ..]
             | ["v1", "import" | "arrays"]
             | ["v1", "arrays", _]
@@ -476,6 +479,7 @@ mod tests {
     fn the_control_tree_is_routed() {
         let path = || "devices/a/n-0/type".to_owned();
         for (method, line, body, ask) in [
+            ("GET", "/metrics", "", Ask::Metrics),
             ("GET", "/v1/tree", "", Ask::Tree(String::new())),
             ("GET", "/v1/tree/", "", Ask::Tree(String::new())),
             ("GET", "/v1/tree/devices/a/n-0/type", "", Ask::Tree(path())),

@@ -1,5 +1,6 @@
 //! The configuration file of `dstd`, TOML. Flags win over it. An unknown key is an error, so that a misspelt one is noticed.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -45,6 +46,10 @@ pub struct ArraySection {
     pub socket: Option<PathBuf>,
     /// Where the control tree is mounted.
     pub tree: Option<PathBuf>,
+    /// Where figures for Prometheus are served.
+    pub metrics: Option<SocketAddr>,
+    /// Beyond loopback, too, although nothing is encrypted.
+    pub danger_cleartext: bool,
 }
 
 impl ConfigFile {

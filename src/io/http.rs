@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
+use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,13 +20,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::control::command::{API_VERSION, Answer, Arrays, Ask, Command, Refusal, Version, route};
+use crate::control::metrics;
 use crate::control::status::ArrayStatus;
 use crate::control::tree;
 use crate::errno::Errno;
 use crate::limits;
+
+pub mod scrape;
 
 /// Called once with a command's answer, from a thread that must not wait.
 pub type Reply = Box<dyn FnOnce(Result<Answer, Refusal>) + Send>;
@@ -62,7 +67,8 @@ impl Bound {
     }
 
     /// Serves it from a thread of its own.
-    pub fn serve(self, service: Arc<dyn Service>) -> Result<Server, Refusal> {
+    /// With `metrics` the figures are served there, too: see [`scrape`].
+    pub fn serve(self, service: Arc<dyn Service>, metrics: Option<TcpListener>) -> Result<Server, Refusal> {
         let Bound { path, listener } = self;
         let (stop, stopped) = oneshot::channel();
         let failed =
@@ -72,6 +78,9 @@ impl Bound {
         let serve = move || {
             runtime.block_on(async move {
                 let seats = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
+                if let Some(metrics) = metrics {
+                    tokio::spawn(scrape::accept(metrics, Arc::clone(&service)));
+                }
                 match tokio::net::UnixListener::from_std(listener) {
                     Ok(listener) => tokio::select! {
                         () = accept(listener, service, &seats) => {}
@@ -169,13 +178,22 @@ async fn serve(stream: tokio::net::UnixStream, service: Arc<dyn Service>) {
             Ok::<_, Infallible>(result.unwrap_or_else(|refusal| json(refusal.http_status(), &refusal.problem())))
         }
     });
+    connection(stream, answer).await;
+}
+
+/// Serves one connection to its end, within bounds.
+async fn connection<S, A>(stream: S, answer: A)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: hyper::service::Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible>,
+{
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HTTP_IDLE_MAX)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), answer);
     if let Err(error) = connection.await {
-        tracing::debug!(%error, "a control connection ended");
+        tracing::debug!(%error, "a connection ended");
     }
 }
 
@@ -201,6 +219,7 @@ async fn respond(request: Request<Incoming>, service: &dyn Service) -> Result<Re
             Some(array) => Ok(json(200, &array)),
             None => Err(Refusal::no_such_array(&name)),
         },
+        Ask::Metrics => Ok(figures(&service.list())),
         Ask::Tree(path) => Ok(json(200, &tree::entries(&about(service, &path), &path)?)),
         Ask::Store(path, value) => perform(tree::store(&about(service, &path), &path, &value)?, service).await,
         Ask::Do(command) => perform(command, service).await,
@@ -225,11 +244,17 @@ async fn perform(command: Command, service: &dyn Service) -> Result<Response<Ful
 }
 
 fn json<T: Serialize>(status: u16, body: &T) -> Response<Full<Bytes>> {
-    let body = serde_json::to_vec(body).unwrap_or_default();
+    answer(status, "application/json", serde_json::to_vec(body).unwrap_or_default())
+}
+
+fn figures(arrays: &[ArrayStatus]) -> Response<Full<Bytes>> {
+    answer(200, metrics::CONTENT_TYPE, metrics::text(arrays).into_bytes())
+}
+
+fn answer(status: u16, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
-    let kind = hyper::header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
 }
 
@@ -270,7 +295,7 @@ mod tests {
     #[test]
     fn requests_are_answered_and_bounded() {
         let path = std::env::temp_dir().join(format!("dst-http-{}/dstd.sock", std::process::id()));
-        let server = Bound::new(&path).unwrap().serve(Arc::new(Fake)).unwrap();
+        let server = Bound::new(&path).unwrap().serve(Arc::new(Fake), None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
         let send = |line: &str, body: &str| {
@@ -303,7 +328,7 @@ mod tests {
         drop(server);
         assert!(!path.exists());
         drop(UnixListener::bind(&path).unwrap());
-        drop(Bound::new(&path).unwrap().serve(Arc::new(Fake)).unwrap());
+        drop(Bound::new(&path).unwrap().serve(Arc::new(Fake), None).unwrap());
         fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 }

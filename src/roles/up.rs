@@ -26,7 +26,8 @@ pub fn run(config: Config, launcher: Box<dyn Launcher>) -> Result<(), Refusal> {
     let signals = daemon::block_signals()?;
     let socket = config.socket.unwrap_or_else(|| config.dir.join("dstd.sock"));
     // The state's lock first: a second `dstd up` of the same directory must not touch the first one's pool.
-    let arrays = daemon::Config { state_dir: config.dir.join("state"), socket, tree: None };
+    let state_dir = config.dir.join("state");
+    let arrays = daemon::Config { state_dir, socket, tree: None, metrics: None, danger_cleartext: false };
     let claimed = Daemon::claim(&arrays)?;
     let server = server::Server::start(server::Config {
         listen: config.listen,

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::farm::Farm;
+use crate::farm::{Farm, free_address};
 
 /// The array of the 2007 diary: two nodes of 800 sectors, end to end.
 fn storage(farm: &Farm) {
@@ -59,6 +61,51 @@ fn the_tree_of_2007_over_the_socket() {
     assert_eq!(farm.dst("get devices/storage/device"), "");
     assert_eq!(farm.dst("set devices/storage/remove_all_nodes 1"), "");
     assert!(farm.dst("list").contains("no arrays"));
+}
+
+/// One request, and its answer to the end.
+fn ask(mut stream: impl Read + Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn figures_for_prometheus() {
+    let mut farm = Farm::new(2);
+    storage(&farm);
+    farm.kill_array();
+    let address = free_address();
+    farm.start_array_with(&["--metrics", &address]);
+    farm.start_nbd("storage", "--queues 2 --depth 64");
+    let socket = UnixStream::connect(farm.dir.join("dstd.sock")).unwrap();
+    for answer in [ask(socket, "/metrics"), ask(TcpStream::connect(&address).unwrap(), "/metrics")] {
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("content-type: text/plain; version=0.0.4"),
+            "{answer}"
+        );
+        for line in [
+            "dst_array_started{array=\"storage\"} 1",
+            "dst_array_tags_free{array=\"storage\"} 128",
+            "dst_node_size_bytes{array=\"storage\",node=\"n-800\"} 409600",
+        ] {
+            assert!(answer.lines().any(|other| other == line), "{line} is not in {answer}");
+        }
+    }
+    // Arrays cannot be asked for anything there.
+    for path in ["/v1/arrays", "/", "/v1/tree"] {
+        assert!(ask(TcpStream::connect(&address).unwrap(), path).starts_with("HTTP/1.1 404"), "{path}");
+    }
+    let output = std::process::Command::new(crate::farm::binary("dstd"))
+        .args(["array", "--metrics", "0.0.0.0:1", "--state-dir"])
+        .arg(farm.dir.join("other"))
+        .arg("--socket")
+        .arg(farm.dir.join("other.sock"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("--danger-cleartext"), "{error}");
 }
 
 /// The directory of a control tree, which is not left mounted.

@@ -1,5 +1,6 @@
 //! The array role: the owner loop in a thread, its control socket, and the signals that end both.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
@@ -7,6 +8,7 @@ use crate::control::command::Refusal;
 use crate::errno::Errno;
 use crate::io::fuse::Mounted;
 use crate::io::http;
+use crate::io::http::scrape;
 use crate::io::signals::Signals;
 use crate::io::state_dir::StateDir;
 use crate::roles::array::owner::{Handle, OwnerLoop};
@@ -21,6 +23,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the control tree is mounted; `None`: nowhere.
     pub tree: Option<PathBuf>,
+    /// Where the figures are served over TCP; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether that may be beyond loopback although nothing is encrypted or authenticated.
+    pub danger_cleartext: bool,
 }
 
 /// The role, running.
@@ -43,8 +49,9 @@ impl Daemon {
         let handle = owner.handle();
         // First, because it may be another daemon's; and whoever reaches it then sees every array.
         let socket = http::Bound::new(&config.socket)?;
+        let metrics = config.metrics.map(|address| scrape::listen(address, config.danger_cleartext)).transpose()?;
         owner.boot()?;
-        let http = socket.serve(std::sync::Arc::new(handle.clone()))?;
+        let http = socket.serve(std::sync::Arc::new(handle.clone()), metrics)?;
         let tree = config.tree.as_deref().map(|path| Mounted::new(path, std::sync::Arc::new(handle.clone())));
         let tree = tree.transpose()?;
         let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run());
