@@ -111,6 +111,9 @@ bugs! {
     ResumeForgetsStale "a resume takes stale replicas as in sync"
     StaleSource "a region is copied from a replica that has missed a write to it meanwhile"
     CutOverBeforeDrained "the destination takes the place while writes to the source are in flight"
+    SurveySkipsLast "of each run of marked regions the last one is not copied"
+    StaleMarksIgnored "what a stale replica itself has marked is not copied"
+    FillingIsStale "of a replica that was never filled only what is marked is copied"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"
 }
 

@@ -32,6 +32,7 @@ pub mod engine {
     pub mod shard;
     pub mod shared;
     pub mod steer;
+    pub mod survey;
     pub mod view;
 }
 
@@ -129,6 +130,7 @@ pub mod roles {
         pub mod path;
         pub mod perform;
         pub mod running;
+        pub mod survey;
         pub mod targets;
         mod tree;
         pub mod worker;

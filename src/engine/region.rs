@@ -4,8 +4,10 @@
 //! being copied it waits; to one that is copied it goes to the syncing target too. A shard looks after it has taken the write's
 //! range in the overlap table, and the sync engine opens a window before it takes the region there, so that each sees the other.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use crate::bugs::{Bug, planted};
+use crate::engine::survey::Marked;
 use crate::units::Extent;
 
 /// Where a region is.
@@ -30,6 +32,8 @@ pub struct SyncMap {
     region_sectors: u64,
     states: Box<[AtomicU8]>,
     left: AtomicU64,
+    /// What the region logs have marked is in it.
+    surveyed: AtomicBool,
 }
 
 impl SyncMap {
@@ -37,7 +41,43 @@ impl SyncMap {
     pub fn new(sectors: u64, region_sectors: u64) -> SyncMap {
         let count = sectors.div_ceil(region_sectors);
         let states = (0..count).map(|_| AtomicU8::new(RegionState::Todo as u8)).collect();
-        SyncMap { verified: AtomicU64::new(0), sectors, region_sectors, states, left: AtomicU64::new(count) }
+        SyncMap {
+            verified: AtomicU64::new(0),
+            sectors,
+            region_sectors,
+            states,
+            left: AtomicU64::new(count),
+            surveyed: AtomicBool::new(true),
+        }
+    }
+
+    /// A map of a target that has everything below a sector, but for what the region logs have marked: they are to be asked
+    /// ([`SyncMap::mark`]) when every shard writes the target. What is written before that is told by them.
+    pub fn copied_below(below: u64, sectors: u64, region_sectors: u64) -> SyncMap {
+        let map = SyncMap::new(sectors, region_sectors);
+        let whole = if below >= sectors { map.regions() as u64 } else { below / region_sectors };
+        for region in 0..usize::try_from(whole).unwrap_or(usize::MAX) {
+            map.set(region, RegionState::Done);
+        }
+        map.surveyed.store(whole == 0, Ordering::SeqCst);
+        map
+    }
+
+    /// Whether the region logs are still to be asked.
+    pub fn needs_survey(&self) -> bool {
+        !self.surveyed.load(Ordering::SeqCst)
+    }
+
+    /// What the region logs have marked is still to be copied.
+    pub fn mark(&self, marked: &Marked) {
+        let end = self.regions() as u64;
+        let ends = usize::from(planted(Bug::SurveySkipsLast));
+        for (first, count) in marked.runs(end) {
+            for region in (first..first.saturating_add(count).min(end)).rev().skip(ends) {
+                self.set(usize::try_from(region).unwrap_or(usize::MAX), RegionState::Todo);
+            }
+        }
+        self.surveyed.store(true, Ordering::SeqCst);
     }
 
     /// How many regions there are.
@@ -118,5 +158,26 @@ mod tests {
         assert_eq!((map.state(1), map.left()), (RegionState::Done, 6));
         map.set(1, RegionState::Todo);
         assert_eq!(map.left(), 7);
+    }
+
+    #[test]
+    fn what_was_copied_is_not_copied_again_but_for_what_is_marked() {
+        let todo = |map: &SyncMap| {
+            (0..map.regions()).filter(|region| map.state(*region) == RegionState::Todo).collect::<Vec<_>>()
+        };
+        // Up to the middle of a region: all of that one again.
+        let map = SyncMap::copied_below(40, 100, 16);
+        assert!(map.needs_survey());
+        assert_eq!(todo(&map), [2, 3, 4, 5, 6]);
+        let mut marked = Marked::default();
+        marked.add(&[(1, 1), (4, 90)]);
+        map.mark(&marked);
+        assert!(!map.needs_survey());
+        assert_eq!((todo(&map), map.left()), (vec![1, 2, 3, 4, 5, 6], 6));
+        let map = SyncMap::copied_below(100, 100, 16);
+        assert!(todo(&map).is_empty());
+        map.mark(&Marked::all());
+        assert_eq!(todo(&map).len(), 7);
+        assert!(!SyncMap::copied_below(15, 100, 16).needs_survey());
     }
 }

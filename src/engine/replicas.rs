@@ -29,7 +29,7 @@ use crate::engine::shard::Report;
 use crate::engine::steer::{News, Steer};
 use crate::engine::view::{Role, View};
 use crate::limits;
-use crate::units::{Id, Time};
+use crate::units::{Id, Lba, Time};
 
 mod freeze;
 mod moves;
@@ -47,12 +47,24 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 pub enum Standing {
     /// It has everything that was acknowledged.
     InSync,
-    /// It lacks something.
+    /// It lacks something: what the region logs have marked.
     Stale,
     /// It is being filled to take another one's place, or was in sync until another one took its own. Never in sync by itself.
     Candidate,
+    /// It is being filled: it lacks whatever lies from here on, and below what the logs have marked.
+    Filling {
+        /// The first sector of the node that was never copied to it.
+        from: Lba,
+    },
     /// It is none.
     Absent,
+}
+
+impl Standing {
+    /// Whether it is one that is to be in sync and is not.
+    fn is_synced(self) -> bool {
+        matches!(self, Standing::Stale | Standing::Filling { .. })
+    }
 }
 
 /// What happened.
@@ -235,7 +247,7 @@ impl Replicas {
                     Standing::InSync => Role::Leaving,
                     Standing::Stale if planted(Bug::StaleForgotten) => Role::InSync,
                     Standing::Candidate if planted(Bug::CandidateJoins) => Role::InSync,
-                    Standing::Stale | Standing::Candidate => Role::Stale,
+                    Standing::Stale | Standing::Filling { .. } | Standing::Candidate => Role::Stale,
                     Standing::Absent => Role::Absent,
                 };
             }
@@ -370,7 +382,7 @@ impl Replicas {
         let state = &self.nodes[node];
         let wanted = state.syncing.filter(|target| {
             let open = state.freeze == Freeze::Open && self.targets[*target].role == Role::Syncing;
-            open && state.moving.as_ref().map_or(self.targets[*target].standing == Standing::Stale, Moving::wants_job)
+            open && state.moving.as_ref().map_or(self.targets[*target].standing.is_synced(), Moving::wants_job)
         });
         match (wanted, state.job) {
             (Some(target), Job::None) if state.step == Step::Steady => self.start_job(node, target),
@@ -436,7 +448,12 @@ impl Replicas {
                 state.gone.get_or_insert(Gone::Failed);
             }
             state.role = Role::Leaving;
-            state.standing = if state.gone.is_some() { Standing::Absent } else { Standing::Stale };
+            state.standing = match (state.gone, state.standing) {
+                (Some(_), _) => Standing::Absent,
+                (None, Standing::InSync) => Standing::Stale,
+                // What was never filled does not become a copy by being left.
+                (None, standing) => standing,
+            };
             if self.nodes[node].syncing == Some(target) || self.nodes[node].job.source() == Some(target) {
                 self.stop_job(node);
             }
@@ -449,10 +466,7 @@ impl Replicas {
     /// Takes the first stale target that can be asked.
     fn open_stale(&mut self, node: usize) {
         let stale = self.of(node, |target| {
-            target.role == Role::Stale
-                && target.standing == Standing::Stale
-                && target.reachable
-                && target.gone.is_none()
+            target.role == Role::Stale && target.standing.is_synced() && target.reachable && target.gone.is_none()
         });
         if let (Some(target), Some(_)) = (stale.first().copied(), self.source(node)) {
             self.open(node, target);
@@ -463,7 +477,14 @@ impl Replicas {
     fn open(&mut self, node: usize, target: usize) {
         self.targets[target].role = Role::Syncing;
         let sectors = self.view.geometry.node_sectors(node);
-        let map = Arc::new(SyncMap::new(sectors, self.view.region_sectors));
+        // What was in sync is written everywhere from now on; then the logs tell what is still to be copied.
+        let copied = match self.targets[target].standing {
+            _ if planted(Bug::FillingIsStale) => sectors,
+            Standing::Filling { from } => from.0,
+            Standing::Candidate => 0,
+            Standing::InSync | Standing::Stale | Standing::Absent => sectors,
+        };
+        let map = Arc::new(SyncMap::copied_below(copied, sectors, self.view.region_sectors));
         let mut view = View::clone(&self.view);
         view.nodes[node].sync = Some(map);
         self.view = Arc::new(view);
@@ -531,10 +552,10 @@ impl Replicas {
                 let state = &mut self.targets[target];
                 state.role = match (state.standing, state.role) {
                     (Standing::InSync, _) => Role::InSync,
-                    (Standing::Stale, Role::Syncing) => Role::Syncing,
+                    (Standing::Stale | Standing::Filling { .. }, Role::Syncing) => Role::Syncing,
                     // What was in sync when another one took its place has everything.
                     (Standing::Candidate, Role::Syncing | Role::InSync) => Role::Syncing,
-                    (Standing::Stale | Standing::Candidate, _) => Role::Stale,
+                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate, _) => Role::Stale,
                     (Standing::Absent, _) => Role::Absent,
                 };
             }
@@ -641,7 +662,7 @@ impl Replicas {
             Steer::Thaw { node } => self.thaw(node),
             Steer::Fail { node } => self.fail(node),
             Steer::Attach { node, target, volume } => {
-                self.attach(node, target, volume, Standing::Stale);
+                self.attach(node, target, volume, Standing::Filling { from: Lba(0) });
             }
             Steer::Detach { node, volume } => self.detach(node, volume),
             Steer::Move(spec) => self.begin_move(spec),

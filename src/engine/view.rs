@@ -196,6 +196,14 @@ impl View {
         self.nodes[node].targets.iter().copied().filter(move |target| self.role(*target) == role)
     }
 
+    /// Whether what a sync engine copies to a target is to be in its region log. Between the only two targets of a node it need
+    /// not: until it is copied for good, it is marked where it comes from, or known to be still to be copied. A third one would
+    /// not know that the two have it.
+    pub fn logs_copies(&self, target: usize) -> bool {
+        let attached = |target: &&usize| self.role(**target).is_attached();
+        self.nodes[self.targets[target].node].targets.iter().filter(attached).count() > 2
+    }
+
     /// The most targets that a node has.
     pub fn width(&self) -> usize {
         self.nodes.iter().map(|node| node.targets.len()).max().unwrap_or(1)

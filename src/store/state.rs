@@ -44,6 +44,11 @@ pub struct State {
 }
 
 impl State {
+    /// Nothing was ever written to the volume: before the first change its boot is written down.
+    pub fn is_blank(&self) -> bool {
+        self.boot.is_nil()
+    }
+
     /// The bytes of a slot; whole sectors, at most `SLOT_BYTES`.
     pub fn encode(&self, volume: Id, sequence: u64) -> Vec<u8> {
         let label = self.label.as_deref().unwrap_or_default().as_bytes();

@@ -26,6 +26,9 @@ pub struct Volume {
     pub sparse: bool,
     /// Space taken on the disk now, bytes.
     pub allocated: u64,
+    /// Nothing was ever written to it: it reads as zeros.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blank: bool,
     /// The array it belongs to.
     pub array: Option<Member>,
     /// Connections attached to it now.

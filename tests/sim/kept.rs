@@ -96,6 +96,11 @@ impl Kept {
         (self.asked, self.changed) = (self.asked && failed, self.changed && failed);
     }
 
+    /// It dies at its orderly end: that everything is durable may be written down already.
+    fn ended_early(&mut self) {
+        self.changed &= self.found().is_none_or(|(_, state)| state.dirty);
+    }
+
     /// The power goes, and comes back.
     fn reboot(&mut self) {
         self.sync_failed = false;
@@ -165,7 +170,7 @@ impl World {
     }
 
     /// The server dies; with `power` its machine.
-    pub(crate) fn state_cut(&mut self, node: usize, power: bool) {
+    pub(crate) fn state_cut(&mut self, node: usize, power: bool, told_stop: bool) {
         for (_, write) in std::mem::take(&mut self.nodes[node].kept.writing) {
             let whole = write.bytes.len() / 512;
             let landed = match power {
@@ -173,6 +178,9 @@ impl World {
                 false => whole * usize::from(self.rng.percent(50)),
             };
             self.nodes[node].kept.land(&write, landed);
+        }
+        if told_stop {
+            self.nodes[node].kept.ended_early();
         }
         if power {
             self.nodes[node].kept.reboot();
@@ -199,13 +207,20 @@ impl World {
         for region in 0..regions {
             let extent = Extent::new(region * region_sectors, region_sectors);
             let cleaned = before.is_durable(extent) && !after.is_durable(extent);
-            if cleaned && !self.nodes[node].is_settled(extent) {
+            // What is being copied to it meanwhile is marked where it comes from.
+            if cleaned && !self.nodes[node].is_settled(extent) && !self.is_marked_elsewhere(node, extent) {
                 self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
             }
             if cleaned {
                 self.check_alike(node, region, extent);
             }
         }
+    }
+
+    fn is_marked_elsewhere(&self, node: usize, extent: Extent) -> bool {
+        let first = self.plan.node_of(node) * self.plan.copies;
+        let marked = |other: usize| self.nodes[other].kept.log().is_some_and(|log| log.is_durable(extent));
+        (first..first + self.plan.copies).any(|other| other != node && marked(other))
     }
 
     /// What is marked neither here nor on a sibling is the same on both, whatever happens next.

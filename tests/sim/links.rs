@@ -107,7 +107,7 @@ impl World {
         self.link_mut(conn).state = State::Greeting;
         let hello = Hello {
             versions: (1, 1),
-            features: if self.plan.logged { features::OURS } else { features::DATA_CRC },
+            features: if self.logs(shard) { features::OURS } else { features::DATA_CRC },
             array: ARRAY,
             session: session(self.daemon.life),
             host: Id([0x77; 16]),
@@ -334,8 +334,15 @@ impl World {
     }
 }
 
+impl World {
+    /// Whether what a shard changes is logged: not what is copied between the only two targets of a node.
+    pub(crate) fn logs(&self, shard: usize) -> bool {
+        self.plan.logged && (shard < self.plan.shards || self.plan.copies > 2)
+    }
+}
+
 /// The id of a life of the daemon.
-fn session(life: u32) -> Id {
+pub(crate) fn session(life: u32) -> Id {
     let mut id = [0x55; 16];
     id[..4].copy_from_slice(&life.to_le_bytes());
     Id(id)

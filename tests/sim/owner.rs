@@ -3,15 +3,18 @@
 //! Contract: what is saved takes time, and a daemon that dies meanwhile leaves the old or the new record; shards take a view at
 //! any time after it was published.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dst::bugs::{Bug, planted};
 use dst::engine::copy::{Content, Copied, Copy, CopyConfig, CopyError, Look, Task};
 use dst::engine::region::SyncMap;
 use dst::engine::replicas::{Effect, Event as Told, Replicas, Standing};
 use dst::engine::request::{RequestOp, ShardConfig};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
+use dst::engine::survey::Marked;
 use dst::engine::view::{Role, View};
 use dst::units::{Id, Time};
 
@@ -43,12 +46,25 @@ pub(crate) struct Owner {
     views: Vec<Arc<View>>,
     /// What is being saved.
     saving: Option<Vec<(Id, Standing)>>,
+    /// By node: the region logs that are asked before its sync begins.
+    surveys: BTreeMap<usize, Survey>,
+}
+
+/// Region logs that are asked, one after the other.
+struct Survey {
+    source: usize,
+    target: usize,
+    map: Arc<SyncMap>,
+    task: Task,
+    left: Vec<usize>,
+    marked: Marked,
+    stopped: bool,
 }
 
 impl Owner {
     pub(crate) fn new(view: View, record: &Record) -> Owner {
         let rules = Replicas::new(view, &record.standings, record.clean);
-        Owner { views: vec![Arc::clone(rules.view())], rules, saving: None }
+        Owner { views: vec![Arc::clone(rules.view())], rules, saving: None, surveys: BTreeMap::new() }
     }
 }
 
@@ -114,6 +130,9 @@ impl World {
                 let at = self.now + self.rng.below(longest);
                 self.queue.push(at, Event::Recorded { life });
             }
+            Effect::Sync { node, source, target, map, task, .. } if map.needs_survey() => {
+                self.begin_survey(life, node, (source, target), map, task);
+            }
             Effect::Sync { node, source, target, map, task, .. } => self.begin_sync(node, (source, target), map, task),
             Effect::Flush { ticket, target } => {
                 self.daemon.hosts[0].shard.flush_target(Time(self.now), ticket, target);
@@ -121,6 +140,10 @@ impl World {
             }
             Effect::Attach { .. } | Effect::Tell(_) => {}
             Effect::StopSync { node } => {
+                if let Some(survey) = owner.surveys.get_mut(&node) {
+                    survey.stopped = true;
+                    return;
+                }
                 if let Some(syncer) = &mut self.daemon.hosts[self.plan.shards + node].syncer {
                     syncer.rules.stop();
                 }
@@ -205,6 +228,63 @@ impl World {
         }
     }
 
+    /// The logs of those in sync that can be asked, and the target's own.
+    fn begin_survey(
+        &mut self,
+        life: u32,
+        node: usize,
+        (source, target): (usize, usize),
+        map: Arc<SyncMap>,
+        task: Task,
+    ) {
+        let up = |other: usize| self.daemon.hosts[..self.plan.shards].iter().all(|host| host.shard.is_up(other));
+        let Some(owner) = &self.daemon.owner else { return };
+        let of = node * self.plan.copies..(node + 1) * self.plan.copies;
+        let asked = |other: &usize| {
+            let own = *other == target && !planted(Bug::StaleMarksIgnored);
+            own || *other == source || (owner.rules.role(*other) == Role::InSync && up(*other))
+        };
+        let left = of.filter(asked).collect();
+        let survey = Survey { source, target, map, task, left, marked: Marked::default(), stopped: false };
+        if let Some(owner) = &mut self.daemon.owner {
+            owner.surveys.insert(node, survey);
+        }
+        self.ask_later(life, node);
+    }
+
+    fn ask_later(&mut self, life: u32, node: usize) {
+        let longest = if self.rng.one_in(4) { 200 * MILLI } else { MILLI };
+        let at = self.now + self.rng.below(longest);
+        self.queue.push(at, Event::Survey { life, node });
+    }
+
+    /// The next log is asked, or all were.
+    pub(crate) fn survey(&mut self, life: u32, node: usize) {
+        if life != self.daemon.life || !self.hears(Event::Survey { life, node }) {
+            return;
+        }
+        let Some(mut survey) = self.daemon.owner.as_mut().and_then(|owner| owner.surveys.remove(&node)) else { return };
+        let Some(target) = survey.left.pop().filter(|_| !survey.stopped) else {
+            if survey.stopped {
+                return self.owner_hears(life, Told::Synced { node, result: Err(CopyError::Stopped) });
+            }
+            survey.map.mark(&survey.marked);
+            self.trace.say(self.now, || format!("  logs of node {node}: {:?}", survey.marked));
+            return self.begin_sync(node, (survey.source, survey.target), survey.map, survey.task);
+        };
+        match self.ask_log(target) {
+            Ok(marked) => {
+                survey.marked.join(&marked);
+                if let Some(owner) = &mut self.daemon.owner {
+                    owner.surveys.insert(node, survey);
+                }
+                self.ask_later(life, node);
+            }
+            Err(errno) => self.owner_hears(life, Told::Synced { node, result: Err(CopyError::Target(errno)) }),
+        }
+    }
+
+    /// Begins to copy.
     fn begin_sync(&mut self, node: usize, (source, target): (usize, usize), map: Arc<SyncMap>, task: Task) {
         let Some(owner) = &self.daemon.owner else { return };
         let shard = self.plan.shards + node;

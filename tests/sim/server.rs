@@ -3,14 +3,17 @@
 //! Contract: as in production, a connection takes its requests in order and only as far as its budget goes; work of a killed
 //! process goes on at the disk, and the next process waits for it before it serves (the contract, 1.3).
 
+use dst::engine::survey::Marked;
 use dst::errno::Errno;
 use dst::store::budget::Budget;
-use dst::store::volume::{Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Volume, Work};
+use dst::store::volume::{
+    Ask, Config, Conn as ConnId, DiskOp, Effect, Event as Told, Slot, Told as Answered, Volume, Work,
+};
 use dst::units::{Epoch, Extent, Id};
 use dst::wire::digest::Hasher;
 use dst::wire::frame::{DIGEST_BYTES, Header, Op, message_crc};
 use dst::wire::session::Hello;
-use dst::wire::volume::{Explained, Member};
+use dst::wire::volume::{Explained, Member, Regions};
 
 use crate::array::ARRAY;
 use crate::disk::{Disk, Io};
@@ -185,9 +188,10 @@ impl World {
                 self.node_trouble(node, true);
             }
             self.nodes[node].rules = None;
-            (self.nodes[node].told_stop, self.nodes[node].stopped) = (false, false);
+            let told_stop = std::mem::take(&mut self.nodes[node].told_stop);
+            self.nodes[node].stopped = false;
             self.nodes[node].finished.clear();
-            self.state_cut(node, power);
+            self.state_cut(node, power, told_stop);
             if power {
                 self.nodes[node].held.clear();
                 self.nodes[node].disk.power_cut(&mut self.rng);
@@ -431,7 +435,7 @@ impl World {
                     self.nodes[node].stopped = true;
                     self.nodes[node].kept.stopped();
                 }
-                Effect::Answer { .. } => self.fail("server", "an answer that nobody has asked for".to_owned()),
+                Effect::Answer { result, .. } => self.answer = Some(result),
                 Effect::Welcome { conn, welcome } => {
                     let conn = usize::try_from(conn.0).unwrap_or(0);
                     self.check_welcome(node, conn, welcome.losses);
@@ -565,7 +569,10 @@ impl World {
             std::mem::swap(accepted.slot(slot), &mut values);
         }
         if work.op.changes() {
-            self.check_marked(node, work.extent);
+            let shard = work.place.map_or(0, |(conn, _)| self.conns[usize::try_from(conn.0).unwrap_or(0)].shard);
+            if self.logs(shard) {
+                self.check_marked(node, work.extent);
+            }
             self.check_place(node, &work, &values);
         }
         let doomed = work.op == DiskOp::Sync && self.nodes[node].kept.doomed;
@@ -594,6 +601,29 @@ impl World {
             rules.handle(told);
         }
         self.perform(node);
+    }
+
+    /// A volume's region log, by its claimant.
+    pub(crate) fn ask_log(&mut self, node: usize) -> Result<Marked, Errno> {
+        let server = &self.servers[self.nodes[node].server];
+        if !server.up || server.is_ending() || server.paused > 0 || server.deaf > 0 || server.dumb > 0 {
+            return Err(Errno::ETIMEDOUT);
+        }
+        let life = self.daemon.life;
+        let (name, epoch, owner) = (format!("v{node}"), Epoch(u64::from(life) + 1), crate::links::session(life));
+        let mut ask = Regions { name, array: ARRAY, epoch, owner, after: None };
+        let mut marked = Marked::default();
+        loop {
+            self.tell_rules(node, Told::Ask { number: 0, ask: Ask::Regions(&ask) });
+            match self.answer.take() {
+                Some(Ok(Answered::Regions(page))) => match marked.add_page(&page, self.plan.region) {
+                    None => return Ok(marked),
+                    after => ask.after = after,
+                },
+                Some(Err((errno, _))) => return Err(errno),
+                _ => return Err(Errno::EPROTO),
+            }
+        }
     }
 
     /// What the disk will answer.

@@ -52,6 +52,11 @@ pub(crate) enum Event {
     Recorded {
         life: u32,
     },
+    /// The owner asks the next region log of a node.
+    Survey {
+        life: u32,
+        node: usize,
+    },
     /// A shard takes a view.
     Adopt {
         life: u32,
@@ -235,6 +240,8 @@ pub(crate) struct World {
     /// Which faults of the plan are on.
     pub(crate) active: Vec<bool>,
     pub(crate) next_fault: usize,
+    /// What a volume has answered to a question about it as a whole.
+    pub(crate) answer: Option<Result<dst::store::volume::Told, dst::store::pool::Refusal>>,
     /// Bodies to use again.
     pub(crate) spare: Vec<Vec<u64>>,
     pub(crate) verdict: Verdict,
@@ -275,6 +282,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         stats: Stats::default(),
         active: vec![false; plan.faults.len()],
         next_fault: 0,
+        answer: None,
         spare: Vec::new(),
         verdict: Ok(()),
         plan,
@@ -312,6 +320,7 @@ impl World {
             Event::OwnerTick { life } => self.owner_tick(life),
             Event::Reported { life, report } => self.owner_hears(life, Told::Report(report)),
             Event::Recorded { life } => self.recorded(life),
+            Event::Survey { life, node } => self.survey(life, node),
             Event::Adopt { life, shard, version } => self.adopt(life, shard, version),
             Event::Look { life, shard } => self.look(life, shard),
             Event::Client { life, shard } => self.client(life, shard),

@@ -24,6 +24,7 @@ pub(super) fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) 
             match standing(replica.volume) {
                 Some(Standing::InSync) => replica.state = ReplicaState::InSync,
                 Some(Standing::Stale) if replica.state.is_in_sync() => replica.state = ReplicaState::Stale,
+                Some(Standing::Filling { from }) => replica.state = ReplicaState::Syncing { from },
                 _ => {}
             }
         }

@@ -34,6 +34,11 @@ impl Replicas {
         let slots = self.view.nodes.get(node)?.targets.iter().copied();
         let target = slots.into_iter().find(|target| self.view.targets[*target].volume.is_nil())?;
         let mut view = View::clone(&self.view);
+        if let Some(overlap) = &view.nodes[node].overlap
+            && let Some(place) = view.nodes[node].targets.iter().position(|other| *other == target)
+        {
+            overlap.points.renew(place);
+        }
         view.targets[target].volume = volume;
         self.view = Arc::new(view);
         let state = &mut self.targets[target];

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::control::target::Target;
 use crate::engine::copy::{Copied, Copy, CopyConfig, CopyError, Task};
@@ -27,6 +27,7 @@ use crate::io::ublk::become_io_flusher;
 use crate::io::wakeup::Postbox;
 use crate::limits;
 use crate::roles::array::path::{Attachment, Place, SyncSeats};
+use crate::roles::array::survey::{LogAt, survey};
 use crate::roles::array::targets;
 use crate::roles::array::worker::{Order, Seat, Worker};
 use crate::units::{Id, SECTOR_BYTES, Time};
@@ -452,15 +453,39 @@ impl Work {
             }
         };
         info!(array = self.config.name, node, source, target, ?task, regions = map.left(), "a sync engine begins");
+        let logs = self.logs(node, source, target);
+        let (name, map_of, regions) = (self.config.name.clone(), Arc::clone(map), view.region_sectors);
         let run = move || {
             // Writes to the device may wait for what this thread does: it must not wait for such a write.
             become_io_flusher();
-            let (result, sequence) = copy(seat, rules, wake);
+            let sequence = seat.shard.sequence();
+            let surveyed =
+                if map_of.needs_survey() { survey(&logs, regions).map(|marked| map_of.mark(&marked)) } else { Ok(()) };
+            let (result, sequence) = match surveyed {
+                Ok(()) => {
+                    debug!(array = name, node, regions = map_of.left(), "the region logs were asked");
+                    copy(seat, rules, wake)
+                }
+                Err(why) => {
+                    warn!(array = name, node, %why, "the region logs cannot be asked");
+                    (Err(CopyError::Target(why.errno)), sequence)
+                }
+            };
             let _ = sender.send(Note::Synced { node, result, sequence });
         };
         let thread = std::thread::Builder::new().name(format!("sync-{}-{node}", self.config.name)).spawn(run)?;
         self.syncs.insert(node, Syncing { orders, thread });
         Ok(())
+    }
+
+    /// The logs that tell what a target lacks: of those in sync that can be asked, the source among them, and its own.
+    fn logs(&self, node: usize, source: usize, target: usize) -> Vec<LogAt> {
+        let (view, reachable) = (self.config.rules.view(), self.reachable());
+        let asked = |other: &usize| {
+            *other == source || *other == target || (view.role(*other) == Role::InSync && reachable[*other])
+        };
+        let asked = view.nodes[node].targets.iter().copied().filter(asked);
+        asked.map(|target| self.config.seats.log(target)).collect()
     }
 
     fn synced(&mut self, node: usize, result: Result<Copied, CopyError>, sequence: u32) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
 use crate::control::migration::{MigrationState, MoveLive};
-use crate::control::replica::ReplicaSpec;
+use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
 use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
@@ -94,7 +94,11 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
             Target::Remote { server, volume } => Place::Remote { address: resolve(server)?[0], volume: volume.clone() },
             Target::Local(path) => Place::Local(path.into()),
         };
-        let standing = if replica.state.is_in_sync() { Standing::InSync } else { Standing::Stale };
+        let standing = match replica.state {
+            ReplicaState::InSync => Standing::InSync,
+            ReplicaState::Stale => Standing::Stale,
+            ReplicaState::Syncing { from } => Standing::Filling { from },
+        };
         Ok(NodeTarget { place, volume: replica.volume, standing })
     };
     let node = |node: &NodeSpec| node.replicas.iter().map(replica).collect::<Result<Vec<_>, Refusal>>();

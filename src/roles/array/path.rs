@@ -22,6 +22,7 @@ use crate::io::local::{Local, LocalFile};
 use crate::io::wakeup::{Postbox, mailbox};
 use crate::limits;
 use crate::roles::array::keeper::Note;
+use crate::roles::array::survey::LogAt;
 use crate::roles::array::worker::{Connection, Neighbours, Order, Seat};
 use crate::units::{Epoch, Id};
 use crate::wire::session::{Hello, VERSIONS, features};
@@ -162,14 +163,15 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// The connection of thread `index`, whose shard has so many parts, to one of its targets.
-    pub fn connection(&self, index: usize, parts: usize, target: usize, at: &Attachment) -> Connection {
+    /// The connection of thread `index`, whose shard has so many parts, to one of its targets; `logged`: what it changes there is
+    /// in the region log.
+    pub fn connection(&self, index: usize, parts: usize, target: usize, at: &Attachment, logged: bool) -> Connection {
         let channel = u16::try_from(index).unwrap_or(u16::MAX);
         match (&at.place, &at.file) {
             (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
                 target,
                 address: *address,
-                hello: hello(&self.config, channel, volume, at.node),
+                hello: hello(&self.config, channel, volume, at.node, logged),
                 epoch: self.config.epoch,
             }))),
             (Place::Local(_), Some(file)) => {
@@ -206,7 +208,7 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
             node: 0,
             refusal: Refusal { errno: Errno::from(&error), text: format!("cannot make a mailbox: {error}") },
         })?;
-        let connections = connections(&connector, index, &shard, &places);
+        let connections = connections(&connector, index, &shard, &places, true);
         orders.push(postbox);
         let (connector, shared) = (Arc::clone(&connector), Arc::clone(&shared));
         seats.push(Seat { shard, connections, connector, wakeup, neighbours: None, shared, index });
@@ -235,12 +237,13 @@ impl SyncSeats {
         target: usize,
         sequence: u32,
     ) -> std::io::Result<(Seat, Postbox<Order>)> {
+        let logged = view.logs_copies(target);
         let view = view.for_copying(source, target);
         let index = self.connector.config.queues;
         let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: limits::TARGET_TIMEOUT };
         let shard = Shard::after(config, Arc::new(view), Arc::clone(&self.shared), sequence);
         let (postbox, wakeup) = mailbox(limits::ORDERS_MAX)?;
-        let connections = connections(&self.connector, index, &shard, &self.places);
+        let connections = connections(&self.connector, index, &shard, &self.places, logged);
         let (connector, shared) = (Arc::clone(&self.connector), Arc::clone(&self.shared));
         Ok((Seat { shard, connections, connector, wakeup, neighbours: None, shared, index }, postbox))
     }
@@ -256,23 +259,37 @@ impl SyncSeats {
     }
 }
 
+impl SyncSeats {
+    /// Where the region log of a target is.
+    pub fn log(&self, target: usize) -> LogAt {
+        let place = self.places.get(target).and_then(Option::as_ref).map(|at| &at.place);
+        let server = match place {
+            Some(Place::Remote { address, volume }) => Some((*address, volume.clone())),
+            Some(Place::Local(_)) | None => None,
+        };
+        let PathConfig { array, epoch, session: owner, .. } = self.connector.config;
+        LogAt { server, array, epoch, owner }
+    }
+}
+
 fn connections(
     connector: &Connector,
     index: usize,
     shard: &Shard,
     places: &[Option<Arc<Attachment>>],
+    logged: bool,
 ) -> Vec<Option<Connection>> {
     let parts = shard.parts();
     let connect = |(target, at): (usize, &Option<Arc<Attachment>>)| {
-        at.as_ref().map(|at| connector.connection(index, parts, target, at))
+        at.as_ref().map(|at| connector.connection(index, parts, target, at, logged))
     };
     places.iter().enumerate().map(connect).collect()
 }
 
-fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize) -> Hello {
+fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize, logged: bool) -> Hello {
     Hello {
         versions: (*VERSIONS.start(), *VERSIONS.end()),
-        features: features::of_node(config.nodes[node].len()),
+        features: if logged { features::of_node(config.nodes[node].len()) } else { features::DATA_CRC },
         array: config.array,
         session: config.session,
         host: config.host,
@@ -309,7 +326,7 @@ fn greet_remote(config: &PathConfig) -> Result<(), StartError> {
     for (node, target) in config.targets().filter(|(node, _)| config.nodes[*node].len() == 1) {
         let Place::Remote { address, volume } = &target.place else { continue };
         let refuse = |refusal| StartError { node, refusal };
-        let welcome = greet::greet(*address, &hello(config, 0, volume, node), config.epoch).map_err(refuse)?;
+        let welcome = greet::greet(*address, &hello(config, 0, volume, node, true), config.epoch).map_err(refuse)?;
         let wanted = config.geometry.node_sectors(node);
         let why = if welcome.volume != target.volume {
             format!(

@@ -19,7 +19,9 @@ use crate::limits;
 use crate::units::{Id, SECTOR_BYTES};
 use crate::wire::frame::Op;
 use crate::wire::session::{Hello, VERSIONS};
-use crate::wire::volume::{Assign, CallError, Claim, Create, LabelPut, Member, Named, Volume, call};
+use crate::wire::volume::{
+    Assign, CallError, Claim, Create, LabelPut, Member, Named, RegionPage, Regions, Volume, call,
+};
 
 /// What a target is.
 pub fn look(target: &Target) -> Result<Found, Refusal> {
@@ -150,6 +152,13 @@ pub fn discard(target: &Target, array: Id, host: Id, remove: bool) -> Result<(),
         Err(why) if why.errno != Errno::ENOENT => Err(why),
         _ => Ok(()),
     }
+}
+
+/// A page of the region log of a volume.
+pub fn regions(address: SocketAddr, ask: &Regions) -> Result<RegionPage, Refusal> {
+    let mut stream = connect_within(&[address], limits::CONNECT_TIMEOUT)
+        .map_err(|error| Refusal::new(Errno::from(&error), error.to_string()))?;
+    call(&mut stream, Op::Regions, ask).map_err(|error| Refusal::new(error.errno(), error.to_string()))
 }
 
 /// The address of a server whose name may have to be looked up.

@@ -213,7 +213,7 @@ impl<'f, F: Frontend> Worker<'f, F> {
     fn attach(&mut self, target: usize, at: &Attachment) {
         debug_assert!(self.connections[target].as_ref().is_none_or(Connection::is_idle), "a slot in use");
         let parts = self.shard.parts();
-        self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at));
+        self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at, true));
     }
 
     /// Moves requests, commands, frames and results on until nothing moves.

@@ -167,17 +167,18 @@ impl Registry {
     }
 
     /// What is kept of a volume: as its owner thread has it, or from its file.
-    fn state(&self, entry: &Entry, record: &Record) -> State {
+    fn state(&self, entry: &Entry, record: &Record) -> Option<State> {
         let shown = locked(&entry.shown).clone();
         let found = || state::load(&self.pool.read_state(&entry.name).ok()?, record.id);
-        // Without a claim of its array there is nothing that is the array's.
-        let state = shown.or_else(|| found().map(|(_, state)| state)).unwrap_or_default();
-        let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
-        if state.claim.as_ref().is_some_and(is_ours) { state } else { State::default() }
+        shown.or_else(|| found().map(|(_, state)| state))
     }
 
     fn describe(&self, entry: &Entry, record: Record) -> Volume {
-        let state = self.state(entry, &record);
+        let found = self.state(entry, &record);
+        let blank = found.as_ref().is_some_and(State::is_blank);
+        // Without a claim of its array there is nothing that is the array's.
+        let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
+        let state = found.filter(|state| state.claim.as_ref().is_some_and(is_ours)).unwrap_or_default();
         let told = |claim: Claim| wire::Claim { epoch: claim.epoch, owner: claim.session, host: claim.host };
         Volume {
             name: entry.name.clone(),
@@ -185,6 +186,7 @@ impl Registry {
             size: record.size,
             sparse: record.sparse,
             allocated: self.pool.allocated(&entry.name),
+            blank,
             array: record.array,
             connections: entry.connections(),
             claim: state.claim.map(told),
