@@ -63,6 +63,12 @@ impl Disk {
         }
     }
 
+    /// Somebody else's data is on it.
+    pub(crate) fn fill(&mut self, value: u64) {
+        self.now.fill(value);
+        self.stable.fill(value);
+    }
+
     /// What a reader would see.
     pub(crate) fn content(&self) -> &[u64] {
         &self.now

@@ -4,6 +4,7 @@
 //! What the rules promise of it is checked here from outside: nobody is welcome whose claim is older than one that was
 //! welcome before, or as old and another's; once a flush was answered with an error, none of that volume succeeds.
 
+use dst::engine::replicas::Standing;
 use dst::errno::Errno;
 use dst::store::region::{Layout, Log};
 use dst::store::state::{self, Book, State, Write};
@@ -227,12 +228,16 @@ impl World {
     fn check_alike(&mut self, node: usize, region: u64, extent: Extent) {
         let first = self.plan.node_of(node) * self.plan.copies;
         for other in (first..first + self.plan.copies).filter(|other| *other != node) {
-            if self.nodes[other].kept.log().is_none_or(|log| log.is_durable(extent)) {
+            let filled = |target: usize| !matches!(self.record.standings[target], Standing::Filling { .. });
+            if self.nodes[other].kept.log().is_none_or(|log| log.is_durable(extent)) || !filled(node) || !filled(other)
+            {
                 continue;
             }
             let (one, two) = (&self.nodes[node], &self.nodes[other]);
-            let range = usize::try_from(extent.start.0).unwrap_or(0)..usize::try_from(extent.end().0).unwrap_or(0);
-            let cut = |content: &[u64]| content[range.start.min(content.len())..range.end.min(content.len())].to_vec();
+            let used = self.plan.used[self.plan.node_of(node)];
+            let at = |sector: u64| usize::try_from(sector.min(used)).unwrap_or(0);
+            let range = at(extent.start.0)..at(extent.end().0);
+            let cut = |content: &[u64]| content[range.clone()].to_vec();
             let same = cut(one.content()) == cut(two.content()) && cut(one.stable()) == cut(two.stable());
             if !same || !two.is_settled(extent) {
                 self.fail(

@@ -103,6 +103,8 @@ pub(crate) struct Plan {
     pub(crate) zombies: bool,
     /// Sessions ask for a region log.
     pub(crate) logged: bool,
+    /// Each node's first volume is empty, and its other ones have been used before: they have to be filled.
+    pub(crate) used_before: bool,
     /// The disks may lose power.
     pub(crate) mortal: bool,
     pub(crate) requests: u64,
@@ -155,6 +157,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         rates: Rates::default(),
         zombies: false,
         logged: copies > 1 || rng.percent(50),
+        used_before: copies > 1 && array.is_multiple_of(3),
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),

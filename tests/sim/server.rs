@@ -24,6 +24,9 @@ use crate::world::{Event, MICRO, MILLI, Phase, SECOND, World};
 /// The slowest operation of a slow disk, ns: shorter than the judge allows for the recovery from an outage.
 const SLOWEST: u64 = 1_000 * MILLI;
 
+/// What is on a disk that was used before: nobody's data here.
+const STRANGE: u64 = u64::MAX - 1;
+
 /// A server's process.
 #[derive(Default)]
 pub(crate) struct Server {
@@ -70,6 +73,11 @@ impl Node {
     /// What a reader would see.
     pub(crate) fn content(&self) -> &[u64] {
         self.disk.content()
+    }
+
+    /// It was another array's.
+    pub(crate) fn used_before(&mut self) {
+        self.disk.fill(STRANGE);
     }
 
     /// What would be there after a power cut at the worst.

@@ -9,6 +9,7 @@
 use dst::engine::replicas::{Event as Told, Standing};
 use dst::engine::shard::Report;
 use dst::errno::Errno;
+use dst::units::Lba;
 
 use crate::array::Daemon;
 use crate::judge::{Judge, Rules, Verdict, Violation};
@@ -289,6 +290,14 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
     };
     if loud {
         println!("{:#?}", world.plan);
+    }
+    if world.plan.used_before {
+        let others = (0..world.nodes.len()).filter(|target| target % world.plan.copies > 0);
+        for target in others.collect::<Vec<_>>() {
+            world.nodes[target].used_before();
+            world.record.standings[target] = Standing::Filling { from: Lba(0) };
+            world.spoil(target);
+        }
     }
     world.run();
     let violation = world.verdict.err();
