@@ -233,8 +233,8 @@ pub struct ArraySpec<N = NodeSpec> {
     pub epoch: Epoch,
     /// Its nodes, in order.
     pub nodes: Vec<N>,
-    /// Replicas that are in sync are known to hold the same: nothing was in flight when the array was last served. False for a new
-    /// array, whose volumes may hold anything.
+    /// Replicas that are in sync are known to hold the same, durably: nothing was in flight when the array was last served, or it
+    /// is new.
     #[serde(default)]
     pub clean: bool,
     /// Volumes that are still to be let go.

@@ -174,8 +174,8 @@ pub enum Outcome {
     Surveyed(Vec<Result<Found, Refusal>>),
     /// One result.
     Saved(Result<(), Refusal>),
-    /// The id of each volume.
-    Assigned(Vec<Result<Id, Refusal>>),
+    /// What each volume is now.
+    Assigned(Vec<Result<Enlisted, Refusal>>),
     /// One result per target.
     Each(Vec<Result<(), Refusal>>),
     /// Of the record, and of each text; texts are not written where the record could not be.
@@ -186,6 +186,15 @@ pub enum Outcome {
     Launched(Result<String, Refusal>),
     /// Whether all replicas that are in sync are known to hold the same.
     Halted(Result<bool, Refusal>),
+}
+
+/// A volume that was assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enlisted {
+    /// Its id.
+    pub volume: Id,
+    /// Nothing was ever written to it, as far as is known: it reads as zeros.
+    pub blank: bool,
 }
 
 /// What a target turned out to be.
@@ -577,10 +586,7 @@ impl Owner {
             }
             (Life::Assigning(ticket), Outcome::Assigned(results)) => match plan::first_error(&array.spec, &results) {
                 None => {
-                    let replicas = array.spec.nodes.iter_mut().flat_map(|node| &mut node.replicas);
-                    for (replica, volume) in replicas.zip(results) {
-                        replica.volume = volume.unwrap_or(Id::NIL);
-                    }
+                    plan::enlist(&mut array.spec, results.into_iter().flatten());
                     self.save(&mut array, Phase::Stopped, Life::Settling(ticket), effects);
                 }
                 Some(why) => self.undo(&mut array, ticket, why, effects),

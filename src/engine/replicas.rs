@@ -32,40 +32,17 @@ use crate::limits;
 use crate::units::{Id, Lba, Time};
 
 mod freeze;
+mod logs;
 mod moves;
 mod slots;
 
 pub use freeze::FreezeState;
+pub use logs::Standing;
 
 /// A stale target is synced again at the earliest after this, when the last try has failed; doubled with each.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-
-/// What is durably known of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
-    /// It has everything that was acknowledged.
-    InSync,
-    /// It lacks something: what the region logs have marked.
-    Stale,
-    /// It is being filled to take another one's place, or was in sync until another one took its own. Never in sync by itself.
-    Candidate,
-    /// It is being filled: it lacks whatever lies from here on, and below what the logs have marked.
-    Filling {
-        /// The first sector of the node that was never copied to it.
-        from: Lba,
-    },
-    /// It is none.
-    Absent,
-}
-
-impl Standing {
-    /// Whether it is one that is to be in sync and is not.
-    fn is_synced(self) -> bool {
-        matches!(self, Standing::Stale | Standing::Filling { .. })
-    }
-}
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -344,16 +321,6 @@ impl Replicas {
         self.permit_points();
     }
 
-    /// Servers may clean their logs while every shard works from a view in which all targets of a node are in sync.
-    fn permit_points(&self) {
-        for (node, state) in self.view.nodes.iter().zip(&self.nodes) {
-            let whole = |target: &usize| matches!(self.targets[*target].role, Role::InSync | Role::Absent);
-            if let Some(overlap) = &node.overlap {
-                overlap.points.permit(state.step == Step::Steady && node.targets.iter().all(whole));
-            }
-        }
-    }
-
     /// What to do next.
     pub fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()
@@ -477,14 +444,7 @@ impl Replicas {
     fn open(&mut self, node: usize, target: usize) {
         self.targets[target].role = Role::Syncing;
         let sectors = self.view.geometry.node_sectors(node);
-        // What was in sync is written everywhere from now on; then the logs tell what is still to be copied.
-        let copied = match self.targets[target].standing {
-            _ if planted(Bug::FillingIsStale) => sectors,
-            Standing::Filling { from } => from.0,
-            Standing::Candidate => 0,
-            Standing::InSync | Standing::Stale | Standing::Absent => sectors,
-        };
-        let map = Arc::new(SyncMap::copied_below(copied, sectors, self.view.region_sectors));
+        let map = Arc::new(self.first_map(target, sectors));
         let mut view = View::clone(&self.view);
         view.nodes[node].sync = Some(map);
         self.view = Arc::new(view);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Found;
+use super::{Enlisted, Found};
 use crate::control::command::{Create, Refusal};
 use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::spec::{Alg, ArraySpec, NodeSpec, Phase, RunOptions};
@@ -148,6 +148,23 @@ pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) ->
         node.sectors = geometry.node_sectors(at);
     }
     Ok(())
+}
+
+/// The volumes of a new array are its own. Replicas that are known to read as zeros are the same; else the first one of a node has
+/// what the node begins with, and the others are to be filled.
+pub(super) fn enlist(spec: &mut ArraySpec, mut enlisted: impl Iterator<Item = Enlisted>) {
+    for node in &mut spec.nodes {
+        let mut alike = true;
+        for replica in &mut node.replicas {
+            let Some(Enlisted { volume, blank }) = enlisted.next() else { return };
+            replica.volume = volume;
+            alike &= blank;
+        }
+        for replica in node.replicas.iter_mut().skip(1).filter(|_| !alike) {
+            replica.state = ReplicaState::Syncing { from: Lba(0) };
+        }
+    }
+    spec.clean = true;
 }
 
 /// What to say about nodes that one machine can take away with all of their replicas' siblings.

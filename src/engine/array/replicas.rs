@@ -132,9 +132,9 @@ impl Owner {
                 array.unchanged(ticket, why, effects);
             }
             (Change::Enlisting, Outcome::Assigned(results)) => match results.into_iter().next() {
-                Some(Ok(volume)) => {
+                Some(Ok(enlisted)) => {
                     if let Some(added) = array.spec.nodes[at].replicas.last_mut() {
-                        added.volume = volume;
+                        added.volume = enlisted.volume;
                     }
                     self.save(array, Phase::Stopped, next(Change::Enlisted), effects);
                 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::control::command::Refusal;
 use crate::control::label::Label;
 use crate::control::target::{ServerAddress, Target};
-use crate::engine::array::Found;
+use crate::engine::array::{Enlisted, Found};
 use crate::errno::Errno;
 use crate::io::greet;
 use crate::io::label;
@@ -84,15 +84,16 @@ pub fn put_label(target: &Target, array: Id, claim: &Claim, label: &str) -> Resu
     }
 }
 
-/// Writes the array's name into a target and returns the target's own id.
-pub fn assign(target: &Target, member: &Member) -> Result<Id, Refusal> {
+/// Writes the array's name into a target, and tells what that is.
+pub fn assign(target: &Target, member: &Member) -> Result<Enlisted, Refusal> {
     match target {
         Target::Remote { server, volume } => {
             let ask = Assign { name: volume.clone(), array: member.clone() };
             let volume: Volume = ask_server(server, Op::VolumeAssign, &ask)?;
-            Ok(volume.id)
+            Ok(Enlisted { volume: volume.id, blank: volume.blank })
         }
-        Target::Local(path) => label::assign(path, member, random_id()?),
+        // Whoever made the file may have written to it.
+        Target::Local(path) => Ok(Enlisted { volume: label::assign(path, member, random_id()?)?, blank: false }),
     }
 }
 

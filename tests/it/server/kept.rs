@@ -54,6 +54,27 @@ fn a_claim_outlives_its_server() {
 }
 
 #[test]
+fn a_volume_is_blank_until_something_is_written_to_it() {
+    let dir = Dir::new();
+    let process = Process::start(dir.path());
+    let address = process.address;
+    for (name, sparse) in [("v", false), ("w", true)] {
+        create(address, name, 1 << 20, sparse);
+        assert!(assign(address, name).blank);
+        let mut client = attach(address, name, (1, 4, 0));
+        assert_eq!(client.read(0, 8).unwrap(), vec![0; 4096]);
+        assert!(stat(address, name).blank);
+        client.write(0, &vec![0; 512]).unwrap();
+        assert!(!stat(address, name).blank, "zeros too");
+    }
+    ask::<_, Volume>(address, Op::VolumeFree, &named("v", true)).unwrap();
+    assert!(!stat(address, "v").blank);
+    drop(process);
+    let process = Process::start(dir.path());
+    assert!(!assign(process.address, "v").blank && !stat(process.address, "w").blank);
+}
+
+#[test]
 fn a_label_is_kept_for_its_array() {
     let dir = Dir::new();
     let process = Process::start(dir.path());

@@ -11,6 +11,8 @@ pub(super) struct Volume {
     pub(super) claim: Option<Claim>,
     pub(super) label: Option<String>,
     pub(super) reachable: bool,
+    /// Nothing was ever written to it.
+    pub(super) blank: bool,
 }
 
 /// Everything outside the owner: volumes, records, data paths. It outlives the daemon.
@@ -60,6 +62,7 @@ impl World {
             claim: None,
             label: None,
             reachable: true,
+            blank: true,
         };
         let volumes = volumes.iter().zip(1u8..).map(|(name, at)| ((*name).to_owned(), volume(at))).collect();
         World { host: HOST, volumes, ..World::default() }
@@ -100,6 +103,8 @@ impl World {
             volume.label = None;
         }
         volume.claim = Some(claim);
+        // Who has it may write to it.
+        volume.blank = false;
         Ok(())
     }
 
@@ -181,7 +186,8 @@ impl World {
             return Err(Refusal::new(Errno::EEXIST, "the volume exists"));
         }
         let (id, sectors) = (fresh(), bytes / 512);
-        self.volumes.insert(name, Volume { sectors, id, member: None, claim: None, label: None, reachable: true });
+        self.volumes
+            .insert(name, Volume { sectors, id, member: None, claim: None, label: None, reachable: true, blank: true });
         Ok(())
     }
 
@@ -227,7 +233,7 @@ impl World {
                     let volume = self.volume(&target)?;
                     assert!(volume.member.as_ref().is_none_or(|old| old.id == member.id));
                     volume.member = Some(member);
-                    Ok(volume.id)
+                    Ok(Enlisted { volume: volume.id, blank: volume.blank })
                 };
                 Outcome::Assigned(members.into_iter().enumerate().map(&mut assign).collect())
             }
