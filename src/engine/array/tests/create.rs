@@ -158,13 +158,13 @@ fn a_create_that_cannot_be_undone_at_once_is_undone_later() {
 fn replicas_that_may_differ_are_filled_from_the_first() {
     const FOUR: [&str; 4] = ["s1:1/v", "s2:1/v", "s3:1/v", "s4:1/v"];
     const FILL: ReplicaState = ReplicaState::Syncing { from: Lba(0) };
-    for used in 0..4 {
+    for (used, name) in FOUR.iter().enumerate() {
         let mut world = World::new(&FOUR);
-        world.volumes.get_mut(FOUR[used]).unwrap().blank = false;
+        world.volumes.get_mut(*name).unwrap().blank = false;
         let mut daemon = Daemon::boot(&world);
         daemon.run(&mut world, mirrored(2, &["s1:1/v,s2:1/v", "s3:1/v,s4:1/v"])).unwrap();
         let filled = if used < 2 { [IN, FILL, IN, IN] } else { [IN, IN, IN, FILL] };
-        assert_eq!(states(&world), filled, "{} was used before", FOUR[used]);
+        assert_eq!(states(&world), filled, "{name} was used before");
         assert!(world.spec().clean, "those in sync are the same");
     }
 }
