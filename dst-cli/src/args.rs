@@ -11,6 +11,9 @@ use dst::units::{NodeId, check_name, parse_duration, parse_size};
 
 use crate::nodes::NodeVerb;
 
+/// Where dstd listens unless said otherwise.
+pub(crate) const SOCKET: &str = "/run/dst/dstd.sock";
+
 /// Builds block devices out of disks of several machines.
 #[derive(Parser)]
 #[command(
@@ -22,11 +25,15 @@ use crate::nodes::NodeVerb;
         dst create storage --alg striped kano/data0 via/data0\n  \
         dst start storage                                   prints /dev/ublkbN\n  \
         dst status storage\n\n\
-        Sizes take K, M, G, T (powers of 1024). Exit codes: 0 done, 1 failed, 2 usage."
+        Sizes take K, M, G, T (powers of 1024). Exit codes: 0 done, 1 failed, 2 usage.\n\n\
+        The command line of 2007 is understood, too, when it begins with one of its letters; 'dst -n x -h' explains it:\n  \
+        dst -n storage_name -A algorithm -b backlog -f device_path\n      \
+        -s start -S size -d local_disk -a addr -p port -r <remove>\n      \
+        -R <start array> -D <del array> -h <help>"
 )]
 pub(crate) struct Arguments {
     /// The control socket of dstd
-    #[arg(long, global = true, value_name = "PATH", env = "DST_SOCKET", default_value = "/run/dst/dstd.sock")]
+    #[arg(long, global = true, value_name = "PATH", env = "DST_SOCKET", default_value = SOCKET)]
     pub(crate) socket: PathBuf,
     /// Print JSON with the same data as the tables
     #[arg(long, global = true)]
@@ -271,7 +278,7 @@ pub(crate) struct StartArguments {
     #[arg(value_parser = name)]
     pub(crate) array: String,
     /// How the array is shown: ublk, nbd:ADDRESS:PORT or nbd:/path.sock
-    #[arg(long, default_value = "ublk")]
+    #[arg(long, default_value = "ublk", env = "DST_FRONTEND")]
     pub(crate) frontend: Frontend,
     /// I/O threads [default: one per CPU, at most 4]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]

@@ -106,7 +106,8 @@ fn run_get(daemon: &Daemon, path: &str, json: bool) -> Result<(), String> {
 fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(), String> {
     let CreateArguments { array: name, alg, chunk, block, replicas, targets } = typed;
     // A path is the daemon's to open, and its folder is another one.
-    let made: ArrayStatus = daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, replicas, targets })?;
+    let made: ArrayStatus =
+        daemon.ask("POST", "/v1/arrays", &Create { name, alg, chunk, block, replicas, targets, size: None })?;
     warn(&made.warnings);
     render::one(&made, json, |array| render::made("created", array))
 }
@@ -172,7 +173,7 @@ fn run_volume(verb: VolumeVerb, json: bool) -> Result<(), String> {
 }
 
 /// All volumes of a server, page by page.
-fn list(server: &ServerAddress) -> Result<Vec<Volume>, String> {
+pub(crate) fn list(server: &ServerAddress) -> Result<Vec<Volume>, String> {
     let mut volumes: Vec<Volume> = Vec::new();
     loop {
         let after = volumes.last().map(|volume| volume.name.clone());

@@ -29,6 +29,11 @@ pub(crate) fn line(text: &str) -> Result<(), String> {
     print(&format!("{text}\n"))
 }
 
+/// Prints a text as it is.
+pub(crate) fn text(text: &str) -> Result<(), String> {
+    print(text)
+}
+
 /// Prints a value; with `again` in place of the former one, and JSON values one to a line.
 pub(crate) fn page<T: Serialize>(
     value: &T,

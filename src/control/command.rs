@@ -33,6 +33,9 @@ pub struct Create {
     pub replicas: usize,
     /// Where its nodes live, in order: `HOST:PORT/VOLUME` or an absolute path; with several replicas joined by commas.
     pub targets: Vec<String>,
+    /// Bytes that each node uses of its targets; all there are where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }
 
 /// Replicas of a node unless said otherwise.
@@ -89,6 +92,17 @@ pub struct NewReplica {
     pub target: String,
 }
 
+/// Body of `POST /v1/arrays/NAME/nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewNode {
+    /// Where it is to live.
+    pub target: String,
+    /// Bytes that it uses of its target; all there are where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
 /// Something that changes arrays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -112,6 +126,22 @@ pub enum Command {
     },
     /// Makes a record out of what volumes know of their array.
     Import(Import),
+    /// Gives a linear array that is not started a further node at its end.
+    AddNode {
+        /// The array.
+        name: String,
+        /// Where the node is to live.
+        target: String,
+        /// Its bytes; all there are where it is absent.
+        size: Option<u64>,
+    },
+    /// Takes the last node from a linear array that is not started, and frees its volumes.
+    RemoveNode {
+        /// The array.
+        name: String,
+        /// The node.
+        node: NodeId,
+    },
     /// Gives a node a further replica, to be filled.
     AddReplica {
         /// The array.
@@ -310,6 +340,13 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         ("GET", ["v1", "tree", path @ ..]) => Ok(Ask::Tree(path.join("/"))),
         ("PUT", ["v1", "tree", path @ ..]) => Ok(Ask::Store(path.join("/"), parse::<Value>(body)?.value)),
         ("POST", ["v1", "import"]) => Ok(Ask::Do(Command::Import(parse(body)?))),
+        ("POST", ["v1", "arrays", name, "nodes"]) => {
+            let NewNode { target, size } = parse(body)?;
+            Ok(Ask::Do(Command::AddNode { name: named(name)?, target, size }))
+        }
+        ("DELETE", ["v1", "arrays", name, "nodes", node]) => {
+            Ok(Ask::Do(Command::RemoveNode { name: named(name)?, node: typed(node)? }))
+        }
         ("POST", ["v1", "arrays", name, "nodes", node, "replicas"]) => {
             let NewReplica { target } = parse(body)?;
             Ok(Ask::Do(Command::AddReplica { name: named(name)?, node: typed(node)?, target }))
@@ -329,6 +366,8 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             | ["v1", "import" | "arrays"]
             | ["v1", "arrays", _]
             | ["v1", "arrays", _, "start" | "stop"]
+            | ["v1", "arrays", _, "nodes"]
+            | ["v1", "arrays", _, "nodes", _]
             | ["v1", "arrays", _, "nodes", _, "replicas"]
             | ["v1", "arrays", _, "nodes", _, "replicas", _],
         ) => Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default()))),
@@ -473,6 +512,22 @@ mod tests {
         };
         assert_eq!((status("migration/explode", b""), status("migration", b"")), (404, 404));
         assert_eq!((status("migrate", b""), status("suspend", br#"{"ttl":"0"}"#)), (400, 400));
+    }
+
+    #[test]
+    fn nodes_are_routed() {
+        let (name, node) = ("a".to_owned(), NodeId(crate::units::Lba(800)));
+        let add = |size| Command::AddNode { name: name.clone(), target: "h:1/v".to_owned(), size };
+        for (method, path, body, command) in [
+            ("POST", "/v1/arrays/a/nodes", r#"{"target":"h:1/v"}"#, add(None)),
+            ("POST", "/v1/arrays/a/nodes", r#"{"target":"h:1/v","size":409600}"#, add(Some(409_600))),
+            ("DELETE", "/v1/arrays/a/nodes/n-800", "", Command::RemoveNode { name: name.clone(), node }),
+        ] {
+            assert_eq!(route(method, path, "", body.as_bytes()), Ok(Ask::Do(command)), "{method} {path}");
+        }
+        for (method, path) in [("GET", "/v1/arrays/a/nodes"), ("POST", "/v1/arrays/a/nodes/n-800")] {
+            assert_eq!(route(method, path, "", b"").unwrap_err().http_status(), 405, "{method} {path}");
+        }
     }
 
     #[test]

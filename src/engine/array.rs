@@ -30,6 +30,7 @@ mod errand;
 mod import;
 mod live;
 mod muster;
+mod nodes;
 pub mod plan;
 mod regroup;
 mod replicas;
@@ -481,6 +482,7 @@ impl Owner {
             Command::Import(import) => return self.import(ticket, import, effects),
             Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => name,
             Command::AddReplica { ref name, .. } | Command::RemoveReplica { ref name, .. } => name,
+            Command::AddNode { ref name, .. } | Command::RemoveNode { ref name, .. } => name,
             Command::Node { ref name, .. } => name,
         };
         let Some(mut array) = self.arrays.remove(name) else {
@@ -501,6 +503,8 @@ impl Owner {
             Command::RemoveReplica { node, replica, .. } => {
                 self.remove_replica(ticket, &mut array, (node, replica), fresh, effects)
             }
+            Command::AddNode { target, size, .. } => self.add_node(ticket, &mut array, (&target, size), effects),
+            Command::RemoveNode { node, .. } => self.remove_node(ticket, &mut array, node, effects),
             Command::Node { node, ask, .. } => self.ask_node(ticket, &mut array, (node, ask), (fresh, now), effects),
             Command::Create(_) | Command::Import(_) => Ok(()),
         };

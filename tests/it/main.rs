@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chaos;
+mod classic;
 mod cli;
 mod corpus;
 mod farm;

@@ -120,6 +120,11 @@ fn wrong(spec: &ArraySpec, (node, found): Met<'_>) -> Option<Trouble> {
 
 /// A replica without a volume: a daemon ended in the middle of a change, and this one could not free the volume.
 fn half_done(spec: &ArraySpec, node: &NodeSpec, at: usize) -> Trouble {
+    if node.replicas.iter().all(|replica| replica.volume.is_nil()) {
+        let text = "the node was being added or removed when dstd ended, and its volume could not be freed since: bring its server back, and \
+                    start dstd again";
+        return (Errno::EBUSY, text.to_owned());
+    }
     let again = format!("'dst replica remove {} {} {at}'", spec.name, node.start);
     (
         Errno::EBUSY,

@@ -50,6 +50,8 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
         return Err(invalid(format!("{} replicas: a node has 1 to {}", create.replicas, limits::REPLICAS_MAX)));
     }
     let mut nodes: Vec<NodeSpec> = Vec::with_capacity(create.targets.len());
+    // 0: as large as its targets are.
+    let sectors = create.size.map(node_sectors).transpose()?.unwrap_or(0);
     let mut seen: BTreeSet<Target> = BTreeSet::new();
     for text in &create.targets {
         let targets = split(text, create.replicas).map_err(invalid)?;
@@ -62,7 +64,7 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
         let replicas = targets.into_iter().map(replica).collect();
         let generation = Generation::first(id);
         let start = NodeId(Lba(0));
-        nodes.push(NodeSpec { start, sectors: 0, replicas, generation, suspend: None, transfer: None });
+        nodes.push(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None });
     }
     let run = RunOptions::default();
     let (name, alg, block) = (create.name.clone(), create.alg, create.block);
@@ -98,6 +100,25 @@ fn odd_chunk(chunk: u64) -> String {
     format!("a chunk of {chunk} bytes is no power of two")
 }
 
+/// The sectors of a node whose size was asked for.
+pub(super) fn node_sectors(bytes: u64) -> Result<u64, Refusal> {
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_SECTORS * SECTOR_BYTES) {
+        let text = format!("a node of {bytes} bytes: its size is a multiple of 4K");
+        return Err(Refusal::new(Errno::EINVAL, text));
+    }
+    Ok(bytes / SECTOR_BYTES)
+}
+
+/// What a node uses of a volume of `sectors` sectors: all of it, or as much as is `wanted`.
+pub(super) fn usable(sectors: u64, wanted: u64) -> Result<u64, String> {
+    let size = |sectors: u64| format_size(sectors * SECTOR_BYTES);
+    match wanted {
+        0 => Ok(sectors - sectors % PAGE_SECTORS),
+        wanted if wanted <= sectors => Ok(wanted),
+        wanted => Err(format!("too small with {}: {} is asked for", size(sectors), size(wanted))),
+    }
+}
+
 /// Names the nodes and their sizes from what the targets are, or says which of them cannot be used.
 pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) -> Result<(), Refusal> {
     let targets: Vec<&Target> = spec.replicas().map(|(_, replica)| &replica.target).collect();
@@ -122,8 +143,13 @@ pub(super) fn lay_out(spec: &mut ArraySpec, found: &[Result<Found, Refusal>]) ->
             let why = format!("it is the same volume as target {} ({})", other + 1, targets[other]);
             return refuse(at, Errno::EINVAL, why);
         }
-        let usable = here.sectors - here.sectors % PAGE_SECTORS;
-        match node_of.next() {
+        let node = node_of.next();
+        let wanted = node.and_then(|node| spec.nodes.get(node)).map_or(0, |node| node.sectors);
+        let usable = match usable(here.sectors, wanted) {
+            Ok(usable) => usable,
+            Err(why) => return refuse(at, Errno::EINVAL, why),
+        };
+        match node {
             Some(node) if node < sectors.len() && sectors[node] <= usable => {}
             Some(node) if node < sectors.len() => (sectors[node], smallest[node]) = (usable, at),
             _ => {

@@ -20,6 +20,8 @@ use crate::wire::volume::Member;
 pub(super) enum Change {
     /// Add: the target is asked what it is.
     Probing(Target),
+    /// Add a node at the end: the same, for one of so many sectors; 0: all that there are.
+    Extending(Target, u64),
     /// Add: the record is written with the replica.
     Growing,
     /// Add: its volume is assigned.
@@ -32,6 +34,10 @@ pub(super) enum Change {
     Dropping(Box<NodeSpec>, usize),
     /// Remove: its volume is freed.
     Releasing(usize),
+    /// Remove a node: the record is written without its volumes; the node as it was.
+    Leaving(Box<NodeSpec>),
+    /// Remove a node: they are freed.
+    Vacating,
     /// Remove: the record is written without the replica; then this is said.
     Dropped(Vec<String>),
 }
@@ -60,6 +66,7 @@ impl Owner {
         for node in &mut array.spec.nodes {
             node.replicas.retain(|replica| !replica.volume.is_nil());
         }
+        array.spec.nodes.retain(|node| !node.replicas.is_empty());
         self.save(array, Phase::Stopped, Life::Mended, effects);
     }
 
@@ -119,6 +126,15 @@ impl Owner {
                     Err(refusal) => array.unchanged(ticket, refusal, effects),
                 }
             }
+            (Change::Extending(target, sectors), Outcome::Surveyed(found)) => {
+                match array.new_node(target, sectors, found.into_iter().next()) {
+                    Ok(node) => {
+                        array.spec.nodes.push(node);
+                        self.save(array, Phase::Stopped, next(Change::Growing), effects);
+                    }
+                    Err(refusal) => array.unchanged(ticket, refusal, effects),
+                }
+            }
             (Change::Growing, Outcome::Saved(Ok(()))) => {
                 let (id, name) = (array.spec.id, array.spec.name.clone());
                 let node = &array.spec.nodes[at];
@@ -128,7 +144,7 @@ impl Owner {
                 self.work(array, next(Change::Enlisting), assign, effects);
             }
             (Change::Growing, Outcome::Saved(Err(why))) => {
-                array.spec.nodes[at].replicas.pop();
+                array.take_back(at);
                 array.unchanged(ticket, why, effects);
             }
             (Change::Enlisting, Outcome::Assigned(results)) => match results.into_iter().next() {
@@ -141,7 +157,7 @@ impl Owner {
                 other => {
                     let why = other.and_then(Result::err);
                     let why = why.unwrap_or_else(|| Refusal::new(Errno::EIO, "its volume was not assigned"));
-                    array.spec.nodes[at].replicas.pop();
+                    array.take_back(at);
                     self.save(array, Phase::Stopped, next(Change::Shrinking(why)), effects);
                 }
             },
@@ -157,9 +173,14 @@ impl Owner {
                     added.volume = Id::NIL;
                 }
                 let (name, start, replica) = (&array.spec.name, node.start, node.replicas.len() - 1);
-                let text = format!(
-                    "{why}. The replica is half added: 'dst replica remove {name} {start} {replica}', and add it again"
-                );
+                let text = match replica {
+                    0 => format!(
+                        "{why}. Node {start} is half added: start dstd again when there is room, and add it again"
+                    ),
+                    _ => format!(
+                        "{why}. The replica is half added: 'dst replica remove {name} {start} {replica}', and add it again"
+                    ),
+                };
                 array.unchanged(ticket, Refusal::new(why.errno, text), effects);
             }
             (Change::Shrinking(why), Outcome::Saved(_)) => array.unchanged(ticket, why, effects),
@@ -177,15 +198,30 @@ impl Owner {
                 let warnings = failed.map(|why| plan::left(&gone.target, &array.spec.name, &why)).into_iter().collect();
                 self.save(array, Phase::Stopped, next(Change::Dropped(warnings)), effects);
             }
+            (Change::Leaving(_), Outcome::Saved(Ok(()))) => {
+                let targets = array.spec.nodes[at].replicas.iter().map(|replica| replica.target.clone()).collect();
+                self.work(array, next(Change::Vacating), Work::Free(array.spec.id, targets), effects);
+            }
+            (Change::Leaving(former), Outcome::Saved(Err(why))) => {
+                array.spec.nodes[at] = *former;
+                array.unchanged(ticket, why, effects);
+            }
+            (Change::Vacating, Outcome::Each(results)) => {
+                let gone = array.spec.nodes.remove(at);
+                let left = gone.replicas.iter().zip(results).filter_map(|(replica, result)| {
+                    Some(plan::left(&replica.target, &array.spec.name, &result.err()?))
+                });
+                let warnings = left.collect();
+                self.save(array, Phase::Stopped, next(Change::Dropped(warnings)), effects);
+            }
             (Change::Dropped(warnings), Outcome::Saved(Ok(()))) => {
                 array.life = Life::Stopped;
                 let status = ArrayStatus { warnings, ..view::status(array) };
                 effects.push(Effect::Reply(ticket, Ok(Answer::Array(Box::new(status)))));
             }
             (Change::Dropped(_), Outcome::Saved(Err(why))) => {
-                let text = format!(
-                    "{why}. The replica is gone, and the record here still has it: start dstd again when there is room"
-                );
+                let text =
+                    format!("{why}. It is gone, and the record here still has it: start dstd again when there is room");
                 array.unchanged(ticket, Refusal::new(why.errno, text), effects);
             }
             (change, outcome) => debug_assert!(false, "{change:?} does not expect {outcome:?}"),
@@ -261,17 +297,26 @@ pub(super) fn fit(
 
 impl Array {
     /// The place of a node of an array that is not in use.
-    fn stopped_node(&self, node: NodeId) -> Result<usize, Refusal> {
+    pub(super) fn stopped_node(&self, node: NodeId) -> Result<usize, Refusal> {
+        self.check_stopped()?;
+        self.place(node)
+    }
+
+    /// Whether it is not in use.
+    pub(super) fn check_stopped(&self) -> Result<(), Refusal> {
         let name = &self.spec.name;
         match &self.life {
-            Life::Stopped => {}
+            Life::Stopped => Ok(()),
+            Life::Started(_) => {
+                let text = format!("array '{name}' is started: 'dst stop {name}' first");
+                Err(Refusal::new(Errno::EBUSY, text))
+            }
             Life::Failed(_) | Life::Waiting(..) => {
                 let text = format!("array '{name}' is not stopped in order: 'dst stop {name}' first");
-                return Err(Refusal::new(Errno::EBUSY, text));
+                Err(Refusal::new(Errno::EBUSY, text))
             }
-            _ => return Err(self.busy()),
+            _ => Err(self.busy()),
         }
-        self.place(node)
     }
 
     /// A change that came to nothing.

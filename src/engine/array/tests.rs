@@ -15,6 +15,7 @@ mod background;
 mod claims;
 mod create;
 mod import;
+mod nodes;
 mod regroup;
 
 mod replicas;
@@ -118,7 +119,15 @@ impl Daemon {
 
 fn create(targets: &[&str]) -> Command {
     let targets = targets.iter().map(|target| (*target).to_owned()).collect();
-    Command::Create(Create { name: "a".to_owned(), alg: Alg::Striped, chunk: None, block: 512, replicas: 1, targets })
+    Command::Create(Create {
+        name: "a".to_owned(),
+        alg: Alg::Striped,
+        chunk: None,
+        block: 512,
+        replicas: 1,
+        targets,
+        size: None,
+    })
 }
 
 fn start() -> Command {
@@ -167,7 +176,7 @@ fn pairs() -> (World, Daemon) {
     let mut daemon = Daemon::boot(&world);
     let targets = ["s1:1/v,s2:1/v".to_owned(), "s3:1/v,s4:1/v".to_owned()].to_vec();
     let (name, alg) = ("a".to_owned(), Alg::Linear);
-    let command = Command::Create(Create { name, alg, chunk: None, block: 512, replicas: 2, targets });
+    let command = Command::Create(Create { name, alg, chunk: None, block: 512, replicas: 2, targets, size: None });
     daemon.run(&mut world, command).unwrap();
     (world, daemon)
 }

@@ -33,7 +33,7 @@ fn a_create_that_cannot_be_is_refused_with_words() {
     let mut daemon = Daemon::boot(&world);
     let with = |alg, chunk, block, name: &str| {
         let targets = vec!["s1:1/v".to_owned()];
-        Command::Create(Create { name: name.to_owned(), alg, chunk, block, replicas: 1, targets })
+        Command::Create(Create { name: name.to_owned(), alg, chunk, block, replicas: 1, targets, size: None })
     };
     for (command, why) in [
         (with(Alg::Linear, Some(65536), 512, "a"), "linear array has no chunk"),
@@ -52,7 +52,15 @@ fn a_create_that_cannot_be_is_refused_with_words() {
 
 fn mirrored(replicas: usize, targets: &[&str]) -> Command {
     let targets = targets.iter().map(|target| (*target).to_owned()).collect();
-    Command::Create(Create { name: "a".to_owned(), alg: Alg::Striped, chunk: None, block: 512, replicas, targets })
+    Command::Create(Create {
+        name: "a".to_owned(),
+        alg: Alg::Striped,
+        chunk: None,
+        block: 512,
+        replicas,
+        targets,
+        size: None,
+    })
 }
 
 #[test]

@@ -131,7 +131,7 @@ fn a_change_that_was_cut_off_is_whole_or_undone() {
 fn a_record_that_cannot_be_written_at_the_end_is_told() {
     for (command, why) in [
         (add("n-0", "s5:1/v"), "half added: 'dst replica remove a n-0 2'"),
-        (take("n-0", 0), "The replica is gone, and the record here still has it"),
+        (take("n-0", 0), "It is gone, and the record here still has it"),
     ] {
         let (mut world, mut daemon) = spare();
         let ticket = daemon.ask(command.clone());
