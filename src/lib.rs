@@ -79,6 +79,7 @@ pub mod control {
     pub mod target;
     pub mod transfer;
     pub mod tree;
+    pub mod why;
 }
 
 // Floor 2, the world.

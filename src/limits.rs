@@ -161,6 +161,12 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(30);
 /// At the end of the daemon, answers that are ready are given this long to be sent.
 pub const HTTP_GRACE: Duration = Duration::from_millis(500);
+/// A request that has waited for so long is worth asking about.
+pub const WHY_AGE: Duration = Duration::from_secs(1);
+/// What waits that one I/O thread tells of, and that is told of all of them.
+pub const WHY_MAX: usize = 64;
+/// I/O threads are given this long to tell.
+pub const WHY_PATIENCE: Duration = Duration::from_secs(1);
 /// Files of the control tree that are open at the same time.
 pub const TREE_FILES_MAX: usize = 1024;
 /// How often a value is looked at that somebody waits for; only while somebody does.

@@ -132,6 +132,13 @@ pub(crate) enum Verb {
         /// The value
         value: String,
     },
+    /// Says what each request waits for that is older than a second, and what happens at its deadline
+    #[command(after_help = "Example:\n  dst why storage")]
+    Why {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+    },
     /// Lists arrays
     List,
     /// Shows arrays, their nodes and what they have done
@@ -331,6 +338,24 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// Every command that the documents show, in lines of code that begin with it.
+    #[test]
+    fn what_the_documents_show_parses() {
+        let mut seen = 0;
+        for text in [include_str!("../../docs/OPERATING.md"), include_str!("../../README.md")] {
+            let blocks = text.split("```").skip(1).step_by(2);
+            for line in blocks.flat_map(str::lines).filter(|line| line.starts_with("dst ")) {
+                let words = line.split(['#', '|', '&', ';']).next().unwrap_or_default().split_whitespace();
+                if words.clone().any(|word| word.len() == 2 && word.starts_with('-')) {
+                    continue;
+                }
+                Arguments::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                seen += 1;
+            }
+        }
+        assert!(seen > 20, "only {seen} commands");
+    }
+
     #[test]
     fn what_is_documented_parses() {
         for line in [
@@ -362,6 +387,7 @@ mod tests {
             "dst remove a --force --json",
             "dst list --socket /x.sock",
             "dst status a --watch",
+            "dst why a --json",
             "dst tree",
             "dst tree devices/a --json",
             "dst get /devices/a/n-800/type",

@@ -11,6 +11,7 @@ use dst::control::spec::RunOptions;
 use dst::control::status::ArrayStatus;
 use dst::control::target::{ServerAddress, Target};
 use dst::control::tree::{Entries, Value};
+use dst::control::why::Why;
 use dst::wire::frame::Op;
 use dst::wire::volume;
 use dst::wire::volume::{List, Named, Page, Resize, Volume};
@@ -66,6 +67,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             render::one(&array.nodes, json, |_| render::replicas(&array))
         }
         Verb::Node(verb) => nodes::run(&daemon, verb, json),
+        Verb::Why { array } => {
+            let why: Why = daemon.ask("GET", &format!("/v1/arrays/{array}/why"), &())?;
+            render::one(&why, json, render::why)
+        }
         Verb::Tree { path } => {
             let shown: Entries = daemon.ask("GET", &format!("/v1/tree/{path}"), &())?;
             render::one(&shown, json, Entries::text)

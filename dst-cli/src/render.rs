@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use dst::control::migration::MigrationStatus;
 use dst::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
+use dst::control::why::Why;
 use dst::units::{format_duration, format_size};
 use dst::wire::volume::Volume;
 use serde::Serialize;
@@ -122,6 +123,30 @@ pub(crate) fn arrays(arrays: &[ArrayStatus]) -> String {
         if let Some(why) = &array.why {
             let _ = writeln!(text, "{}: {why}", array.name);
         }
+    }
+    text
+}
+
+/// The table of `why`.
+pub(crate) fn why(why: &Why) -> String {
+    let mut rows = vec![cells(["AGE", "REQUEST", "NODE", "K", "WAITS FOR", "DEADLINE"])];
+    for entry in &why.waiting {
+        let age = format!("{}.{}s", entry.age_ms / 1000, entry.age_ms % 1000 / 100);
+        let request = match entry.sectors {
+            0 => entry.op.clone(),
+            sectors => format!("{} {}+{sectors}", entry.op, entry.start),
+        };
+        let replica = entry.replica.map_or_else(|| "-".to_owned(), |replica| replica.to_string());
+        let node = entry.node.as_deref().unwrap_or("-");
+        rows.push(cells([&age, &request, node, &replica, &entry.waits_for, &entry.deadline]));
+    }
+    let mut text =
+        if why.waiting.is_empty() { "no request waits for longer than a second\n".to_owned() } else { columns(&rows) };
+    if why.more {
+        text.push_str("there is more; these are the oldest\n");
+    }
+    if why.silent > 0 {
+        let _ = writeln!(text, "{} I/O thread(s) did not answer in time", why.silent);
     }
     text
 }

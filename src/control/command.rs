@@ -187,6 +187,8 @@ pub enum Ask {
     List,
     /// One array.
     Get(String),
+    /// What the requests of an array wait for.
+    Why(String),
     /// The figures of all arrays, for Prometheus.
     Metrics,
     /// The control tree at and below a path.
@@ -337,6 +339,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             };
             Ok(Ask::Do(Command::Remove { name: named(name)?, force }))
         }
+        ("GET", ["v1", "arrays", name, "why"]) => Ok(Ask::Why(named(name)?)),
         ("GET", ["v1", "tree", path @ ..]) => Ok(Ask::Tree(path.join("/"))),
         ("PUT", ["v1", "tree", path @ ..]) => Ok(Ask::Store(path.join("/"), parse::<Value>(body)?.value)),
         ("POST", ["v1", "import"]) => Ok(Ask::Do(Command::Import(parse(body)?))),
@@ -365,7 +368,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             | ["v1", "tree", ..]
             | ["v1", "import" | "arrays"]
             | ["v1", "arrays", _]
-            | ["v1", "arrays", _, "start" | "stop"]
+            | ["v1", "arrays", _, "start" | "stop" | "why"]
             | ["v1", "arrays", _, "nodes"]
             | ["v1", "arrays", _, "nodes", _]
             | ["v1", "arrays", _, "nodes", _, "replicas"]
@@ -535,6 +538,7 @@ mod tests {
         let path = || "devices/a/n-0/type".to_owned();
         for (method, line, body, ask) in [
             ("GET", "/metrics", "", Ask::Metrics),
+            ("GET", "/v1/arrays/a/why", "", Ask::Why("a".to_owned())),
             ("GET", "/v1/tree", "", Ask::Tree(String::new())),
             ("GET", "/v1/tree/", "", Ask::Tree(String::new())),
             ("GET", "/v1/tree/devices/a/n-0/type", "", Ask::Tree(path())),

@@ -34,6 +34,7 @@ mod gate;
 mod group;
 mod issue;
 mod points;
+pub mod why;
 
 pub use group::Report;
 
@@ -92,6 +93,7 @@ struct Cursor {
 #[derive(Clone, Copy, Debug)]
 struct Active {
     request: Request,
+    since: Time,
     deadline: Time,
     cursor: Cursor,
     /// Parts in use; on a node with several targets, groups of them.
@@ -200,6 +202,7 @@ impl Shard {
         let result = if flush || fits { Ok(()) } else { Err(Errno::EINVAL) };
         *slot = Some(Active {
             request,
+            since: now,
             deadline: now.after(self.config.io_timeout),
             cursor: Cursor { done: result.is_err(), ..Cursor::default() },
             parts: 0,

@@ -27,6 +27,7 @@ use crate::control::command::{API_VERSION, Answer, Arrays, Ask, Command, Refusal
 use crate::control::metrics;
 use crate::control::status::ArrayStatus;
 use crate::control::tree;
+use crate::control::why::Why;
 use crate::errno::Errno;
 use crate::limits;
 
@@ -42,6 +43,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// One array as it is now. Never waits.
     fn get(&self, name: &str) -> Option<ArrayStatus>;
+
+    /// What an array's requests wait for; `None`: there is none of that name. Waits a little for I/O threads, never for I/O.
+    fn why(&self, name: &str) -> Option<Why>;
 
     /// Hands a command on. Never waits: when too many are waiting it is answered at once.
     fn submit(&self, command: Command, reply: Reply);
@@ -174,7 +178,7 @@ async fn serve(stream: tokio::net::UnixStream, service: Arc<dyn Service>) {
     let answer = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move {
-            let result = if welcome { respond(request, &*service).await } else { Err(stranger()) };
+            let result = if welcome { respond(request, &service).await } else { Err(stranger()) };
             Ok::<_, Infallible>(result.unwrap_or_else(|refusal| json(refusal.http_status(), &refusal.problem())))
         }
     });
@@ -201,7 +205,8 @@ fn stranger() -> Refusal {
     Refusal::new(Errno::EACCES, "only root and the user that dstd runs as may use this socket: run dst as one of them")
 }
 
-async fn respond(request: Request<Incoming>, service: &dyn Service) -> Result<Response<Full<Bytes>>, Refusal> {
+async fn respond(request: Request<Incoming>, shared: &Arc<dyn Service>) -> Result<Response<Full<Bytes>>, Refusal> {
+    let service = &**shared;
     let (head, body) = request.into_parts();
     let body = Limited::new(body, limits::HTTP_BODY_BYTES_MAX).collect();
     let body = match tokio::time::timeout(limits::HTTP_IDLE_MAX, body).await {
@@ -219,6 +224,12 @@ async fn respond(request: Request<Incoming>, service: &dyn Service) -> Result<Re
             Some(array) => Ok(json(200, &array)),
             None => Err(Refusal::no_such_array(&name)),
         },
+        Ask::Why(name) => {
+            let (asked, service) = (name.clone(), Arc::clone(shared));
+            let why = tokio::task::spawn_blocking(move || service.why(&asked)).await;
+            let failed = |_| Refusal::new(Errno::EIO, "a defect of dstd: see its log");
+            Ok(json(200, &why.map_err(failed)?.ok_or_else(|| Refusal::no_such_array(&name))?))
+        }
         Ask::Metrics => Ok(figures(&service.list())),
         Ask::Tree(path) => Ok(json(200, &tree::entries(&about(service, &path), &path)?)),
         Ask::Store(path, value) => perform(tree::store(&about(service, &path), &path, &value)?, service).await,
@@ -274,6 +285,10 @@ mod tests {
             None
         }
 
+        fn why(&self, _: &str) -> Option<Why> {
+            None
+        }
+
         fn submit(&self, command: Command, reply: Reply) {
             match command {
                 Command::Stop { .. } => drop(reply),
@@ -312,6 +327,7 @@ mod tests {
             ("POST /v1/arrays/a/start", "409", "\"errno\":\"EBUSY\""),
             ("POST /v1/arrays/a/stop", "503", "dstd ended"),
             ("DELETE /v1/arrays/a", "503", "full"),
+            ("GET /v1/arrays/a/why", "404", "there is no array 'a'"),
             ("GET /v1/tree", "200", "{\"tree\":[]}"),
             ("GET /v1/tree/devices/a/alg", "404", "there is no 'a' in devices/"),
             ("PUT /v1/tree/devices/a/alg", "400", "not understood"),

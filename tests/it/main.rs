@@ -17,3 +17,4 @@ mod shadow;
 mod shard;
 mod tidy;
 mod tree;
+mod why;

@@ -45,7 +45,7 @@ pub(super) struct Group {
     pub(super) node: usize,
     pub(super) op: Op,
     fua: bool,
-    extent: Extent,
+    pub(super) extent: Extent,
     offset: usize,
     /// The view it was sent under, and when.
     version: u64,
@@ -605,7 +605,7 @@ impl Shard {
     }
 }
 
-fn is_window(node: &Node, extent: Extent) -> bool {
+pub(super) fn is_window(node: &Node, extent: Extent) -> bool {
     node.sync.as_ref().is_some_and(|sync| sync.state_of(extent) == RegionState::Window)
 }
 

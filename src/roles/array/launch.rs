@@ -1,6 +1,7 @@
 //! From a record to a running data path, and from its figures to what `status` shows.
 
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
@@ -9,8 +10,10 @@ use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
 use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
+use crate::control::why::Heard;
 use crate::engine::array::plan;
 use crate::engine::replicas::{FreezeState, Standing};
+use crate::engine::shard::why::Waiting;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
 use crate::engine::steer::{MoveShown, Phase, Steer};
 use crate::engine::view::Role;
@@ -18,6 +21,7 @@ use crate::errno::Errno;
 use crate::io::clock;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
+use crate::io::wakeup::Postbox;
 use crate::limits;
 use crate::roles::array::keeper::{KeeperHandle, Progress, Tell};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
@@ -25,6 +29,7 @@ use crate::roles::array::perform::{Died, Launcher, Running};
 use crate::roles::array::running;
 use crate::roles::array::running::{Face, RunError};
 use crate::roles::array::targets::resolve;
+use crate::roles::array::worker::Order;
 use crate::units::Id;
 use crate::wire::nbd::address::NbdAddress;
 use crate::wire::volume::Claim;
@@ -53,9 +58,10 @@ impl Launcher for DataPaths {
         let started = running::Running::start(config, &face, spec.block, tag, Arc::new(on_end), tell);
         let running = started.map_err(|error| not_started(spec, error))?;
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
-        let keeper = running.keeper();
+        let (keeper, threads) = (running.keeper(), running.threads().to_vec());
         let tags = shared.loads().len() as u64 * spec.run.depth as u64;
-        Ok(Arc::new(Started { name: spec.name.clone(), device, shared, tags, keeper, running: Mutex::new(running) }))
+        let (name, running) = (spec.name.clone(), Mutex::new(running));
+        Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, running }))
     }
 
     fn clear_away(&self) {
@@ -144,6 +150,7 @@ struct Started {
     shared: Arc<Shared>,
     /// Requests that it can have at the same time.
     tags: u64,
+    threads: Vec<Postbox<Order>>,
     keeper: Option<KeeperHandle>,
     /// Locked while it is stopped, never by readers.
     running: Mutex<running::Running>,
@@ -184,6 +191,24 @@ impl Running for Started {
             nodes,
             device: self.device.strip_prefix("/dev/").map(kernel_facts).unwrap_or_default(),
         }
+    }
+
+    fn why(&self) -> Heard {
+        let (asker, answers) = sync_channel(self.threads.len());
+        for thread in &self.threads {
+            // One whose box is full says nothing in time, like one that is stuck.
+            let _ = thread.post(Order::Why(asker.clone()));
+        }
+        drop(asker);
+        let shown = self.keeper.as_ref().map(KeeperHandle::look).unwrap_or_default();
+        let volume = |waiting: &Waiting| shown.targets.get(waiting.target?).map(|target| target.volume);
+        let mut heard = Heard { waiting: Vec::new(), silent: self.threads.len() };
+        let until = clock::now().after(limits::WHY_PATIENCE);
+        while let Ok(waiting) = answers.recv_timeout(until.since(clock::now())) {
+            heard.silent -= 1;
+            heard.waiting.extend(waiting.into_iter().map(|waiting| (waiting, volume(&waiting))));
+        }
+        heard
     }
 
     fn regrouped(&self, durable: bool) {

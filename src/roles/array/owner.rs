@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::control::command::{Command, Refusal};
 use crate::control::status::{ArrayStatus, State};
+use crate::control::why::{Why, explain};
 use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
 use crate::errno::Errno;
 use crate::io::clock;
@@ -29,6 +30,12 @@ enum Message {
 
 /// One array as published.
 type Shown = (ArrayStatus, Option<Arc<dyn Running>>);
+
+/// Seconds since 1970.
+fn wall() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
 
 /// With what its data path says now.
 fn live((status, running): &Shown) -> ArrayStatus {
@@ -62,6 +69,13 @@ impl Service for Handle {
     fn get(&self, name: &str) -> Option<ArrayStatus> {
         let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
         shown.iter().find(|(status, _)| status.name == name).map(live)
+    }
+
+    fn why(&self, name: &str) -> Option<Why> {
+        let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
+        let shown = shown.iter().find(|(status, _)| status.name == name)?;
+        let heard = shown.1.as_ref().map(|running| running.why()).unwrap_or_default();
+        Some(explain(&live(shown), &heard, wall()))
     }
 
     fn submit(&self, command: Command, reply: Reply) {
@@ -127,9 +141,7 @@ impl OwnerLoop {
         let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
         self.performer.clear_away();
         let host = self.performer.state.host();
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let wall = since.map_or(0, |since| since.as_secs());
-        self.turn(Event::Boot { host, wall, records });
+        self.turn(Event::Boot { host, wall: wall(), records });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::control::command::Refusal;
 use crate::control::spec::ArraySpec;
 use crate::control::status::Live;
 use crate::control::target::Target;
+use crate::control::why::Heard;
 use crate::engine::array::{Outcome, Work};
 use crate::engine::steer::Steer;
 use crate::io::state_dir::StateDir;
@@ -24,6 +25,9 @@ pub trait Running: Send + Sync {
 
     /// Figures of now. Never waits.
     fn live(&self) -> Live;
+
+    /// What its requests wait for that have waited for long. Waits a little for its I/O threads, never for I/O.
+    fn why(&self) -> Heard;
 
     /// What it had asked to be made durable is, or could not be.
     fn regrouped(&self, durable: bool);

@@ -161,6 +161,11 @@ impl Running {
         &self.shared
     }
 
+    /// The way to each I/O thread.
+    pub fn threads(&self) -> &[Postbox<Order>] {
+        &self.orders
+    }
+
     /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,
     /// requests in flight end with EIO. After `limit` it gives up waiting; what was asked goes on. Whether all replicas that are in
     /// sync are known to hold the same.

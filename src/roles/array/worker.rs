@@ -6,10 +6,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender};
 
 use crate::engine::link::{LinkCommand, LinkEvent};
 use crate::engine::shard::Shard;
+use crate::engine::shard::why::Waiting;
 use crate::engine::shared::Shared;
 use crate::engine::view::View;
 use crate::errno::Errno;
@@ -18,6 +19,7 @@ use crate::io::link::Link;
 use crate::io::local::Local;
 use crate::io::ring::{Completion, Frontend, Owner, unpack};
 use crate::io::wakeup::{Postbox, Wake, Wakeup};
+use crate::limits;
 use crate::roles::array::keeper::Note;
 use crate::roles::array::path::{Attachment, Connector};
 use crate::units::Time;
@@ -40,6 +42,8 @@ pub enum Order {
         /// What is there.
         at: Arc<Attachment>,
     },
+    /// Tell what waits, if there is still somebody to be told.
+    Why(SyncSender<Vec<Waiting>>),
     /// Flush one target, and tell the keeper.
     Flush {
         /// The flush's number.
@@ -202,6 +206,7 @@ impl<'f, F: Frontend> Worker<'f, F> {
                 Order::Abort(error) => self.shard.abort(error),
                 Order::Adopt(view) => self.shard.adopt(self.now, view),
                 Order::Look => self.shard.look(self.now),
+                Order::Why(asker) => drop(asker.try_send(self.shard.why(self.now, limits::WHY_AGE))),
                 Order::Attach { target, at } => self.attach(target, &at),
                 Order::Flush { ticket, target } => self.shard.flush_target(self.now, ticket, target),
             }
