@@ -88,6 +88,8 @@ pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
 pub const SYNC_WINDOWS: usize = 4;
 /// Bytes a second that the sync engine copies at most, on each node: about what leaves a gigabit link to others.
 pub const SYNC_RATE: u64 = 200 << 20;
+/// A target that is copied to is flushed this often on the way: so much has to be copied again at most.
+pub const SYNC_CHECKPOINT: Duration = Duration::from_secs(10);
 /// How often the keeper of an array's replicas looks at its links.
 pub const KEEPER_TICK: Duration = Duration::from_millis(500);
 /// The same while something is to be done about a replica.

@@ -75,6 +75,8 @@ pub struct CopyConfig {
     pub windows: usize,
     /// Bytes a second at most; 0: as many as there can be.
     pub rate: u64,
+    /// How often the target is flushed on the way, so that what it has need not be copied again ([`SyncMap::kept`]).
+    pub checkpoint: Duration,
 }
 
 /// What is asked about the content of a request's buffer.
@@ -114,7 +116,22 @@ enum Slot {
     /// Asked for the source's digest, then the target's.
     AskingSource(usize),
     AskingTarget(usize, [u8; 32]),
+    /// A flush on the way: everything below this region is copied.
+    Keeping(usize),
     Flushing,
+}
+
+impl Slot {
+    /// The region that is under way.
+    fn region(&self) -> Option<usize> {
+        match self {
+            Slot::Draining(region) | Slot::Reading(region) | Slot::Writing(region) | Slot::Zeroing(region) => {
+                Some(*region)
+            }
+            Slot::AskingSource(region) | Slot::AskingTarget(region, _) => Some(*region),
+            Slot::Idle | Slot::Keeping(_) | Slot::Flushing => None,
+        }
+    }
 }
 
 /// See the module's description.
@@ -134,6 +151,9 @@ pub struct Copy {
     failed: Option<CopyError>,
     /// Regions that were copied.
     copied: u64,
+    /// When the target is flushed next on the way, and whether there is anything new.
+    keep_at: Time,
+    new: bool,
     /// Digests of regions that are alike, until all before them are known, too; and how many are in `root`.
     alike: BTreeMap<usize, [u8; 32]>,
     folded: usize,
@@ -153,6 +173,8 @@ impl Copy {
             look_at: Time::NEVER,
             failed: None,
             copied: 0,
+            keep_at: Time(0),
+            new: false,
             alike: BTreeMap::new(),
             folded: 0,
             root: Hasher::default(),
@@ -266,6 +288,9 @@ impl Copy {
     fn begin(&mut self, now: Time) {
         while self.failed.is_none() && !self.done {
             let Some(slot) = self.slots.iter().position(|slot| *slot == Slot::Idle) else { return };
+            if self.keep(slot, now) {
+                return;
+            }
             if self.begin_at > now {
                 self.look_at = self.look_at.min(self.begin_at);
                 return;
@@ -279,6 +304,22 @@ impl Copy {
             self.pay(region, now);
             self.drain(now);
         }
+    }
+
+    /// Now and then the target is flushed on the way.
+    fn keep(&mut self, slot: usize, now: Time) -> bool {
+        if !self.new || self.keep_at > now || self.config.task == Task::Verify {
+            return false;
+        }
+        let under_way = self.slots.iter().filter_map(Slot::region).min();
+        let below = under_way.unwrap_or(self.cursor) + usize::from(planted(Bug::CursorOffByOne));
+        (self.keep_at, self.new) = (now.after(self.config.checkpoint), false);
+        if planted(Bug::ProgressUnflushed) {
+            self.map.keep(below);
+            return false;
+        }
+        self.go_on(slot, Slot::Keeping(below));
+        true
     }
 
     /// When everything is written the target is flushed, once; a comparison has nothing to flush.
@@ -328,6 +369,7 @@ impl Copy {
             }
             (Slot::Writing(region) | Slot::Zeroing(region), Ok(())) => {
                 self.copied += 1;
+                self.new = true;
                 if !planted(Bug::WindowClosedEarly) {
                     self.close(region, RegionState::Done);
                 }
@@ -338,8 +380,11 @@ impl Copy {
             (Slot::Writing(region) | Slot::Zeroing(region), Err(error)) => {
                 self.fail(region, RegionState::Todo, CopyError::Target(error));
             }
+            (Slot::Keeping(below), Ok(())) => self.map.keep(below),
             (Slot::Flushing, Ok(())) => self.done = true,
-            (Slot::Flushing, Err(error)) => drop(self.failed.get_or_insert(CopyError::Target(error))),
+            (Slot::Keeping(_) | Slot::Flushing, Err(error)) => {
+                self.failed.get_or_insert(CopyError::Target(error));
+            }
             (Slot::Idle | Slot::Draining(_), _) => debug_assert!(false, "an answer to nothing"),
         }
     }

@@ -34,6 +34,8 @@ pub struct SyncMap {
     left: AtomicU64,
     /// What the region logs have marked is in it.
     surveyed: AtomicBool,
+    /// Everything below this region is copied and flushed.
+    kept: AtomicU64,
 }
 
 impl SyncMap {
@@ -48,6 +50,7 @@ impl SyncMap {
             states,
             left: AtomicU64::new(count),
             surveyed: AtomicBool::new(true),
+            kept: AtomicU64::new(0),
         }
     }
 
@@ -61,6 +64,16 @@ impl SyncMap {
         }
         map.surveyed.store(whole == 0, Ordering::SeqCst);
         map
+    }
+
+    /// Up to which sector everything is copied and durable on the target, whatever happens to it.
+    pub fn kept(&self) -> u64 {
+        (self.kept.load(Ordering::SeqCst) * self.region_sectors).min(self.sectors)
+    }
+
+    /// Everything below this region is copied and flushed.
+    pub(crate) fn keep(&self, below: usize) {
+        self.kept.fetch_max(below as u64, Ordering::SeqCst);
     }
 
     /// Whether the region logs are still to be asked.

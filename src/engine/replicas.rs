@@ -332,6 +332,7 @@ impl Replicas {
 
     /// Begins what a node needs next.
     fn advance(&mut self, node: usize, now: Time) {
+        self.note_progress(node);
         self.move_on(node, now);
         self.freeze_on(node, now);
         if self.nodes[node].step != Step::Steady || self.leave(node) {

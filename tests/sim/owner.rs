@@ -291,8 +291,11 @@ impl World {
         let view = owner.rules.view().for_copying(source, target);
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
-        let rate = self.rng.pick(&[0, 0, 1 << 20]);
-        let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate };
+        // What has to be filled takes long enough for something to happen meanwhile.
+        let rates = if self.plan.used_before { [1 << 15, 1 << 16, 1 << 20] } else { [0, 0, 1 << 20] };
+        let rate = self.rng.pick(&rates);
+        let checkpoint = Duration::from_nanos(self.rng.pick(&[MILLI, 10 * MILLI]));
+        let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate, checkpoint };
         let sequence = self.daemon.hosts[shard].shard.sequence();
         let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
         host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node });

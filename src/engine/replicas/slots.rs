@@ -41,6 +41,8 @@ impl Replicas {
         }
         view.targets[target].volume = volume;
         self.view = Arc::new(view);
+        // What is being copied begins again where it was: it has to be in the logs, if there is a third one now.
+        self.stop_job(node);
         let state = &mut self.targets[target];
         (state.role, state.standing, state.failed, state.reachable) = (Role::Stale, standing, false, false);
         self.effects.push_back(Effect::Attach { target, at, volume });

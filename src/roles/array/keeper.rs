@@ -444,7 +444,15 @@ impl Work {
         let Some(overlap) = view.nodes[node].overlap.clone() else { return Ok(()) };
         let (seat, orders) = self.config.seats.seat(&view, source, target, self.sequences[node])?;
         let shard = seat.index;
-        let config = CopyConfig { task, source, target, shard, windows: limits::SYNC_WINDOWS, rate };
+        let config = CopyConfig {
+            task,
+            source,
+            target,
+            shard,
+            windows: limits::SYNC_WINDOWS,
+            rate,
+            checkpoint: limits::SYNC_CHECKPOINT,
+        };
         let rules = Copy::new(config, Arc::clone(map), overlap);
         let (threads, sender) = (self.config.threads.clone(), self.config.sender.clone());
         let wake = move |shards: u32| {

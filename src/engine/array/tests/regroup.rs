@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::replicas::Standing;
+use crate::units::Lba;
 
 const FRESH: Id = Id([77; 16]);
 
@@ -92,4 +93,23 @@ fn only_an_orderly_stop_leaves_replicas_that_are_known_to_be_the_same() {
     let mut daemon = Daemon::boot(&world);
     daemon.settle(&mut world);
     assert!(!world.spec().clean, "its daemon died");
+}
+
+#[test]
+fn how_far_a_replica_is_filled_is_in_the_record() {
+    let (mut world, mut daemon) = served();
+    let spec = world.spec();
+    let generation = spec.nodes[0].generation.clone();
+    let filled = |from: u64| Standing::Filling { from: Lba(from) };
+    for (from, state) in [(0, Standing::Stale), (0, filled(0)), (64, filled(64))] {
+        let told = spec.replicas().map(|(_, replica)| (replica.volume, Standing::InSync));
+        let mut standings: Vec<(Id, Standing)> = told.collect();
+        standings[1].1 = state;
+        daemon.event(Event::Regroup { name: "a".to_owned(), epoch: Epoch(1), standings, fresh: FRESH });
+        daemon.settle(&mut world);
+        if state != Standing::Stale {
+            assert_eq!(states(&world)[1], ReplicaState::Syncing { from: Lba(from) });
+        }
+        assert_eq!(world.spec().nodes[0].generation.ancestors, [generation.id], "only its set makes a generation");
+    }
 }
