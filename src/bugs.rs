@@ -110,6 +110,8 @@ bugs! {
     SlotNotRenewed "what was known of the former volume of a slot is believed of the next one"
     ResumeForgetsStale "a resume takes stale replicas as in sync"
     StaleSource "a region is copied from a replica that has missed a write to it meanwhile"
+    FreshHidesMarks "what a stale copy lacks is not known any more when the one in sync is replaced by a new volume"
+    ReportsMixed "that a node has diverged is not told when one of its targets was reported already"
     CutOverBeforeDrained "the destination takes the place while writes to the source are in flight"
     CursorOffByOne "of a copy that was interrupted one region too many is believed"
     ProgressUnflushed "what was copied is believed though it was not flushed"

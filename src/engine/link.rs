@@ -78,6 +78,8 @@ pub(crate) struct Link {
     /// This shard holds the target: the fate of something sent on a former connection is not known.
     pub(crate) holds: bool,
     attempts: u32,
+    /// The next connection is to be made at once.
+    hurries: bool,
     alive: Alive,
 }
 
@@ -90,12 +92,18 @@ impl Link {
             bytes: 0,
             holds: false,
             attempts: 0,
+            hurries: false,
             alive: Alive::Heard(Time(0)),
         }
     }
 
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// When the present connection ends, the next one is made at once.
+    pub(crate) fn hurry(&mut self) {
+        self.hurries = matches!(self.state, LinkState::Up(_) | LinkState::Connecting { .. });
     }
 
     /// Another volume is to be connected to: what was learnt of the former one is forgotten.
@@ -125,7 +133,8 @@ impl Link {
         self.requests = 0;
         self.bytes = 0;
         let doublings = self.attempts.saturating_sub(1).min(16);
-        let wait = limits::RECONNECT_MIN.saturating_mul(1 << doublings).min(limits::RECONNECT_MAX);
+        let pause = limits::RECONNECT_MIN.saturating_mul(1 << doublings).min(limits::RECONNECT_MAX);
+        let wait = if std::mem::take(&mut self.hurries) { std::time::Duration::ZERO } else { pause };
         // Only the server's own word ends the link for ever.
         let fenced = error == Errno::EBADE;
         self.state = if fenced { LinkState::Fenced } else { LinkState::Down { retry_at: now.after(wait) } };

@@ -93,6 +93,13 @@ impl SyncMap {
         self.surveyed.store(true, Ordering::SeqCst);
     }
 
+    /// A map with everything copied.
+    pub fn complete(sectors: u64, region_sectors: u64) -> SyncMap {
+        let map = SyncMap::new(sectors, region_sectors);
+        (0..map.regions()).for_each(|region| map.set(region, RegionState::Done));
+        map
+    }
+
     /// How many regions there are.
     pub fn regions(&self) -> usize {
         self.states.len()

@@ -163,7 +163,7 @@ impl Job {
 #[derive(Clone, Debug)]
 struct NodeState {
     step: Step,
-    /// The target that is copied to, or that mirrors.
+    /// The target that is copied to.
     syncing: Option<usize>,
     /// The sync engine that does it.
     job: Job,
@@ -277,8 +277,8 @@ impl Replicas {
     /// Whether every node has a target to go by and nothing is to be done about any that is to be in sync.
     pub fn is_settled(&self) -> bool {
         let settled = |node: &NodeState| {
-            let mirror = |target: usize| self.targets[target].standing == Standing::Candidate;
-            node.step == Step::Steady && node.syncing.is_none_or(mirror)
+            let candidate = |target: usize| self.targets[target].standing == Standing::Candidate;
+            node.step == Step::Steady && node.syncing.is_none_or(candidate)
         };
         self.nodes.iter().all(settled) && !self.saving
     }
@@ -350,7 +350,8 @@ impl Replicas {
         let state = &self.nodes[node];
         let wanted = state.syncing.filter(|target| {
             let open = state.freeze == Freeze::Open && self.targets[*target].role == Role::Syncing;
-            open && state.moving.as_ref().map_or(self.targets[*target].standing.is_synced(), Moving::wants_job)
+            let moving = state.moving_to(*target);
+            open && moving.map_or(self.targets[*target].standing.is_synced(), Moving::wants_job)
         });
         match (wanted, state.job) {
             (Some(target), Job::None) if state.step == Step::Steady => self.start_job(node, target),
@@ -360,11 +361,12 @@ impl Replicas {
     }
 
     fn start_job(&mut self, node: usize, target: usize) {
-        let source = self.source(node);
+        let source = self.source(node, target);
         let (Some(source), Some(map)) = (source, self.view.nodes[node].sync.clone()) else { return };
         let state = &mut self.nodes[node];
-        let task = state.moving.as_ref().map_or(Task::Copy { fresh: false }, Moving::task);
-        let rate = state.moving.as_ref().map_or(state.rate, Moving::rate);
+        let moving = state.moving_to(target);
+        let task = moving.map_or(Task::Copy { fresh: false }, Moving::task);
+        let rate = moving.map_or(state.rate, Moving::rate);
         state.job = Job::Running { source };
         self.effects.push_back(Effect::Sync { node, source, target, map, task, rate });
     }
@@ -377,15 +379,14 @@ impl Replicas {
     }
 
     /// Whom a node's data is copied from: the one whose place is to be taken, or the first in sync.
-    fn source(&self, node: usize) -> Option<usize> {
+    fn source(&self, node: usize, target: usize) -> Option<usize> {
         let good = self.of(node, |state| state.role == Role::InSync && state.reachable);
-        let from = self.nodes[node].moving.as_ref().map(Moving::from).filter(|from| good.contains(from));
+        let from = self.nodes[node].moving_to(target).map(Moving::from).filter(|from| good.contains(from));
         from.or_else(|| good.first().copied())
     }
 
     /// Leaves what has failed; true when there was something.
     fn leave(&mut self, node: usize) -> bool {
-        let member = |role: Role| matches!(role, Role::InSync | Role::Syncing);
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
         let in_sync = self.of(node, |target| target.role == Role::InSync);
         let fine = |target: &usize| !self.targets[*target].failed && self.targets[*target].gone.is_none();
@@ -396,7 +397,7 @@ impl Replicas {
         let all_failed = good.is_empty();
         let leaving = self.of(node, |target| {
             let gone = target.gone.is_some() && !matches!(target.role, Role::Leaving | Role::Absent);
-            gone || member(target.role) && (diverged || target.failed)
+            gone || target.role.is_written() && (diverged || target.failed)
         });
         let last = in_sync.len() == 1;
         let stays = |target: usize| (diverged || all_failed || last) && Some(target) == keeper;
@@ -436,16 +437,16 @@ impl Replicas {
         let stale = self.of(node, |target| {
             target.role == Role::Stale && target.standing.is_synced() && target.reachable && target.gone.is_none()
         });
-        if let (Some(target), Some(_)) = (stale.first().copied(), self.source(node)) {
-            self.open(node, target);
+        if let Some(target) = stale.first().copied().filter(|target| self.source(node, *target).is_some()) {
+            self.open(node, target, None);
         }
     }
 
     /// From now on a target is written where it is copied.
-    fn open(&mut self, node: usize, target: usize) {
+    fn open(&mut self, node: usize, target: usize, map: Option<SyncMap>) {
         self.targets[target].role = Role::Syncing;
         let sectors = self.view.geometry.node_sectors(node);
-        let map = Arc::new(self.first_map(target, sectors));
+        let map = Arc::new(map.unwrap_or_else(|| self.first_map(target, sectors)));
         let mut view = View::clone(&self.view);
         view.nodes[node].sync = Some(map);
         self.view = Arc::new(view);
@@ -513,9 +514,9 @@ impl Replicas {
                 let state = &mut self.targets[target];
                 state.role = match (state.standing, state.role) {
                     (Standing::InSync, _) => Role::InSync,
-                    (Standing::Stale | Standing::Filling { .. }, Role::Syncing) => Role::Syncing,
+                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate, Role::Syncing) => Role::Syncing,
                     // What was in sync when another one took its place has everything.
-                    (Standing::Candidate, Role::Syncing | Role::InSync) => Role::Syncing,
+                    (Standing::Candidate, Role::InSync | Role::Mirror) => Role::Mirror,
                     (Standing::Stale | Standing::Filling { .. } | Standing::Candidate, _) => Role::Stale,
                     (Standing::Absent, _) => Role::Absent,
                 };
@@ -578,7 +579,7 @@ impl Replicas {
             // It goes on where it was, when it may.
             return;
         }
-        if self.nodes[node].moving.is_some() {
+        if self.nodes[node].moving_to(target).is_some() {
             return self.move_synced(node, result);
         }
         if result.is_ok() && !self.targets[target].failed {

@@ -120,6 +120,8 @@ pub struct Shard {
     groups: Groups,
     /// Per target: the view under which it was last reported.
     reported: Vec<u64>,
+    /// Per node: the view under which it was last reported as diverged.
+    diverged: Vec<u64>,
     reports: VecDeque<Report>,
     /// Other shards that wait for what this one has given back.
     wakes: u32,
@@ -164,6 +166,7 @@ impl Shard {
             links: (0..targets).map(|_| Link::new(parts.len())).collect(),
             groups: Groups::new(count),
             reported: vec![0; targets],
+            diverged: vec![0; view.nodes.len()],
             reports: VecDeque::with_capacity(targets),
             wakes: 0,
             acked: 0,

@@ -18,6 +18,8 @@ use crate::units::{Epoch, Id, SECTOR_BYTES};
 pub enum Role {
     /// Has everything: is written and read.
     InSync,
+    /// Has everything, and is written; never read. Another one has taken its place, and it may have to come back.
+    Mirror,
     /// Gets what the sync engine copies, and writes to the regions that are copied already. Never read.
     Syncing,
     /// Has failed: neither written nor read any more, but a write that it missed must not be acknowledged yet.
@@ -32,6 +34,11 @@ impl Role {
     /// Whether the shards keep a connection to it.
     pub fn is_attached(self) -> bool {
         self != Role::Absent
+    }
+
+    /// Whether writes go to it, all of them or some.
+    pub fn is_written(self) -> bool {
+        matches!(self, Role::InSync | Role::Mirror | Role::Syncing)
     }
 
     /// Whether a write that it missed may be acknowledged.

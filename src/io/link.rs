@@ -22,7 +22,7 @@ use crate::io::ring::{Frontend, Owner, pack, sqe_length};
 use crate::limits;
 use crate::units::{Epoch, Extent, Time};
 use crate::wire::frame::{HEADER_BYTES, Header, Op, data_crc, message_crc};
-use crate::wire::session::{HELLO_BYTES, Hello, WELCOME_BYTES, Welcome};
+use crate::wire::session::{HELLO_BYTES, Hello, WELCOME_BYTES, Welcome, features};
 use crate::wire::volume::{Explained, decode_message};
 
 /// Frames up to this size go first in a gather.
@@ -187,6 +187,12 @@ impl Link {
             incoming: None,
             deferred: Vec::with_capacity(limits::GATHER_FRAMES_MAX),
         }
+    }
+
+    /// Has its changes written down by the server from the next connection on. Whether that is news.
+    pub fn log_changes(&mut self) -> bool {
+        let features = std::mem::replace(&mut self.config.hello.features, features::OURS);
+        features != features::OURS
     }
 
     /// Whether nothing is in flight and no socket is open.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dst::engine::link::LinkCommand;
+use dst::engine::replicas::Standing;
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
@@ -25,7 +26,7 @@ use crate::world::{Event, MILLI, Phase, World};
 /// The array.
 pub(crate) const ARRAY: Id = Id([0xaa; 16]);
 /// What a buffer holds before it is filled: nobody's data.
-const RUBBISH: u64 = u64::MAX;
+pub(crate) const RUBBISH: u64 = u64::MAX;
 
 /// What is aborted has ended after this, ns.
 const STOP_TIME: u64 = 100 * MILLI;
@@ -61,6 +62,8 @@ pub(crate) struct Host {
     pub(crate) timer: u64,
     /// Per node, the view that it has told to have adopted.
     pub(crate) acked: Vec<u64>,
+    /// What it changes is marked in the region logs.
+    pub(crate) logged: bool,
     /// It is a sync engine's.
     pub(crate) syncer: Option<Syncer>,
 }
@@ -76,6 +79,7 @@ impl Host {
             idle: 0,
             timer: u64::MAX,
             acked: vec![0; nodes],
+            logged: true,
             syncer: None,
         }
     }
@@ -126,16 +130,23 @@ impl World {
         if geometry.sectors() != self.plan.sectors() {
             return self.fail("layout", format!("the array has {} sectors", geometry.sectors()));
         }
-        let targets: Vec<Id> = (0..nodes).map(id_of).collect();
+        let replicas = self.plan.volumes.len() * self.plan.copies;
+        let targets: Vec<Id> = (0..replicas).map(id_of).collect();
         let volumes: Vec<Vec<Id>> = targets.chunks(self.plan.copies).map(<[Id]>::to_vec).collect();
-        let mut view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
+        let view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
+        let mut view = view.with_spares(self.plan.copies + self.plan.spares);
+        for (target, standing) in self.record.standings.iter().enumerate() {
+            view.targets[target].volume = if *standing == Standing::Absent { Id::NIL } else { id_of(target) };
+        }
+        view.target_timeout = Duration::from_nanos(self.plan.patience);
         view.region_sectors = self.plan.region;
         view.replica_timeout = Duration::from_nanos(self.plan.patience);
         let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
         let owner = Owner::new(view, &self.record);
         let view = Arc::clone(owner.rules.view());
+        self.show_gates(&view);
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();
-        if self.plan.copies > 1 {
+        if self.plan.is_plural() {
             let syncers = (0..self.plan.volumes.len()).map(|_| self.sync_host(&crate::owner::idle(&view), &shared, 0));
             let syncers: Vec<Host> = syncers.collect();
             self.daemon.hosts.extend(syncers);
@@ -144,6 +155,7 @@ impl World {
         self.daemon.owner = Some(owner);
         self.daemon.shared = Some(shared);
         self.record.clean = false;
+        self.go_on_with_asked();
         for shard in 0..self.plan.shards {
             for _ in 0..self.plan.depth {
                 let soon = self.rng.below(MILLI);
@@ -194,6 +206,9 @@ impl World {
             self.hang_up_client(conn, !power);
         }
         self.daemon.hosts.clear();
+        for device in 0..u16::try_from(self.plan.volumes.len()).unwrap_or(0) {
+            self.judge.excuses.suspended(self.now, device, false);
+        }
         self.owner_dies();
         self.daemon.stopping = false;
         self.daemon.later.clear();

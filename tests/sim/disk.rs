@@ -63,7 +63,7 @@ impl Disk {
         }
     }
 
-    /// Somebody else's data is on it.
+    /// Somebody else's data is on it, durably.
     pub(crate) fn fill(&mut self, value: u64) {
         self.now.fill(value);
         self.stable.fill(value);

@@ -19,6 +19,9 @@ const RECOVERY_MIN: u64 = 2_000_000_000;
 /// Recovery is never longer than this, whatever the outage was, ns.
 const RECOVERY_MAX: u64 = 16_000_000_000;
 
+/// Every shard works from a view that was published this long ago, ns.
+const ADOPTED: u64 = 200_000_000;
+
 /// A time in which a device answered late or not at all, ns.
 #[derive(Clone, Copy, Debug)]
 struct Outage {
@@ -50,6 +53,8 @@ struct Device {
     /// How many reasons there are now not to answer.
     troubles: u32,
     outages: Vec<Outage>,
+    /// When it was suspended, and until when.
+    suspends: Vec<(u64, u64)>,
     /// A flush has failed there: writes and flushes may fail for ever (2.2).
     flush_failed: Option<u64>,
     /// Another owner has claimed it.
@@ -106,6 +111,22 @@ impl Excuses {
         {
             outage.until = now;
         }
+    }
+
+    /// Requests of the device wait from now on, or go on.
+    pub(crate) fn suspended(&mut self, now: u64, device: u16, begins: bool) {
+        let suspends = &mut self.devices[usize::from(device)].suspends;
+        match suspends.last_mut().filter(|(_, until)| *until == u64::MAX) {
+            Some(last) if !begins => last.1 = now,
+            None if begins => suspends.push((now, u64::MAX)),
+            _ => {}
+        }
+    }
+
+    /// Until when the suspend of one of these devices has held up what has ended now.
+    pub(crate) fn held_until(&self, now: u64, devices: &[u16]) -> u64 {
+        let suspends = devices.iter().flat_map(|device| &self.devices[usize::from(*device)].suspends);
+        suspends.map(|(_, until)| (*until).min(now)).max().unwrap_or(0)
     }
 
     /// A copy of the device was touched by a fault.
@@ -184,7 +205,8 @@ impl Excuses {
     pub(crate) fn check_delay(&self, now: u64, record: &Record, devices: &[u16]) -> Verdict {
         let from = record.invoked_at;
         let excused = devices.iter().any(|device| {
-            self.devices[usize::from(*device)].blemished
+            self.devices[usize::from(*device)].suspends.iter().any(|(_, until)| *until > from)
+                || self.devices[usize::from(*device)].blemished
                 || self.devices[usize::from(*device)]
                     .outages
                     .iter()
@@ -200,7 +222,15 @@ impl Excuses {
 
     /// A time-out is excused by devices of its own that could not answer for most of the time.
     fn check_timeout(&self, now: u64, record: &Record, devices: &[u16], io_timeout: u64) -> Verdict {
-        let from = record.invoked_at;
+        // What waits at a gate has its whole time again afterwards.
+        let of = |device: &u16| self.devices[usize::from(*device)].suspends.iter();
+        // What was on its way before had not stopped.
+        let long = |(from, until): &&(u64, u64)| {
+            from.saturating_add(ADOPTED) <= record.invoked_at
+                && until.min(&now).saturating_sub(record.invoked_at) > ADOPTED
+        };
+        let held = devices.iter().flat_map(of).filter(long).map(|(_, until)| (*until).min(now)).max().unwrap_or(0);
+        let from = if devices.len() == 1 { record.invoked_at.max(held) } else { record.invoked_at };
         if now - from < io_timeout {
             let text = format!("{} timed out after only {}", text::record(record), text::time(now - from));
             return Err(Violation { rule: "1.2", text });
@@ -232,6 +262,7 @@ impl Excuses {
         self.given.retain(|given| given.at >= oldest);
         for device in &mut self.devices {
             device.outages.retain(|outage| outage.over() >= oldest);
+            device.suspends.retain(|(_, until)| *until >= oldest);
         }
     }
 }

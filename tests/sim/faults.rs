@@ -2,6 +2,9 @@
 
 use dst::errno::Errno;
 
+use dst::engine::replicas::Standing;
+use dst::engine::view::{Gate, Role, View};
+
 use crate::plan::{Fault, Kind};
 use crate::world::{Event, MICRO, MILLI, SECOND, World};
 
@@ -16,6 +19,13 @@ impl World {
         }
         let Fault { kind, node, lasts, .. } = self.plan.faults[index];
         let server = self.nodes[node].server;
+        if let Kind::Deed(deed) = kind {
+            if self.operate(deed, node) {
+                self.active[index] = true;
+                self.queue.push(self.now + lasts, Event::Relief { fault: index });
+            }
+            return;
+        }
         self.stats.faults += 1;
         self.trace.note(self.now, 110, index as u64);
         self.trace
@@ -48,6 +58,7 @@ impl World {
             Kind::PauseDaemon => self.daemon.paused += 1,
             Kind::SlowDisk => self.nodes[node].slow += 1,
             Kind::StallDisk => self.nodes[node].stalled += 1,
+            Kind::Deed(_) => {}
         }
         self.active[index] = true;
         self.trouble(kind, node, true);
@@ -60,6 +71,9 @@ impl World {
             return;
         }
         let Fault { kind, node, .. } = self.plan.faults[index];
+        if let Kind::Deed(deed) = kind {
+            return self.operated(deed, node);
+        }
         let server = self.nodes[node].server;
         self.trace.note(self.now, 111, index as u64);
         self.trace.say(self.now, || format!("!! {kind:?} node {node} server {server} is over"));
@@ -100,7 +114,7 @@ impl World {
         for node in nodes {
             self.node_trouble(node, begins);
             // Slow is not silent: a copy that answers late is waited for.
-            if self.plan.copies > 1 && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
+            if self.plan.copies > 1 && self.matters(node) && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
                 let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
                 if begins {
                     self.judge.excuses.trouble(self.now, device);
@@ -133,12 +147,32 @@ impl World {
         if self.plan.copies > 1 {
             self.judge.excuses.blemished(device);
         }
-        let first = node * self.plan.copies;
-        let all = self.spoiled[first..first + self.plan.copies].iter().all(|spoiled| *spoiled);
-        if all && self.plan.copies > 1 {
-            self.judge.excuses.condemned(device);
+        self.condemn();
+        self.in_sync(node).iter().all(|target| self.spoiled[*target])
+    }
+
+    /// A node none of whose good copies was spared may do anything but lie.
+    pub(crate) fn condemn(&mut self) {
+        for node in 0..if self.plan.copies > 1 { self.plan.volumes.len() } else { 0 } {
+            if self.in_sync(node).iter().all(|target| self.spoiled[*target]) {
+                self.judge.excuses.condemned(u16::try_from(node).unwrap_or(0));
+            }
         }
-        all
+    }
+
+    /// Whether what a target does is more than a matter of its own: it is read, or was when it was last written down.
+    pub(crate) fn matters(&self, target: usize) -> bool {
+        let in_sync = self.record.standings[target] == Standing::InSync;
+        let owner = self.daemon.owner.as_ref();
+        in_sync || owner.is_some_and(|owner| owner.rules.role(target) == Role::InSync)
+    }
+
+    /// What a view shuts waits for it.
+    pub(crate) fn show_gates(&mut self, view: &View) {
+        for (number, node) in view.nodes.iter().enumerate() {
+            let shut = node.gate != Gate::Open;
+            self.judge.excuses.suspended(self.now, u16::try_from(number).unwrap_or(0), shut);
+        }
     }
 
     /// A target's disk or server answers late or not at all, for one reason more or less.
@@ -149,7 +183,7 @@ impl World {
         if self.plan.copies > 1 {
             return;
         }
-        let device = u16::try_from(target).unwrap_or(0);
+        let device = u16::try_from(self.plan.node_of(target)).unwrap_or(0);
         if begins {
             self.judge.excuses.trouble(self.now, device);
         } else {
@@ -221,8 +255,9 @@ impl World {
     /// One server's machine loses power; with it the array's, unless each of its nodes has a copy that no fault has touched.
     fn power_cut(&mut self, server: usize, lasts: u64) {
         let has_good_copy = |target: &usize| {
-            let first = self.plan.node_of(*target) * self.plan.copies;
-            (first..first + self.plan.copies).any(|other| !self.spoiled[other] && self.nodes[other].server != server)
+            let others = self.in_sync(self.plan.node_of(*target));
+            let good = |other: &usize| !self.spoiled[*other] && self.nodes[*other].server != server;
+            !self.matters(*target) || (self.plan.copies > 1 && others.iter().any(good))
         };
         if !self.nodes_of(server).iter().all(has_good_copy) {
             self.kill_daemon(lasts, true);

@@ -52,6 +52,7 @@ fn rules(words: &[&str]) -> Rules {
         device_of,
         devices: usize::try_from(devices).unwrap_or(1),
         replicated: words.contains(&"replicated"),
+        plural: words.contains(&"replicated"),
         mortal: !words.contains(&"immortal"),
         io_timeout: number("timeout", 1000) * MILLI,
         slack: 100 * MILLI,

@@ -79,6 +79,8 @@ pub(crate) struct Rules {
     pub(crate) devices: usize,
     /// Nodes have several targets: what was shown across a restart stays (rule 3).
     pub(crate) replicated: bool,
+    /// They may have, now and then.
+    pub(crate) plural: bool,
     /// Devices may die and lose what was not flushed.
     pub(crate) mortal: bool,
     /// No operation may take longer than this, ns.
@@ -437,7 +439,7 @@ impl Judge {
                     entry.killed = NEVER;
                     entry.superseded = NEVER;
                     // Of several copies another one may have it still, and lose it later.
-                    entry.hard = entry.latest() != NEVER && !self.rules.replicated;
+                    entry.hard = entry.latest() != NEVER && !self.rules.plural;
                 } else {
                     entry.killed = entry.killed.min(stamp);
                     entry.superseded = GONE;
@@ -492,7 +494,8 @@ impl Judge {
         };
         self.free.push(id.slot);
         self.settle_record(&op, now, state);
-        let since = op.record.invoked_at.max(self.resumed_at);
+        let held = self.excuses.held_until(now, &self.devices_of(&op.record));
+        let since = op.record.invoked_at.max(self.resumed_at).max(held);
         if now.saturating_sub(since) > self.rules.io_timeout + self.rules.slack {
             let text = format!("{} ended at {}, past its deadline", text::record(&op.record), text::time(now));
             return Err(Violation { rule: "1.2", text });
@@ -505,7 +508,7 @@ impl Judge {
 
     /// Where overlapping requests wait for each other, each may wait for many.
     fn patience(&self) -> u64 {
-        if self.rules.replicated { 4 * PATIENCE } else { PATIENCE }
+        if self.rules.plural { 4 * PATIENCE } else { PATIENCE }
     }
 
     fn end_read(&mut self, invoke: u64) {

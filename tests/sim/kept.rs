@@ -219,21 +219,22 @@ impl World {
     }
 
     fn is_marked_elsewhere(&self, node: usize, extent: Extent) -> bool {
-        let first = self.plan.node_of(node) * self.plan.copies;
         let marked = |other: usize| self.nodes[other].kept.log().is_some_and(|log| log.is_durable(extent));
-        (first..first + self.plan.copies).any(|other| other != node && marked(other))
+        self.targets_of(self.plan.node_of(node)).any(|other| other != node && marked(other))
     }
 
     /// What is marked neither here nor on a sibling is the same on both, whatever happens next.
     fn check_alike(&mut self, node: usize, region: u64, extent: Extent) {
-        let first = self.plan.node_of(node) * self.plan.copies;
-        for other in (first..first + self.plan.copies).filter(|other| *other != node) {
-            let filled = |target: usize| !matches!(self.record.standings[target], Standing::Filling { .. });
-            if self.nodes[other].kept.log().is_none_or(|log| log.is_durable(extent)) || !filled(node) || !filled(other)
-            {
+        let filled = |target: usize| !matches!(self.record.standings[target], Standing::Filling { .. });
+        if !self.matters(node) || !filled(node) {
+            return;
+        }
+        for other in self.in_sync(self.plan.node_of(node)).into_iter().filter(|other| *other != node) {
+            if self.nodes[other].kept.log().is_none_or(|log| log.is_durable(extent)) {
                 continue;
             }
             let (one, two) = (&self.nodes[node], &self.nodes[other]);
+            // What is behind the array's part of a volume is nobody's.
             let used = self.plan.used[self.plan.node_of(node)];
             let at = |sector: u64| usize::try_from(sector.min(used)).unwrap_or(0);
             let range = at(extent.start.0)..at(extent.end().0);
@@ -310,7 +311,7 @@ impl World {
         self.trace.say(self.now, || format!("!! a zombie knocks at v{node} as c{conn}, epoch {}", epoch.0));
         let (up, down) = (Pipe::default(), Pipe::default());
         let (accepted, shard, life) = (Some(Accepted::new()), usize::MAX, u32::MAX);
-        self.conns.push(Conn { node, shard, life, up, down, accepted, silent: false });
+        self.conns.push(Conn { node, shard, life, up, down, accepted, silent: false, logged: false });
         let body = hello.encode();
         let header = Header::request(Op::Hello, 0, 0, epoch, Extent::default());
         let header = header.with_body(u32::try_from(HELLO_BYTES).unwrap_or(0), message_crc(&body));

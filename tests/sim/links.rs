@@ -67,7 +67,7 @@ impl World {
         let conn = self.conns.len();
         let life = self.daemon.life;
         let (up, down) = (Pipe::default(), Pipe::default());
-        self.conns.push(Conn { node, shard, life, up, down, accepted: None, silent: false });
+        self.conns.push(Conn { node, shard, life, up, down, accepted: None, silent: false, logged: false });
         let link = &mut self.daemon.hosts[shard].links[node];
         (link.state, link.conn, link.sending) = (State::Connecting, conn, false);
         let speed = self.speed(node);
@@ -105,9 +105,11 @@ impl World {
         }
         self.conns[conn].accepted = Some(Accepted::new());
         self.link_mut(conn).state = State::Greeting;
+        let logged = self.plan.logged && self.daemon.hosts[shard].logged;
+        self.conns[conn].logged = logged;
         let hello = Hello {
             versions: (1, 1),
-            features: if self.logs(shard) { features::OURS } else { features::DATA_CRC },
+            features: if logged { features::OURS } else { features::DATA_CRC },
             array: ARRAY,
             session: session(self.daemon.life),
             host: Id([0x77; 16]),
@@ -138,7 +140,7 @@ impl World {
     /// Sends everything that a shard offers for one link, small frames first.
     pub(crate) fn pump(&mut self, shard: usize, node: usize) {
         let host = &mut self.daemon.hosts[shard];
-        let link = &mut host.links[node];
+        let link = &host.links[node];
         if link.state != State::Streaming || link.sending {
             return;
         }
@@ -149,9 +151,13 @@ impl World {
             bytes += outgoing.data.map_or(0, |data| data.bytes as u64);
             frames.push(outgoing);
         }
+        if frames.iter().any(|frame| frame.header.op != Op::Keepalive) {
+            self.check_sent(shard, node);
+        }
         if frames.is_empty() {
             return;
         }
+        let link = &mut self.daemon.hosts[shard].links[node];
         let conn = link.conn;
         link.gather.clear();
         link.gather.extend(frames.iter().map(|frame| frame.header.tag));
@@ -331,13 +337,6 @@ impl World {
             return Ok(());
         }
         host.shard.handle_reply(Time(self.now), node, reply, body).map_err(|_| Errno::EPROTO)
-    }
-}
-
-impl World {
-    /// Whether what a shard changes is logged: not what is copied between the only two targets of a node.
-    pub(crate) fn logs(&self, shard: usize) -> bool {
-        self.plan.logged && (shard < self.plan.shards || self.plan.copies > 2)
     }
 }
 

@@ -16,6 +16,7 @@ mod judge;
 mod kept;
 mod links;
 mod net;
+mod operator;
 mod owner;
 mod plan;
 mod pure;

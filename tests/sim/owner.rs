@@ -20,6 +20,8 @@ use dst::units::{Id, Time};
 
 use crate::array::Host;
 use crate::links::State;
+use crate::operator::Asked;
+use crate::plan::Plan;
 use crate::server::id_of;
 use crate::world::{Event, MICRO, MILLI, SECOND, World};
 
@@ -37,6 +39,17 @@ pub(crate) struct Record {
     pub(crate) standings: Vec<Standing>,
     /// Nothing was in flight when it was last served.
     pub(crate) clean: bool,
+    /// What the operator has asked for.
+    pub(crate) asked: Asked,
+}
+
+impl Record {
+    pub(crate) fn new(plan: &Plan) -> Record {
+        let replicas = plan.volumes.len() * plan.copies;
+        let standing = |target| if target < replicas { Standing::InSync } else { Standing::Absent };
+        let standings = (0..plan.server_of.len()).map(standing).collect();
+        Record { standings, clean: true, asked: Asked::new(plan.volumes.len()) }
+    }
 }
 
 /// The owner's memory.
@@ -63,7 +76,10 @@ struct Survey {
 
 impl Owner {
     pub(crate) fn new(view: View, record: &Record) -> Owner {
-        let rules = Replicas::new(view, &record.standings, record.clean);
+        let mut rules = Replicas::new(view, &record.standings, record.clean);
+        for (node, _) in record.asked.frozen.iter().enumerate().filter(|(_, deeds)| **deeds > 0) {
+            rules.begin_frozen(node);
+        }
         Owner { views: vec![Arc::clone(rules.view())], rules, saving: None, surveys: BTreeMap::new() }
     }
 }
@@ -115,7 +131,8 @@ impl World {
                 let roles: Vec<Role> = view.targets.iter().map(|target| target.role).collect();
                 self.trace.note(self.now, 240, version);
                 self.trace.say(self.now, || format!("  owner: view {version} {roles:?}"));
-                owner.views.push(view);
+                owner.views.push(Arc::clone(&view));
+                self.show_gates(&view);
                 for shard in 0..self.plan.shards {
                     let late = if self.rng.one_in(8) { 50 * MILLI } else { MILLI };
                     let at = self.now + self.rng.below(late);
@@ -138,7 +155,15 @@ impl World {
                 self.daemon.hosts[0].shard.flush_target(Time(self.now), ticket, target);
                 self.turn(0);
             }
-            Effect::Attach { .. } | Effect::Tell(_) => {}
+            Effect::Attach { target, volume, .. } => {
+                if id_of(target) != volume {
+                    self.fail("attach", format!("slot {target} is given another volume"));
+                }
+                if let Some(shared) = &self.daemon.shared {
+                    shared.target(target).renew();
+                }
+            }
+            Effect::Tell(news) => self.hears_news(news),
             Effect::StopSync { node } => {
                 if let Some(survey) = owner.surveys.get_mut(&node) {
                     survey.stopped = true;
@@ -164,10 +189,11 @@ impl World {
     fn record_durable(&mut self) {
         if let Some(standings) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
             for (volume, standing) in standings {
-                if let Some(target) = (0..self.nodes.len()).find(|target| id_of(*target) == volume) {
+                if let Some(target) = self.target_of(volume) {
                     self.record.standings[target] = standing;
                 }
             }
+            self.condemn();
         }
     }
 
@@ -239,7 +265,7 @@ impl World {
     ) {
         let up = |other: usize| self.daemon.hosts[..self.plan.shards].iter().all(|host| host.shard.is_up(other));
         let Some(owner) = &self.daemon.owner else { return };
-        let of = node * self.plan.copies..(node + 1) * self.plan.copies;
+        let of = self.targets_of(node);
         let asked = |other: &usize| {
             let own = *other == target && !planted(Bug::StaleMarksIgnored);
             own || *other == source || (owner.rules.role(*other) == Role::InSync && up(*other))
@@ -288,6 +314,7 @@ impl World {
     fn begin_sync(&mut self, node: usize, (source, target): (usize, usize), map: Arc<SyncMap>, task: Task) {
         let Some(owner) = &self.daemon.owner else { return };
         let shard = self.plan.shards + node;
+        let logged = owner.rules.view().logs_copies(target);
         let view = owner.rules.view().for_copying(source, target);
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
@@ -299,6 +326,7 @@ impl World {
         let sequence = self.daemon.hosts[shard].shard.sequence();
         let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
         host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node });
+        host.logged = logged;
         host.timer = self.now;
         self.daemon.hosts[shard] = host;
         self.queue.push(self.now, Event::Timer { life: self.daemon.life, shard });
@@ -368,22 +396,29 @@ impl World {
         self.owner_hears(self.daemon.life, Told::Synced { node, result });
     }
 
+    /// Whether a target's server was up for so long that all must be well again.
+    pub(crate) fn has_rejoined(&self, target: usize) -> bool {
+        let server = &self.servers[self.nodes[target].server];
+        server.up && server.since + REJOIN < self.now
+    }
+
     /// All replicas that count as in sync hold the same; and once nothing hinders it, all of them are in sync.
     pub(crate) fn check_replicas(&mut self) {
         let Some(owner) = &self.daemon.owner else { return };
-        if self.plan.copies == 1 || self.verdict.is_err() {
+        if !self.plan.is_plural() || self.verdict.is_err() {
             return;
         }
         let mut found = None;
         for node in 0..self.plan.volumes.len() {
-            let targets = node * self.plan.copies..(node + 1) * self.plan.copies;
+            let known =
+                |target: &usize| !matches!(self.record.standings[*target], Standing::Candidate | Standing::Absent);
+            let targets: Vec<usize> = self.targets_of(node).filter(known).collect();
             let in_sync: Vec<usize> =
-                targets.clone().filter(|target| owner.rules.role(*target) == Role::InSync).collect();
-            let up = |target: usize| {
-                let server = &self.servers[self.nodes[target].server];
-                server.up && server.since + REJOIN < self.now
-            };
-            if in_sync.len() < targets.len() && self.plan.rates.sync_eio == 0 && targets.clone().all(up) {
+                targets.iter().copied().filter(|target| owner.rules.role(*target) == Role::InSync).collect();
+            if in_sync.len() < targets.len()
+                && self.plan.rates.sync_eio == 0
+                && targets.iter().all(|target| self.has_rejoined(*target))
+            {
                 found = Some(("liveness", format!("of node {node} only the targets {in_sync:?} are in sync")));
             }
             let used = usize::try_from(self.plan.used[node]).unwrap_or(0);

@@ -14,6 +14,29 @@ pub(crate) enum Layout {
     Striped { chunk: u64 },
 }
 
+/// Something that the operator does, and perhaps takes back later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// A node is suspended.
+    Suspend,
+    /// A node moves to another target.
+    Move { verify: bool, keep: bool },
+    /// It moves back to the one that was kept.
+    Undo,
+    /// A move is ended.
+    Abort,
+    /// A move waits.
+    Pause,
+    /// It goes faster, or slower.
+    Rate,
+    /// A node gets one more replica.
+    Add,
+    /// It loses one.
+    Remove,
+    /// What was kept is not any more.
+    Release,
+}
+
 /// A fault that happens at a moment and may last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -47,6 +70,8 @@ pub(crate) enum Kind {
     SlowDisk,
     /// The disk does nothing at all.
     StallDisk,
+    /// No fault: the operator does something.
+    Deed(Deed),
 }
 
 /// A fault of the plan.
@@ -80,6 +105,10 @@ pub(crate) struct Plan {
     pub(crate) used: Vec<u64>,
     /// Replicas of each node. Replica k of node n is target n * copies + k.
     pub(crate) copies: usize,
+    /// Volumes of each node that are not in use when it begins; they are the last targets, in the order of the nodes.
+    pub(crate) spares: usize,
+    /// They hold zeros, not rubbish.
+    pub(crate) blank: bool,
     /// The grain of sync, sectors.
     pub(crate) region: u64,
     /// A replica that does not answer is left behind after this, ns.
@@ -140,6 +169,8 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
     let io_timeout = rng.pick(&[300, 1000, 1000, 3000, 10_000, 60_000]).max(shortest) * MILLI;
     let mut plan = Plan {
         copies,
+        spares: 0,
+        blank: false,
         region: rng.pick(&[8, 16, 64]),
         patience: io_timeout / 10,
         server_of: (0..nodes).flat_map(|_| some_servers(rng, servers, copies)).collect(),
@@ -175,6 +206,49 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         faults(rng, &mut plan);
     }
     plan
+}
+
+/// What the operator does, decided by a generator of its own, so that the rest of a seed's plan does not depend on it.
+pub(crate) fn deeds(rng: &mut Rng, plan: &mut Plan) {
+    if rng.percent(50) {
+        return;
+    }
+    plan.spares = 1;
+    plan.blank = rng.percent(30);
+    let spares: Vec<usize> = plan.volumes.iter().map(|_| rng.index(plan.servers)).collect();
+    plan.server_of.extend(spares);
+    // A write may have to wait for two targets, one after the other, and for what overlaps it.
+    plan.io_timeout = plan.io_timeout.max(3000 * MILLI);
+    plan.patience = plan.io_timeout / 10;
+    plan.depth = plan.depth.min(6);
+    let mut deeds = vec![
+        Deed::Suspend,
+        Deed::Move { verify: true, keep: false },
+        Deed::Move { verify: false, keep: false },
+        Deed::Move { verify: true, keep: true },
+        Deed::Undo,
+        Deed::Abort,
+        Deed::Pause,
+        Deed::Rate,
+        Deed::Release,
+    ];
+    if plan.copies > 1 {
+        deeds.extend([Deed::Add, Deed::Remove]);
+    }
+    deeds.retain(|_| rng.percent(50));
+    if deeds.is_empty() {
+        deeds.push(Deed::Move { verify: true, keep: false });
+    }
+    for _ in 0..rng.range(1, 10) {
+        let longest = rng.pick(&[10, 100, 1000, 5000]) * MILLI;
+        plan.faults.push(Fault {
+            after: rng.below(plan.requests),
+            kind: Kind::Deed(rng.pick(&deeds)),
+            node: rng.index(plan.server_of.len()),
+            lasts: rng.range(MILLI, longest),
+        });
+    }
+    plan.faults.sort_by_key(|fault| fault.after);
 }
 
 /// The replicas of a node are on different servers.
@@ -251,7 +325,13 @@ fn faults(rng: &mut Rng, plan: &mut Plan) {
 impl Plan {
     /// The node whose data a target has.
     pub(crate) fn node_of(&self, target: usize) -> usize {
-        target / self.copies
+        let replicas = self.volumes.len() * self.copies;
+        if target < replicas { target / self.copies } else { (target - replicas) / self.spares }
+    }
+
+    /// Whether a node may have several targets.
+    pub(crate) fn is_plural(&self) -> bool {
+        self.copies > 1 || self.spares > 0
     }
 
     /// Size of the array, sectors.

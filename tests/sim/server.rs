@@ -15,7 +15,7 @@ use dst::wire::frame::{DIGEST_BYTES, Header, Op, message_crc};
 use dst::wire::session::Hello;
 use dst::wire::volume::{Explained, Member, Regions};
 
-use crate::array::ARRAY;
+use crate::array::{ARRAY, RUBBISH};
 use crate::disk::{Disk, Io};
 use crate::kept::Kept;
 use crate::net::{self, Body, Damage};
@@ -80,13 +80,22 @@ impl Node {
         self.disk.fill(STRANGE);
     }
 
+    /// Whether it reads as zeros, whatever happens.
+    pub(crate) fn is_blank(&self) -> bool {
+        let zero = |content: &[u64]| content.iter().all(|value| *value == 0);
+        self.disk.is_idle() && zero(self.disk.content()) && zero(self.disk.stable())
+    }
+
     /// What would be there after a power cut at the worst.
     pub(crate) fn stable(&self) -> &[u64] {
         self.disk.stable()
     }
 
-    pub(crate) fn new(node: usize, server: usize, sectors: u64, region: u64) -> Node {
-        let disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
+    pub(crate) fn new(node: usize, server: usize, sectors: u64, region: u64, blank: bool) -> Node {
+        let mut disk = Disk::new(usize::try_from(sectors).unwrap_or(0));
+        if !blank {
+            disk.fill(RUBBISH);
+        }
         let kept = Kept::new(node, sectors, region);
         let (rules, held, finished) = (None, Vec::new(), Vec::new());
         let (slow, stalled, told_stop, stopped) = (0, 0, false, false);
@@ -402,7 +411,7 @@ impl World {
         }
         let header = match header.op {
             // A volume that is alone has all its targets flushed when it is.
-            Op::Flush if self.plan.logged && self.plan.copies == 1 => header.with_point(self.nodes[node].kept.point),
+            Op::Flush if self.plan.logged && !self.plan.is_plural() => header.with_point(self.nodes[node].kept.point),
             _ => header,
         };
         self.nodes[node].kept.asked |= changes(header.op);
@@ -563,10 +572,12 @@ impl World {
 
     fn excuse(&mut self, node: usize, extent: Extent, error: Errno) {
         self.spoil(node);
-        let node = self.plan.node_of(node);
+        let (target, node) = (node, self.plan.node_of(node));
         let first = self.plan.array_sector(node, extent.start.0);
         let last = self.plan.array_sector(node, extent.end().0 - 1);
-        self.judge.excuses.gave(self.now, u16::try_from(node).unwrap_or(0), error.raw(), (first, last));
+        if self.matters(target) {
+            self.judge.excuses.gave(self.now, u16::try_from(node).unwrap_or(0), error.raw(), (first, last));
+        }
     }
 
     fn start_io(&mut self, node: usize, work: Work) {
@@ -577,8 +588,8 @@ impl World {
             std::mem::swap(accepted.slot(slot), &mut values);
         }
         if work.op.changes() {
-            let shard = work.place.map_or(0, |(conn, _)| self.conns[usize::try_from(conn.0).unwrap_or(0)].shard);
-            if self.logs(shard) {
+            let by = |(conn, _): (ConnId, Slot)| self.conns[usize::try_from(conn.0).unwrap_or(0)].logged;
+            if work.place.is_some_and(by) {
                 self.check_marked(node, work.extent);
             }
             self.check_place(node, &work, &values);

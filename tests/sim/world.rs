@@ -196,6 +196,8 @@ pub(crate) struct Conn {
     pub(crate) accepted: Option<Accepted>,
     /// The client is not told of its end.
     pub(crate) silent: bool,
+    /// What is changed by it is marked in the region log.
+    pub(crate) logged: bool,
 }
 
 /// What a run has done, for the summary.
@@ -251,7 +253,9 @@ pub(crate) struct World {
 /// What a seed decides, and the chance that is left for the rest.
 pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
     let mut rng = Rng::new(seed);
-    (plan::plan(&mut rng, requests), rng)
+    let mut plan = plan::plan(&mut rng, requests);
+    plan::deeds(&mut Rng::new(!seed), &mut plan);
+    (plan, rng)
 }
 
 /// Runs a plan.
@@ -260,6 +264,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         device_of: (0..plan.sectors()).map(|sector| u16::try_from(plan.locate(sector).0).unwrap_or(0)).collect(),
         devices: plan.volumes.len(),
         replicated: plan.copies > 1,
+        plural: plan.is_plural(),
         mortal: plan.mortal,
         io_timeout: plan.io_timeout,
         slack: SLACK,
@@ -272,9 +277,12 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         judge: Judge::new(rules),
         daemon: Daemon::off(),
         nodes: (plan.server_of.iter().enumerate())
-            .map(|(target, server)| Node::new(target, *server, plan.volumes[plan.node_of(target)], plan.region))
+            .map(|(target, server)| {
+                let blank = plan.blank || target < plan.volumes.len() * plan.copies;
+                Node::new(target, *server, plan.volumes[plan.node_of(target)], plan.region, blank)
+            })
             .collect(),
-        record: Record { standings: vec![Standing::InSync; plan.server_of.len()], clean: true },
+        record: Record::new(&plan),
         spoiled: vec![false; plan.server_of.len()],
         lossy: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
@@ -292,7 +300,8 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         println!("{:#?}", world.plan);
     }
     if world.plan.used_before {
-        let others = (0..world.nodes.len()).filter(|target| target % world.plan.copies > 0);
+        let replicas = world.plan.volumes.len() * world.plan.copies;
+        let others = (0..replicas).filter(|target| target % world.plan.copies > 0);
         for target in others.collect::<Vec<_>>() {
             world.nodes[target].used_before();
             world.record.standings[target] = Standing::Filling { from: Lba(0) };
@@ -450,6 +459,7 @@ impl World {
         match self.phase {
             Phase::Work => self.heal(),
             Phase::Settle => {
+                self.check_asked();
                 self.check_replicas();
                 self.enter(Phase::Sweep, self.plan.io_timeout * 4 + SETTLE);
                 self.sweep();

@@ -144,7 +144,7 @@ impl Replicas {
     pub(super) fn freeze_adopted(&mut self, node: usize, version: u64, now: Time) {
         match self.nodes[node].freeze {
             Freeze::Draining { version: awaited } if awaited <= version => {
-                let written = self.of(node, |target| matches!(target.role, Role::InSync | Role::Syncing));
+                let written = self.of(node, |target| target.role.is_written());
                 let reached: Vec<usize> =
                     written.iter().copied().filter(|target| self.targets[*target].reachable).collect();
                 let durable = reached.len() == written.len();

@@ -12,10 +12,11 @@
 
 use std::time::Duration;
 
-use super::{Freeze, Job, Replicas, Standing, Step};
+use super::{Freeze, Job, NodeState, Replicas, Standing, Step};
 use crate::bugs::{Bug, planted};
 use crate::control::target::Target;
 use crate::engine::copy::{Copied, CopyError, Task};
+use crate::engine::region::SyncMap;
 use crate::engine::replicas::slots::Gone;
 use crate::engine::steer::{Move, MoveError, MoveShown, Moved, News, Phase};
 use crate::engine::view::Role;
@@ -104,6 +105,13 @@ impl Moving {
             Stage::Mirroring { .. } | Stage::Flushing { .. } => Phase::Mirroring,
             Stage::Closing { .. } | Stage::Sealing { .. } | Stage::Committing { .. } => Phase::CutOver,
         }
+    }
+}
+
+impl NodeState {
+    /// The move of a node to a target.
+    pub(super) fn moving_to(&self, target: usize) -> Option<&Moving> {
+        self.moving.as_ref().filter(|moving| moving.to == target)
     }
 }
 
@@ -204,12 +212,14 @@ impl Replicas {
         let Some(moving) = &state.moving else { return };
         let (to, stage) = (moving.to, moving.stage);
         let quiet = state.step == Step::Steady && state.job == Job::None && state.freeze == Freeze::Open;
-        let free = quiet && !moving.paused && self.targets[to].reachable && self.source(node).is_some();
+        let free = quiet && !moving.paused && self.targets[to].reachable && self.source(node, to).is_some();
         match stage {
-            Stage::Preparing if free && self.targets[to].role == Role::Syncing => self.set_stage(node, Stage::Copying),
             Stage::Preparing if free && state.syncing.is_none() => {
+                let has_everything = self.targets[to].role == Role::Mirror;
                 self.set_stage(node, Stage::Copying);
-                self.open(node, to);
+                let (sectors, region_sectors) = (self.view.geometry.node_sectors(node), self.view.region_sectors);
+                let map = if has_everything { SyncMap::complete } else { SyncMap::new };
+                self.open(node, to, Some(map(sectors, region_sectors)));
             }
             Stage::Mirroring { retry_at } if free && retry_at <= now => {
                 if planted(Bug::RollBackForgetsWrites) {
@@ -321,6 +331,13 @@ impl Replicas {
         self.targets[from].standing = if keep { Standing::Candidate } else { Standing::Absent };
         if !keep {
             self.targets[from].gone = Some(Gone::Replaced);
+        }
+        // A new volume was not written where it reads as zeros: its log does not know that a stale copy may not be zero there.
+        let fresh = self.nodes[node].moving.as_ref().is_some_and(|moving| moving.spec.fresh);
+        if fresh && !planted(Bug::FreshHidesMarks) {
+            for stale in self.of(node, |target| target.standing == Standing::Stale) {
+                self.targets[stale].standing = Standing::Filling { from: Lba(0) };
+            }
         }
         self.record(node);
     }

@@ -25,7 +25,7 @@ impl Shard {
             if former.targets[target].volume != self.view.targets[target].volume {
                 self.links[target].renew();
             }
-            if was != is && !matches!(is, Role::InSync | Role::Syncing) {
+            if was != is && !is.is_written() {
                 self.leave(target);
             }
             if is == Role::Stale {
@@ -46,7 +46,7 @@ impl Shard {
             if found.target != target || found.state == PartState::Free || found.over {
                 continue;
             }
-            if found.group.is_some() {
+            if found.group.is_some() || self.is_flush(found.tag) {
                 self.drop_part(part, Errno::EIO);
             } else if found.state == PartState::Queued
                 && let Some(heir) = self.view.nodes[self.view.targets[target].node].single
@@ -61,6 +61,18 @@ impl Shard {
                 self.shared.target(target).release();
             }
         }
+    }
+
+    /// The other targets of a target's node.
+    pub fn siblings(&self, target: usize) -> Vec<usize> {
+        let all = &self.view.nodes[self.view.targets[target].node].targets;
+        all.iter().copied().filter(|other| *other != target).collect()
+    }
+
+    /// Connects to a target anew, at once: what is on its way is asked for again.
+    pub fn reconnect(&mut self, target: usize) {
+        self.links[target].hurry();
+        self.close(target);
     }
 
     /// What waits for a target that has gone waits for the one in its place.

@@ -41,6 +41,11 @@ impl Shard {
         }
     }
 
+    /// Whether a tag is that of a flush.
+    pub(super) fn is_flush(&self, tag: Tag) -> bool {
+        usize::from(tag.0) >= self.config.depth
+    }
+
     /// Whether a tag is that of a flush; then it has ended so.
     pub(super) fn flush_over(&mut self, tag: Tag, result: Result<(), Errno>) -> bool {
         let Some(slot) = usize::from(tag.0).checked_sub(self.config.depth) else { return false };

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use crate::bugs::{Bug, planted};
 use crate::engine::link::LinkState;
-use crate::engine::part::PartState;
+use crate::engine::part::{Part, PartState};
 use crate::engine::request::Tag;
 use crate::engine::shard::Shard;
 use crate::engine::shard::group::{Group, GroupState};
@@ -48,7 +48,7 @@ impl Shard {
 
     /// Whether every acknowledged write of a node is durable on all targets that a flush would go to.
     fn is_flushed(&self, node: usize) -> bool {
-        let written = |target: usize| matches!(self.view.role(target), Role::InSync | Role::Syncing);
+        let written = |target: usize| self.view.role(target).is_written();
         let flushed = |target: usize| {
             let shared = self.shared.target(target);
             shared.flush_mark().is_none() && !shared.has_failed_flush() && !shared.has_lost()
@@ -66,7 +66,10 @@ impl Shard {
         let sent = |state: PartState| state == PartState::Sent;
         match self.view.nodes[node].gate {
             Gate::Open | Gate::Failed => false,
-            Gate::Draining => self.parts_of(node).any(|part| sent(part.state) || self.is_ready(part.target)),
+            Gate::Draining => {
+                let asked = |part: &&Part| !self.is_flush(part.tag);
+                self.parts_of(node).filter(asked).any(|part| sent(part.state) || self.is_ready(part.target))
+            }
             Gate::Frozen => self.parts_of(node).any(|part| sent(part.state)),
             Gate::Closing if planted(Bug::CutOverBeforeDrained) => false,
             Gate::Closing => {
@@ -89,10 +92,23 @@ impl Shard {
             part.tag == tag && part.state == PartState::Queued && shut(self.view.targets[part.target].node)
         });
         let spared = held || self.groups.groups.iter().any(waits);
-        if spared && let Some(active) = &mut self.slots[usize::from(tag.0)] {
-            active.deadline = self.now.after(self.config.io_timeout);
+        if spared {
+            self.renew_deadline(tag);
         }
         spared
+    }
+
+    fn renew_deadline(&mut self, tag: Tag) {
+        if let Some(active) = &mut self.slots[usize::from(tag.0)] {
+            active.deadline = self.now.after(self.config.io_timeout);
+        }
+    }
+
+    /// The tags of the requests that wait at the gate of a node.
+    fn waiting_at(&self, node: usize) -> Vec<Tag> {
+        let waits = |group: &&Group| group.state == GroupState::Waiting && group.node == node;
+        let held = self.parts_of(node).filter(|part| part.state == PartState::Queued).map(|part| part.tag);
+        self.groups.groups.iter().filter(waits).filter_map(|group| group.tag).chain(held).collect()
     }
 
     /// How many requests wait at the gate of a node.
@@ -123,6 +139,9 @@ impl Shard {
             }
             for group in self.groups.groups.iter_mut().filter(|group| group.node == node) {
                 group.since = self.now;
+            }
+            if is == Gate::Open && !planted(Bug::ParkedHasDeadline) {
+                self.waiting_at(node).into_iter().for_each(|tag| self.renew_deadline(tag));
             }
             if is == Gate::Open && planted(Bug::ParkedForgotten) {
                 self.forget_waiting();

@@ -322,14 +322,14 @@ impl Shard {
         let failed_flush = shared.has_failed_flush() || shared.has_lost();
         match view.role(target) {
             Role::Leaving => self.groups.at_mut(index).bad |= bit,
-            Role::InSync | Role::Syncing if failed_flush => {
+            role if role.is_written() && failed_flush => {
                 let group = self.groups.at_mut(index);
                 group.bad |= bit;
                 group.error.get_or_insert(Errno::EIO);
             }
             // One that is syncing, too: it will be in sync as soon as the last region is copied, with what was flushed by then.
             Role::Syncing if group.op == Op::Flush && planted(Bug::FlushSkipsSyncing) => {}
-            Role::InSync | Role::Syncing if group.op == Op::Flush => match self.shared.target(target).flush_mark() {
+            role if role.is_written() && group.op == Op::Flush => match self.shared.target(target).flush_mark() {
                 None => self.groups.at_mut(index).ok |= bit,
                 Some(mark) => {
                     if let Some(part) = self.send_part(index, target) {
@@ -340,7 +340,7 @@ impl Shard {
             Role::InSync if planted(Bug::OneReplicaWritten) && target != node.targets[0] => {
                 self.groups.at_mut(index).ok |= bit;
             }
-            Role::InSync => drop(self.send_part(index, target)),
+            Role::InSync | Role::Mirror => drop(self.send_part(index, target)),
             Role::Syncing if group.mutates() && is_copied(node, group.extent) => drop(self.send_part(index, target)),
             Role::Syncing | Role::Stale | Role::Absent => {}
         }
@@ -364,7 +364,7 @@ impl Shard {
         let may = |target: &usize| {
             let readable = match view.role(*target) {
                 Role::InSync => true,
-                Role::Stale | Role::Syncing => planted(Bug::ReadFromStale),
+                Role::Stale | Role::Syncing | Role::Mirror => planted(Bug::ReadFromStale),
                 _ => false,
             };
             readable && !self.shared.target(*target).has_lost() && bit_of(node, *target) & tried == 0
@@ -465,14 +465,13 @@ impl Shard {
             }
             return;
         }
-        let attached = mask(&view, group.node, |role| matches!(role, Role::InSync | Role::Syncing | Role::Leaving));
+        let attached = mask(&view, group.node, |role| role.is_written() || role == Role::Leaving);
         let alike = !group.mutates() || (group.ok | group.touched) == 0 || attached.count_ones() <= 1;
         if alike || planted(Bug::DivergenceIgnored) {
             return self.end(index, Err(error));
         }
         self.tell(index, Err(error));
-        let first = view.nodes[group.node].targets[0];
-        self.report(first, Report::Diverged { node: group.node });
+        self.report_diverged(group.node);
         self.groups.at_mut(index).state = GroupState::Deciding;
     }
 
@@ -491,6 +490,15 @@ impl Shard {
         if self.reported[target] != self.view.version {
             self.reported[target] = self.view.version;
             self.reports.push_back(report);
+        }
+    }
+
+    /// The same of a node as a whole: that one of its targets was reported must not hide it.
+    fn report_diverged(&mut self, node: usize) {
+        let hidden = planted(Bug::ReportsMixed) && self.reported[self.view.nodes[node].targets[0]] == self.view.version;
+        if self.diverged[node] != self.view.version && !hidden {
+            self.diverged[node] = self.view.version;
+            self.reports.push_back(Report::Diverged { node });
         }
     }
 
@@ -557,7 +565,7 @@ impl Shard {
             let Some(index) = group.filter(|_| state != PartState::Free && !over) else { continue };
             let group = *self.groups.at(index);
             let patience = match self.view.role(target) {
-                Role::Syncing => self.view.target_timeout,
+                Role::Syncing | Role::Mirror => self.view.target_timeout,
                 _ => self.view.replica_timeout,
             };
             let early = group.since.after(patience) > self.now || self.is_frozen(target);
@@ -585,7 +593,7 @@ impl Shard {
         let older = |group: &Group| group.state == GroupState::Flying && group.node == node && group.version < opened;
         // What was sent while the node had one target alone knows nothing of others.
         let alone = |part: &Part| part.group.is_none() && !self.view.is_single(node);
-        let left = |part: &Part| !matches!(self.view.role(part.target), Role::InSync | Role::Syncing);
+        let left = |part: &Part| !self.view.role(part.target).is_written();
         self.groups.groups.iter().any(older) || self.parts_of(node).any(|part| alone(part) || left(part))
     }
 

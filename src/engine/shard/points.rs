@@ -28,7 +28,7 @@ impl Shard {
         let attached = self.view.nodes[group.node]
             .targets
             .iter()
-            .filter(|target| matches!(self.view.role(**target), Role::InSync | Role::Syncing | Role::Leaving));
+            .filter(|target| self.view.role(**target).is_written() || self.view.role(**target) == Role::Leaving);
         if result.is_err() && group.is_anywhere() && attached.count() > 1 {
             overlap.points.spoil();
         }

@@ -243,7 +243,7 @@ impl Running for Started {
 fn trust(role: Role) -> Trust {
     match role {
         Role::InSync => Trust::InSync,
-        Role::Syncing => Trust::Syncing,
+        Role::Syncing | Role::Mirror => Trust::Syncing,
         Role::Leaving | Role::Stale | Role::Absent => Trust::Stale,
     }
 }

@@ -171,7 +171,7 @@ impl Connector {
             (Place::Remote { address, volume }, _) => Connection::Remote(Box::new(Link::new(LinkConfig {
                 target,
                 address: *address,
-                hello: hello(&self.config, channel, volume, at.node, logged),
+                hello: hello(&self.config, channel, volume, logged),
                 epoch: self.config.epoch,
             }))),
             (Place::Local(_), Some(file)) => {
@@ -208,7 +208,9 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
             node: 0,
             refusal: Refusal { errno: Errno::from(&error), text: format!("cannot make a mailbox: {error}") },
         })?;
-        let connections = connections(&connector, index, &shard, &places, true);
+        // Of a node with one target there is nobody to tell what it has missed.
+        let logged = |at: &Attachment| config.nodes[at.node].len() > 1;
+        let connections = connections(&connector, index, &shard, &places, logged);
         orders.push(postbox);
         let (connector, shared) = (Arc::clone(&connector), Arc::clone(&shared));
         seats.push(Seat { shard, connections, connector, wakeup, neighbours: None, shared, index });
@@ -243,7 +245,7 @@ impl SyncSeats {
         let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: limits::TARGET_TIMEOUT };
         let shard = Shard::after(config, Arc::new(view), Arc::clone(&self.shared), sequence);
         let (postbox, wakeup) = mailbox(limits::ORDERS_MAX)?;
-        let connections = connections(&self.connector, index, &shard, &self.places, logged);
+        let connections = connections(&self.connector, index, &shard, &self.places, |_| logged);
         let (connector, shared) = (Arc::clone(&self.connector), Arc::clone(&self.shared));
         Ok((Seat { shard, connections, connector, wakeup, neighbours: None, shared, index }, postbox))
     }
@@ -277,19 +279,19 @@ fn connections(
     index: usize,
     shard: &Shard,
     places: &[Option<Arc<Attachment>>],
-    logged: bool,
+    logged: impl Fn(&Attachment) -> bool,
 ) -> Vec<Option<Connection>> {
     let parts = shard.parts();
     let connect = |(target, at): (usize, &Option<Arc<Attachment>>)| {
-        at.as_ref().map(|at| connector.connection(index, parts, target, at, logged))
+        at.as_ref().map(|at| connector.connection(index, parts, target, at, logged(at)))
     };
     places.iter().enumerate().map(connect).collect()
 }
 
-fn hello(config: &PathConfig, channel: u16, volume: &str, node: usize, logged: bool) -> Hello {
+fn hello(config: &PathConfig, channel: u16, volume: &str, logged: bool) -> Hello {
     Hello {
         versions: (*VERSIONS.start(), *VERSIONS.end()),
-        features: if logged { features::of_node(config.nodes[node].len()) } else { features::DATA_CRC },
+        features: if logged { features::OURS } else { features::DATA_CRC },
         array: config.array,
         session: config.session,
         host: config.host,
@@ -326,7 +328,7 @@ fn greet_remote(config: &PathConfig) -> Result<(), StartError> {
     for (node, target) in config.targets().filter(|(node, _)| config.nodes[*node].len() == 1) {
         let Place::Remote { address, volume } = &target.place else { continue };
         let refuse = |refusal| StartError { node, refusal };
-        let welcome = greet::greet(*address, &hello(config, 0, volume, node, true), config.epoch).map_err(refuse)?;
+        let welcome = greet::greet(*address, &hello(config, 0, volume, true), config.epoch).map_err(refuse)?;
         let wanted = config.geometry.node_sectors(node);
         let why = if welcome.volume != target.volume {
             format!(

@@ -219,6 +219,15 @@ impl<'f, F: Frontend> Worker<'f, F> {
         debug_assert!(self.connections[target].as_ref().is_none_or(Connection::is_idle), "a slot in use");
         let parts = self.shard.parts();
         self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at, true));
+        // From now on the node's servers write down what is changed, before the new target is written: else nobody would know
+        // afterwards what one of them has missed.
+        for other in self.shard.siblings(target) {
+            if let Some(Connection::Remote(link)) = &mut self.connections[other]
+                && link.log_changes()
+            {
+                self.shard.reconnect(other);
+            }
+        }
     }
 
     /// Moves requests, commands, frames and results on until nothing moves.

@@ -1,0 +1,260 @@
+//! What an operator does while the array is in use: suspends nodes, moves them to other targets, adds and removes replicas.
+//!
+//! Contract: what is asked is durable in the record before the data path is told, as the owner of arrays does; a daemon that dies
+//! finds it there and goes on. A volume that is used for the first time holds rubbish, or zeros if that was said.
+
+use std::time::Duration;
+
+use dst::control::target::Target;
+use dst::engine::replicas::{Event as Told, FreezeState, Standing};
+use dst::engine::steer::{Move, MoveError, News, Steer};
+use dst::units::{Id, Lba};
+
+use crate::plan::Deed;
+use crate::server::id_of;
+use crate::world::{MILLI, World};
+
+/// What the record knows of what the operator has asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// Nodes that are suspended, and by how many deeds.
+    pub(crate) frozen: Vec<u32>,
+    /// The data path has said that nothing is in flight there.
+    told_frozen: Vec<bool>,
+    /// Open moves.
+    pub(crate) moves: Vec<Option<Move>>,
+    /// Moves that have ended well.
+    pub(crate) moved: u64,
+}
+
+impl Asked {
+    pub(crate) fn new(nodes: usize) -> Asked {
+        Asked { frozen: vec![0; nodes], told_frozen: vec![false; nodes], moves: vec![None; nodes], moved: 0 }
+    }
+}
+
+fn somewhere() -> Target {
+    Target::Local("/sim".into())
+}
+
+impl World {
+    /// The targets of a node.
+    pub(crate) fn targets_of(&self, node: usize) -> impl Iterator<Item = usize> + use<> {
+        let (copies, spares, nodes) = (self.plan.copies, self.plan.spares, self.plan.volumes.len());
+        (node * copies..(node + 1) * copies).chain(nodes * copies + node * spares..nodes * copies + (node + 1) * spares)
+    }
+
+    /// Those that have everything, as far as is durably known.
+    pub(crate) fn in_sync(&self, node: usize) -> Vec<usize> {
+        self.targets_of(node).filter(|target| self.record.standings[*target] == Standing::InSync).collect()
+    }
+
+    fn with(&self, node: usize, standing: Standing) -> Option<usize> {
+        self.targets_of(node).find(|target| self.record.standings[*target] == standing)
+    }
+
+    /// A target of a node that is not in use, neither durably nor by the data path.
+    fn spare_target(&self, node: usize) -> Option<usize> {
+        let owner = self.daemon.owner.as_ref()?;
+        let view = owner.rules.view();
+        let first = view.nodes[node].targets.iter().copied().find(|target| view.targets[*target].volume.is_nil())?;
+        (self.record.standings[first] == Standing::Absent).then_some(first)
+    }
+
+    /// The operator does something. Whether it lasts.
+    pub(crate) fn operate(&mut self, deed: Deed, target: usize) -> bool {
+        let node = self.plan.node_of(target);
+        if !self.daemon.is_up() || self.daemon.paused > 0 {
+            return false;
+        }
+        match deed {
+            Deed::Suspend => {
+                self.record.asked.frozen[node] += 1;
+                self.steer(Steer::Freeze { node });
+                return true;
+            }
+            Deed::Move { verify, keep } => self.begin_move(node, verify, keep),
+            Deed::Undo => self.undo_move(node),
+            Deed::Abort => self.steer(Steer::Abort { node }),
+            Deed::Pause => {
+                self.steer(Steer::Pause { node, paused: true });
+                return true;
+            }
+            Deed::Rate => {
+                let bytes = self.rng.pick(&[0, 100_000, 1 << 20]);
+                self.steer(Steer::Rate { node, bytes });
+            }
+            Deed::Add => {
+                if let Some(target) = self.spare_target(node) {
+                    self.record.standings[target] = Standing::Filling { from: Lba(0) };
+                    self.steer(Steer::Attach { node, target: somewhere(), volume: id_of(target) });
+                }
+            }
+            Deed::Remove => self.remove_replica(node),
+            Deed::Release => {
+                if let Some(mirror) = self.with(node, Standing::Candidate).filter(|_| self.move_of(node).is_none()) {
+                    self.steer(Steer::Detach { node, volume: id_of(mirror) });
+                }
+            }
+        }
+        false
+    }
+
+    /// What lasts ends.
+    pub(crate) fn operated(&mut self, deed: Deed, target: usize) {
+        let node = self.plan.node_of(target);
+        match deed {
+            Deed::Suspend => {
+                let frozen = &mut self.record.asked.frozen[node];
+                *frozen = frozen.saturating_sub(1);
+                if *frozen == 0 {
+                    self.record.asked.told_frozen[node] = false;
+                    self.steer(Steer::Thaw { node });
+                }
+            }
+            Deed::Pause => self.steer(Steer::Pause { node, paused: false }),
+            _ => {}
+        }
+    }
+
+    fn move_of(&self, node: usize) -> Option<&Move> {
+        self.record.asked.moves[node].as_ref()
+    }
+
+    fn begin_move(&mut self, node: usize, verify: bool, keep: bool) {
+        let in_sync = self.in_sync(node);
+        let (None, Some(to)) = (self.move_of(node), self.spare_target(node)) else { return };
+        if in_sync.is_empty() || self.with(node, Standing::Candidate).is_some() {
+            return;
+        }
+        let from = self.rng.pick(&in_sync);
+        let fresh = self.nodes[to].is_blank();
+        let rate = self.rng.pick(&[0, 0, 1 << 20]);
+        let max_freeze = Duration::from_nanos(self.rng.pick(&[20, 200, 1000]) * MILLI);
+        let (from, target, at) = (id_of(from), somewhere(), id_of(to));
+        let spec = Move { node, from, to: at, target, rate, verify, max_freeze, keep, fresh };
+        self.record.standings[to] = Standing::Candidate;
+        self.record.asked.moves[node] = Some(spec.clone());
+        self.steer(Steer::Move(spec));
+    }
+
+    /// The former target of a move takes its place again.
+    fn undo_move(&mut self, node: usize) {
+        let (None, Some(mirror)) = (self.move_of(node), self.with(node, Standing::Candidate)) else { return };
+        let in_sync = self.in_sync(node);
+        if in_sync.is_empty() {
+            return;
+        }
+        let from = id_of(self.rng.pick(&in_sync));
+        let (to, target, max_freeze) = (id_of(mirror), somewhere(), Duration::from_millis(50));
+        let spec = Move { node, from, to, target, rate: 0, verify: true, max_freeze, keep: false, fresh: false };
+        self.record.asked.moves[node] = Some(spec.clone());
+        self.steer(Steer::Move(spec));
+    }
+
+    fn remove_replica(&mut self, node: usize) {
+        let in_sync = self.in_sync(node);
+        let lacks =
+            |target: &usize| matches!(self.record.standings[*target], Standing::Stale | Standing::Filling { .. });
+        let stale = self.targets_of(node).find(lacks);
+        let least = if self.plan.copies == 1 { 1 } else { 2 };
+        if self.move_of(node).is_some() {
+            return;
+        }
+        let chosen = stale.or_else(|| (in_sync.len() > least).then(|| self.rng.pick(&in_sync)));
+        if let Some(target) = chosen.filter(|_| !in_sync.is_empty()) {
+            self.steer(Steer::Detach { node, volume: id_of(target) });
+        }
+    }
+
+    /// Asks the data path for something.
+    pub(crate) fn steer(&mut self, steer: Steer) {
+        if self.daemon.is_up() {
+            self.trace.say(self.now, || format!("!! asked: {steer:?}"));
+            let life = self.daemon.life;
+            self.owner_hears(life, Told::Steer(steer));
+        }
+    }
+
+    /// A daemon that begins goes on with what was asked of the former one.
+    pub(crate) fn go_on_with_asked(&mut self) {
+        for node in 0..self.plan.volumes.len() {
+            self.record.asked.told_frozen[node] = false;
+            let Some(spec) = self.record.asked.moves[node].clone() else { continue };
+            let to = self.target_of(spec.to);
+            match to.map(|to| self.record.standings[to]) {
+                Some(Standing::Candidate) => {
+                    // What it holds by now is not what a new volume does.
+                    self.steer(Steer::Move(Move { fresh: false, ..spec }));
+                }
+                // It was in place already, or given up, and nobody was told.
+                _ => self.record.asked.moves[node] = None,
+            }
+        }
+    }
+
+    pub(crate) fn target_of(&self, volume: Id) -> Option<usize> {
+        (0..self.nodes.len()).find(|target| id_of(*target) == volume)
+    }
+
+    /// The data path tells something.
+    pub(crate) fn hears_news(&mut self, news: News) {
+        self.trace.say(self.now, || format!("  told: {news:?}"));
+        match news {
+            News::Frozen { node, .. } => self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0,
+            News::Detached { .. } => {}
+            News::Moved { node, result } => {
+                let Some(spec) = self.record.asked.moves[node].take() else { return };
+                let Some(to) = self.target_of(spec.to) else { return };
+                match result {
+                    Ok(_) => {
+                        self.record.asked.moved += 1;
+                        if self.record.standings[to] != Standing::InSync {
+                            self.fail("6.1", format!("node {node} has moved, and its record does not say so"));
+                        }
+                    }
+                    Err(MoveError::Different(at)) => {
+                        self.fail("6.2", format!("the two targets of node {node} differ at {at}"));
+                    }
+                    Err(MoveError::Refused) => self.steer(Steer::Detach { node, volume: spec.to }),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// A request is sent: not to a node of which it was said that nothing is in flight.
+    pub(crate) fn check_sent(&mut self, shard: usize, target: usize) {
+        let node = self.plan.node_of(target);
+        let of_frontend = shard < self.plan.shards;
+        if of_frontend && self.record.asked.told_frozen[node] {
+            self.fail("9", format!("something is sent to target {target} of node {node}, which is suspended"));
+        }
+    }
+
+    /// At the end nothing that was asked for is left undone.
+    pub(crate) fn check_asked(&mut self) {
+        let Some(owner) = &self.daemon.owner else { return };
+        let mut found = None;
+        for node in 0..self.plan.volumes.len() {
+            let shown = owner.rules.move_shown(node);
+            // Shards that take a view late make a cut-over longer than some of them may be.
+            let late = shown.is_some_and(|shown| shown.rolled_back > 3);
+            let up = self.targets_of(node).all(|target| self.has_rejoined(target));
+            if self.record.asked.moves[node].is_some() && up && !self.is_failing(node) && !late {
+                found = Some(format!("the move of node {node} has not ended: {shown:?}"));
+            }
+            if owner.rules.freeze_state(node) != FreezeState::Open {
+                found = Some(format!("node {node} is still suspended"));
+            }
+        }
+        if let Some(text) = found {
+            self.fail("liveness", text);
+        }
+    }
+
+    /// Whether flushes of a node's targets fail for ever, so that nothing there need come to an end.
+    fn is_failing(&self, node: usize) -> bool {
+        self.plan.rates.sync_eio > 0 || self.targets_of(node).any(|target| self.lossy[target])
+    }
+}
