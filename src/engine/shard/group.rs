@@ -592,7 +592,7 @@ impl Shard {
         let opened = self.view.nodes[node].opened;
         let older = |group: &Group| group.state == GroupState::Flying && group.node == node && group.version < opened;
         // What was sent while the node had one target alone knows nothing of others.
-        let alone = |part: &Part| part.group.is_none() && !self.view.is_single(node);
+        let alone = |part: &Part| part.group.is_none() && !self.view.is_single(node) && !self.is_flush(part.tag);
         let left = |part: &Part| !self.view.role(part.target).is_written();
         self.groups.groups.iter().any(older) || self.parts_of(node).any(|part| alone(part) || left(part))
     }
