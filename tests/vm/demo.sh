@@ -1,6 +1,7 @@
 #!/bin/bash
 # The story that `make demo` tells, with the commands that a user would type: three storage servers, a striped array
-# of one volume on each, a filesystem on it, files, and everything still there after the array was stopped and started.
+# of one volume on each, a filesystem on it, files; one node of it moves to a fourth server while files are being written; and
+# everything is still there after the array was stopped and started.
 # Needs a kernel with ublk, root, and dstd and dst on PATH.
 set -uo pipefail
 
@@ -102,6 +103,29 @@ run "(cd $D/mnt && find . -type f -exec sha256sum {} + >$D/sums && wc -l <$D/sum
 run sync
 run df -h "$D/mnt"
 run dst status storage
+
+say "A fourth server. The node on the second one moves there, while files are being written."
+mkdir -p "$D/server4"
+run_daemon ": </dev/tcp/127.0.0.1/20074" "$D/server4.log" dstd server --listen 127.0.0.1:20074 --pool "$D/server4"
+keep_writing() {
+    local n=0
+    until [ -e "$D/enough" ]; do
+        dd if=/dev/urandom of="$D/mnt/new.$((n % 8))" bs=64k count=16 conv=fsync status=none || return 1
+        n=$((n + 1))
+    done
+    echo $n >"$D/written"
+}
+keep_writing &
+writer=$!
+run dst migrate storage n-128 --to 127.0.0.1:20074/
+touch "$D/enough"
+wait "$writer" || failed "a write failed while the node was moving"
+echo "meanwhile $(cat "$D/written") files of 1 MiB were written and made durable"
+run dst status storage
+run "(cd $D/mnt && sha256sum --check --quiet $D/sums && find . -name 'new.*' -exec sha256sum {} + >>$D/sums)"
+
+say "What remains on the second server can go."
+run dst volume list 127.0.0.1:20072
 
 say "Unmounted, stopped, started again: everything is still there."
 run umount "$D/mnt"

@@ -210,6 +210,73 @@ mirror_is_whole() {
     cmp "$T/disk1/pool/m" "$T/disk2/pool/m"
     dst remove mirror
 }
+# A node of a busy filesystem moves to another server; then another one is suspended, and fsync elsewhere goes on.
+roam_io_errors() { dmesg | grep -c "I/O error, dev $(basename "$(device roam)")" || true; }
+make_roam() {
+    local n
+    for n in 1 2; do
+        dst volume create "127.0.0.1:2007$n/r$n" --size 16M
+        dst volume create "127.0.0.1:2007$n/s$n" --size 16M
+    done
+    dst create roam --alg linear 127.0.0.1:20071/r1 127.0.0.1:20072/r2 127.0.0.1:20071/s1 127.0.0.1:20072/s2
+    start_array roam
+    mkfs.ext4 -q -F "$(device roam)"
+    mkdir -p "$T/roam"
+    mount "$(device roam)" "$T/roam"
+    # In the first node, as everything that is made first.
+    dd if=/dev/urandom of="$T/roam/low" bs=64k count=32 conv=fsync status=none
+    roam_io_errors >"$T/roam.errors"
+}
+roam_writer() {
+    local n=0
+    until [ -e "$T/roam.enough" ]; do
+        dd if=/dev/urandom of="$T/roam/busy.$((n % 8))" bs=64k count=8 conv=fsync status=none || return 1
+        n=$((n + 1))
+    done
+    echo "$n files were written meanwhile"
+    [ "$n" -gt 0 ]
+}
+migrate_busy() {
+    local writer
+    rm -f "$T/roam.enough"
+    roam_writer >"$T/roam.out" 2>&1 &
+    writer=$!
+    dst migrate roam n-0 --to 127.0.0.1:20073/ | tee "$T/moved"
+    touch "$T/roam.enough"
+    wait "$writer" || { cat "$T/roam.out"; return 1; }
+    cat "$T/roam.out"
+    grep -q 'requests waited for' "$T/moved"
+    dst status roam | grep -q '^ *n-0 .*127.0.0.1:20073/'
+}
+suspend_one_of_four() {
+    local n reader
+    dst suspend roam n-98304 --ttl none
+    dst status roam | grep -q frozen
+    dd if="$(device roam)" of=/dev/null bs=4k count=1 skip=$((60 * 256)) iflag=direct status=none &
+    reader=$!
+    for n in 1 2 3 4 5; do
+        timeout 20 dd if=/dev/urandom of="$T/roam/low" bs=64k count=32 conv=notrunc,fsync status=none || {
+            echo "fsync $n on another node did not end"
+            dst why roam
+            return 1
+        }
+        sleep 2
+    done
+    kill -0 "$reader" || { echo "a read of the suspended node ended"; return 1; }
+    dst resume roam n-98304
+    wait "$reader"
+}
+roam_is_whole() {
+    sha256sum "$T"/roam/* >"$T/roam.sums"
+    umount "$T/roam"
+    e2fsck -fn "$(device roam)"
+    mount -o ro "$(device roam)" "$T/roam"
+    sha256sum -c --quiet "$T/roam.sums"
+    umount "$T/roam"
+    equal 'I/O errors in dmesg' "$(cat "$T/roam.errors")" "$(roam_io_errors)"
+    dst stop roam
+    dst remove roam
+}
 writes_of() { awk '{ print $5 }' "/sys/block/$(basename "$(device "$1")")/stat"; }
 more_writes() { [ "$(writes_of "$1")" -gt "$2" ]; }
 
@@ -351,6 +418,10 @@ check "ext4 on an array with two replicas" make_mirror
 check "a replica's server is killed: the writes go on, and it is synced again" mirror_loses_one
 pid_server2=$(cat "$T/pid.server2")
 check "both copies are the same, and e2fsck finds nothing" mirror_is_whole
+check "ext4 on a linear array of four nodes" make_roam
+check "a node moves to another server while files are written" migrate_busy
+check "one of four nodes is suspended for 10 s: fsync elsewhere goes on" suspend_one_of_four
+check "e2fsck finds nothing, and no I/O error was logged" roam_is_whole
 check "the array daemon is killed: EIO" daemon_killed
 start_array_daemon
 check "the next one deletes the remains and serves the data" daemon_back
