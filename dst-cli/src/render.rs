@@ -188,6 +188,9 @@ fn array(array: &ArrayStatus) -> String {
     if let Some(counters) = &array.counters {
         let _ = writeln!(text, "  {}", work(counters));
     }
+    if let Some(warning) = tags_run_out(array) {
+        let _ = writeln!(text, "  {warning}");
+    }
     if !array.kernel.is_empty() {
         let facts: Vec<String> = array.kernel.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let _ = writeln!(text, "  kernel: {}", facts.join(", "));
@@ -196,6 +199,16 @@ fn array(array: &ArrayStatus) -> String {
         text.push_str(&node_table(array));
     }
     text
+}
+
+/// What to say while requests that wait at gates may soon leave no room for others.
+fn tags_run_out(array: &ArrayStatus) -> Option<String> {
+    let parked: u64 = array.nodes.iter().map(|node| node.parked).sum();
+    let free = array.tags_free.filter(|free| *free < parked)?;
+    Some(format!(
+        "warning: {parked} request(s) wait at suspended nodes, and only {free} more can be taken: then the whole device waits. Resume, or start with a \
+         greater --depth next time"
+    ))
 }
 
 fn node_table(array: &ArrayStatus) -> String {
@@ -437,6 +450,20 @@ n-128  0  via:20070/a   in sync                reconnecting (try 7, for 12s)
         assert_eq!(lines[9], "n-0 (via:20070/a): connection refused");
         let again: ArrayStatus = serde_json::from_str(&serde_json::to_string(&example()).unwrap()).unwrap();
         assert_eq!(again, example());
+    }
+
+    #[test]
+    fn a_device_that_will_soon_wait_is_warned_of() {
+        let mut array = example();
+        for (free, parked, warned) in
+            [(Some(100), 28, false), (Some(28), 100, true), (Some(0), 128, true), (None, 9, false)]
+        {
+            (array.tags_free, array.nodes[1].parked) = (free, parked);
+            let text = status(std::slice::from_ref(&array));
+            assert_eq!(text.contains("warning:"), warned, "{free:?} {parked}: {text}");
+        }
+        (array.tags_free, array.nodes[1].parked) = (Some(28), 100);
+        assert!(status(&[array]).contains("100 request(s) wait at suspended nodes, and only 28 more can be taken"));
     }
 
     #[test]

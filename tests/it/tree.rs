@@ -299,3 +299,81 @@ fn a_dead_tree_is_replaced_and_an_end_takes_it_away() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("is a mount of something else already"), "{error}");
 }
+
+/// Looks until it is so.
+fn wait_until(farm: &Farm, what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}:\n{}\n{}", farm.dst("tree"), farm.dst("why storage"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A client that is killed when it is dropped.
+struct Client(std::process::Child);
+
+impl Client {
+    fn new(uri: &str, what: &str) -> Client {
+        let mut command = std::process::Command::new("qemu-io");
+        // Without the flush at its end: a flush has to do with every node.
+        Client(
+            command
+                .args(["-t", "unsafe", "-f", "raw", "-c", what, uri])
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    fn is_done(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// It ends well, and soon.
+    fn succeeds(mut self, farm: &Farm, what: &str) {
+        wait_until(farm, what, || self.is_done());
+        assert!(self.0.wait().unwrap().success(), "{what}");
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_is_suspended_and_moved_by_what_is_written() {
+    let mut farm = Farm::new(3);
+    storage(&farm);
+    let new = farm.volume(2, "c", "400K");
+    let tree = Tree::of(&mut farm);
+    let uri = farm.start_nbd("storage", "--queues 1 --depth 16");
+    let node = |name: &str| format!("devices/storage/n-800/{name}");
+    let shows = |name: &str, value: &str| tree.get(&node(name)) == Ok(format!("{value}\n"));
+    wait_until(&farm, "it is not connected", || shows("state", "connected"));
+    // Whoever looks after the replicas has to have seen that, too: a node that it cannot reach is suspended without a flush.
+    std::thread::sleep(dst::limits::KEEPER_TICK * 3);
+    assert_eq!(tree.set(&node("suspend"), "2\n"), Err(Errno::EINVAL));
+    assert_eq!(tree.set(&node("migrate"), "nowhere\n"), Err(Errno::EINVAL));
+    tree.set(&node("suspend"), "1 none\n").unwrap();
+    assert!(shows("suspend", "1") && shows("state", "frozen") && shows("parked", "0"), "{}", farm.dst("tree"));
+    let mut parked = Client::new(&uri, "write -P 3 500k 64k");
+    wait_until(&farm, "nothing is parked", || !shows("parked", "0"));
+    Client::new(&uri, "write -P 4 0 64k").succeeds(&farm, "the other node goes on");
+    wait_until(&farm, "nobody says why", || {
+        let why = farm.dst("why storage");
+        why.contains("n-800") && why.contains("the node, suspended by the control tree") && why.contains("'dst resume'")
+    });
+    assert!(!parked.is_done());
+    tree.set(&node("suspend"), "0\n").unwrap();
+    parked.succeeds(&farm, "what has waited goes on");
+    assert!(shows("suspend", "0") && shows("state", "connected"));
+
+    tree.set(&node("migrate"), &new).unwrap();
+    let address = &farm.servers[2].address;
+    wait_until(&farm, "it does not move", || shows("type", &format!("R: {address}")) && shows("progress", "none"));
+    assert!(shows("migrate", "") && shows("size", "800") && shows("start", "800"));
+    Client::new(&uri, "read -P 3 500k 64k").succeeds(&farm, "it has what was written");
+}
