@@ -4,6 +4,10 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dst::limits;
+use dst::store::region::{Layout, Log};
+use dst::store::state::SLOTS_BYTES;
+
 use crate::farm::Farm;
 
 /// A mirror over two servers, striped over two nodes, in sync.
@@ -35,11 +39,15 @@ fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
 
 /// Writes and verifies all of it for so many seconds.
 fn fio(uri: &str, seconds: u32) -> Child {
+    fio_at(uri, seconds, "40m")
+}
+
+fn fio_at(uri: &str, seconds: u32, size: &str) -> Child {
     let (uri, runtime) = (format!("--uri={uri}"), format!("--runtime={seconds}"));
     Command::new("fio")
         .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=8k", "--iodepth=24"])
         .args([
-            "--size=40m",
+            &format!("--size={size}"),
             "--verify=crc32c",
             "--verify_backlog=64",
             "--verify_fatal=1",
@@ -125,4 +133,55 @@ fn the_stale_one_that_returns_first_is_not_served() {
     wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
     farm.dst("stop pair");
     same(&farm);
+}
+
+#[test]
+fn what_went_from_one_to_the_next_reaches_the_third() {
+    let mut farm = Farm::new(3);
+    let at: Vec<String> = (0..3).map(|server| farm.volume(server, "a", "24M")).collect();
+    farm.dst(&format!("create pair --alg linear --replicas 3 {}", at.join(",")));
+    let uri = farm.start_nbd("pair", "");
+    let is = |farm: &Farm, words: [&str; 3]| wait_until(farm, &words.join(", "), |data| data == words);
+    is(&farm, ["in sync"; 3]);
+    let writer = fio_at(&uri, 45, "20m");
+    std::thread::sleep(Duration::from_secs(1));
+    farm.servers[2].kill();
+    is(&farm, ["in sync", "in sync", "stale"]);
+    farm.servers[1].kill();
+    is(&farm, ["in sync", "stale", "stale"]);
+    farm.servers[1].start();
+    is(&farm, ["in sync", "in sync", "stale"]);
+    // What the second one has it was told by the first, which is away now.
+    farm.servers[0].kill();
+    is(&farm, ["stale", "in sync", "stale"]);
+    farm.servers[2].start();
+    is(&farm, ["stale", "in sync", "in sync"]);
+    farm.servers[0].start();
+    is(&farm, ["in sync"; 3]);
+    ends_well(writer);
+    is(&farm, ["in sync"; 3]);
+    farm.dst("stop pair");
+    let [one, two, three] =
+        [0, 1, 2].map(|server: usize| std::fs::read(farm.servers[server].pool().join("a")).unwrap());
+    assert!(one == two && two == three, "they differ");
+}
+
+/// Whether anything of a volume is marked in its region log, and all that is written stays where it was.
+fn marked(farm: &Farm, server: usize, name: &str) -> bool {
+    let file = std::fs::read(farm.servers[server].pool().join(format!(".{name}.state"))).unwrap();
+    let layout = Layout::new((24 << 20) / 512, limits::REGION_BYTES / 512).unwrap();
+    !Log::load(&file[SLOTS_BYTES..], layout).page(None).marked.is_empty()
+}
+
+#[test]
+fn the_first_replica_of_a_node_that_is_served_switches_its_region_log_on() {
+    let farm = Farm::new(2);
+    farm.dst(&format!("create pair --alg linear {}", farm.volume(0, "a", "24M")));
+    let uri = farm.start_nbd("pair", "");
+    ends_well(fio_at(&uri, 1, "4m"));
+    assert!(!marked(&farm, 0, "a"), "one target alone needs no log");
+    farm.dst(&format!("replica add pair n-0 {}", farm.volume(1, "a", "24M")));
+    wait_until(&farm, "in sync", |data| data == ["in sync", "in sync"]);
+    ends_well(fio_at(&uri, 1, "4m"));
+    assert!(marked(&farm, 0, "a") && marked(&farm, 1, "a"));
 }
