@@ -57,6 +57,8 @@ pub struct TransferLabel {
     pub id: Id,
     /// What this volume is in it.
     pub role: TransferRole,
+    /// The volume that is, or was, to be replaced; nil where that is not known any more.
+    pub from: Id,
     /// Where the data goes.
     pub to: Target,
     /// The volume there.
@@ -114,7 +116,7 @@ impl MemberLabel {
     /// What a volume of node `node` is to know whose data has moved.
     pub fn moved(spec: &ArraySpec, host: Id, node: usize, moved: &Moved) -> Result<String, BadRecord> {
         let (to, volume) = (moved.to.clone(), moved.volume);
-        let transfer = TransferLabel { id: moved.id, role: TransferRole::Moved, to, volume };
+        let transfer = TransferLabel { id: moved.id, role: TransferRole::Moved, from: Id::NIL, to, volume };
         MemberLabel::with(spec, host, (node, 0), Some(transfer))
     }
 
@@ -195,7 +197,8 @@ impl MemberLabel {
 }
 
 fn told(transfer: &Transfer, role: TransferRole) -> TransferLabel {
-    TransferLabel { id: transfer.status.id, role, to: transfer.status.to.clone(), volume: transfer.to }
+    let (from, to) = (transfer.from, transfer.status.to.clone());
+    TransferLabel { id: transfer.status.id, role, from, to, volume: transfer.to }
 }
 
 #[cfg(test)]

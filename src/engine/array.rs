@@ -23,7 +23,9 @@ use crate::wire::volume::{Claim, Member};
 
 use self::import::Gathering;
 use self::live::Live;
+use self::muster::Muster;
 use self::replicas::Change;
+use self::trace::Trace;
 
 mod debts;
 mod errand;
@@ -38,6 +40,7 @@ mod run;
 mod suspend;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod transfer;
 mod view;
 
@@ -232,10 +235,14 @@ enum Life {
     Forgetting(Option<Ticket>, Result<Answer, Refusal>),
     /// Start: the targets are asked whether they are there and ours.
     Checking(Option<Ticket>, RunOptions, Terms),
+    /// Start: the targets of transfers are asked whether they have taken over.
+    Tracing(Option<Ticket>, RunOptions, Terms, Muster),
     /// Start: the new epoch is written.
     Minting(Option<Ticket>, Vec<bool>),
     /// Start: the replicas that are there are claimed.
     Claiming(Option<Ticket>, Vec<bool>),
+    /// Take-over: the targets of transfers are claimed, too, and asked again.
+    Fencing(Option<Ticket>, Claim, Vec<bool>),
     /// Start: their labels are written.
     Labelling(Option<Ticket>, Claim, Vec<bool>),
     /// Start: the data path comes up.
@@ -295,6 +302,8 @@ struct Array {
     regroup: Option<(Vec<(Id, Standing)>, Id)>,
     /// What is known while it is in use.
     live: Live,
+    /// Targets of transfers that a start asks; a take-over claims them.
+    traces: Vec<Trace>,
 }
 
 /// The owner of all arrays of one state directory.
@@ -549,7 +558,12 @@ impl Owner {
                 self.work(array, Life::Freeing(Some(ticket), true), free, effects);
                 Ok(())
             }
-            Life::Started(_) | Life::Regrouping(_) | Life::Failed(_) | Life::Waiting(..) | Life::Checking(None, ..) => {
+            Life::Started(_)
+            | Life::Regrouping(_)
+            | Life::Failed(_)
+            | Life::Waiting(..)
+            | Life::Checking(None, ..)
+            | Life::Tracing(None, ..) => {
                 let name = &array.spec.name;
                 Err(Refusal::new(Errno::EBUSY, format!("array '{name}' is started: 'dst stop {name}' first")))
             }
@@ -694,6 +708,7 @@ impl Array {
             was_clean: false,
             regroup: None,
             live: Live::default(),
+            traces: Vec::new(),
         }
     }
 
@@ -750,6 +765,7 @@ impl Array {
             Life::Corrupt(why) => return Refusal::new(Errno::EIO, format!("array '{name}': {why}")),
             // One of its tries may be under way.
             Life::Waiting(..) | Life::Checking(None, ..) | Life::Minting(None, _) => self.in_background(),
+            Life::Tracing(None, ..) | Life::Fencing(None, ..) => self.in_background(),
             Life::Claiming(None, _) | Life::Labelling(None, ..) | Life::Launching(None) => self.in_background(),
             Life::Stuck(_, why) => format!(
                 "array '{name}' is being removed in the background ({why}): wait, or forget it with 'dst remove {name} --force'"

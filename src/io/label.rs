@@ -49,6 +49,9 @@ pub fn assign(path: &str, member: &Member, fresh: Id) -> Result<Id, Refusal> {
         let text = format!("it belongs to node {} of array '{}'", other.node, other.name);
         return Err(Refusal::new(Errno::EBUSY, text));
     }
+    if label.array.is_none() {
+        label.text = None;
+    }
     label.array = Some(member.clone());
     store(path, &home, &label)?;
     Ok(label.id)
@@ -60,7 +63,8 @@ pub fn free(path: &str, array: Id) -> Result<(), Refusal> {
         Err(why) if why.errno == Errno::ENOENT => Ok(()),
         Err(why) => Err(why),
         Ok((LocalTarget { label: Some(label), .. }, home)) if is_of(&label, array) => {
-            store(path, &home, &Label::free(label.id))
+            // The text stays: it may say where the data has gone.
+            store(path, &home, &Label { array: None, claim: None, ..label })
         }
         Ok(_) => Ok(()),
     }
@@ -238,7 +242,11 @@ mod tests {
         free(path, Id([2; 16])).unwrap();
         assert!(look(path).unwrap().label.unwrap().array.is_some());
         free(path, Id([1; 16])).unwrap();
-        assert_eq!(look(path).unwrap().label, Some(Label::free(Id([9; 16]))));
+        let freed = Label { text: Some("text".to_owned()), ..Label::free(Id([9; 16])) };
+        assert_eq!(look(path).unwrap().label, Some(freed));
+        assign(path, &member(3, "n-0"), Id([8; 16])).unwrap();
+        assert_eq!(look(path).unwrap().label.unwrap().text, None, "it was another array's");
+        free(path, Id([3; 16])).unwrap();
         fs::write(beside(path), "rubbish").unwrap();
         assert!(look(path).unwrap_err().text.contains("damaged"));
         assert!(look(folder.to_str().unwrap()).unwrap_err().text.contains("neither"));

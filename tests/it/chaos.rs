@@ -5,6 +5,7 @@ mod client;
 mod dice;
 mod journal;
 mod kills;
+mod migrate;
 mod points;
 mod power;
 mod proxy;

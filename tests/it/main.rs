@@ -10,6 +10,7 @@ mod corpus;
 mod farm;
 mod host;
 mod hosts;
+mod migrate;
 mod nbd;
 mod replicas;
 mod server;

@@ -10,6 +10,9 @@ use dst::store::state::SLOTS_BYTES;
 
 use crate::farm::Farm;
 
+/// What of the array is written.
+const ALL: &[&str] = &["--size=40m"];
+
 /// A mirror over two servers, striped over two nodes, in sync.
 fn mirrored(farm: &Farm) -> String {
     let at = |server: usize, name: &str| farm.volume(server, name, "24M");
@@ -37,31 +40,21 @@ fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
     }
 }
 
-/// Writes and verifies all of it for so many seconds.
-fn fio(uri: &str, seconds: u32) -> Child {
-    fio_at(uri, seconds, "40m")
-}
-
-fn fio_at(uri: &str, seconds: u32, size: &str) -> Child {
+/// Writes and verifies an area for so many seconds.
+pub(crate) fn fio(uri: &str, seconds: u32, area: &[&str]) -> Child {
     let (uri, runtime) = (format!("--uri={uri}"), format!("--runtime={seconds}"));
     Command::new("fio")
         .args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bs=8k", "--iodepth=24"])
-        .args([
-            &format!("--size={size}"),
-            "--verify=crc32c",
-            "--verify_backlog=64",
-            "--verify_fatal=1",
-            "--verify_state_save=0",
-            "--fsync=100",
-        ])
+        .args(["--verify=crc32c", "--verify_backlog=64", "--verify_fatal=1", "--verify_state_save=0", "--fsync=100"])
         .args(["--time_based", &runtime, "--serialize_overlap=1", "--randrepeat=0", "--do_verify=1"])
+        .args(area)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
 }
 
-fn ends_well(fio: Child) {
+pub(crate) fn ends_well(fio: Child) {
     let output = fio.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
@@ -80,7 +73,7 @@ fn same(farm: &Farm) {
 fn a_replica_that_goes_is_left_and_synced_when_it_comes_back() {
     let mut farm = Farm::new(2);
     let uri = mirrored(&farm);
-    let writer = fio(&uri, 14);
+    let writer = fio(&uri, 14, ALL);
     std::thread::sleep(Duration::from_secs(1));
     farm.servers[1].kill();
     wait_until(&farm, "left", |data| data == ["in sync", "stale", "in sync", "stale"]);
@@ -101,14 +94,14 @@ fn after_a_daemon_has_died_the_replicas_are_made_the_same() {
     let mut farm = Farm::new(2);
     let uri = mirrored(&farm);
     for _ in 0..2 {
-        let mut writer = fio(&uri, 30);
+        let mut writer = fio(&uri, 30, ALL);
         std::thread::sleep(Duration::from_secs(1));
         farm.kill_array();
         let _ = writer.kill();
         let _ = writer.wait();
         farm.start_array();
         farm.wait_until_started("pair");
-        let writer = fio(&uri, 2);
+        let writer = fio(&uri, 2, ALL);
         wait_until(&farm, "in sync again", |data| data.iter().all(|word| word == "in sync"));
         ends_well(writer);
     }
@@ -121,7 +114,7 @@ fn the_stale_one_that_returns_first_is_not_served() {
     let mut farm = Farm::new(2);
     let uri = mirrored(&farm);
     farm.servers[1].kill();
-    ends_well(fio(&uri, 8));
+    ends_well(fio(&uri, 8, ALL));
     assert_eq!(data(&farm), ["in sync", "stale", "in sync", "stale"]);
     farm.dst("stop pair");
     farm.servers[0].kill();
@@ -143,7 +136,7 @@ fn what_went_from_one_to_the_next_reaches_the_third() {
     let uri = farm.start_nbd("pair", "");
     let is = |farm: &Farm, words: [&str; 3]| wait_until(farm, &words.join(", "), |data| data == words);
     is(&farm, ["in sync"; 3]);
-    let writer = fio_at(&uri, 45, "20m");
+    let writer = fio(&uri, 45, &["--size=20m"]);
     std::thread::sleep(Duration::from_secs(1));
     farm.servers[2].kill();
     is(&farm, ["in sync", "in sync", "stale"]);
@@ -178,10 +171,10 @@ fn the_first_replica_of_a_node_that_is_served_switches_its_region_log_on() {
     let farm = Farm::new(2);
     farm.dst(&format!("create pair --alg linear {}", farm.volume(0, "a", "24M")));
     let uri = farm.start_nbd("pair", "");
-    ends_well(fio_at(&uri, 1, "4m"));
+    ends_well(fio(&uri, 1, &["--size=4m"]));
     assert!(!marked(&farm, 0, "a"), "one target alone needs no log");
     farm.dst(&format!("replica add pair n-0 {}", farm.volume(1, "a", "24M")));
     wait_until(&farm, "in sync", |data| data == ["in sync", "in sync"]);
-    ends_well(fio_at(&uri, 1, "4m"));
+    ends_well(fio(&uri, 1, &["--size=4m"]));
     assert!(marked(&farm, 0, "a") && marked(&farm, 1, "a"));
 }

@@ -250,7 +250,12 @@ impl Owner {
             }
             (Step::Enlisting, Outcome::Assigned(results)) => {
                 let missing = || Err(Refusal::new(Errno::EIO, "its volume was not assigned"));
-                errand.volume = results.into_iter().next().unwrap_or_else(missing)?.volume;
+                let enlisted = results.into_iter().next().unwrap_or_else(missing)?;
+                errand.volume = enlisted.volume;
+                match enlisted.blank {
+                    true => array.live.blank.insert(node),
+                    false => array.live.blank.remove(&node),
+                };
                 match (&errand.purpose, &mut array.spec.nodes[node].transfer) {
                     (Purpose::Move, Some(transfer)) if transfer.to != errand.volume => {
                         transfer.to = errand.volume;

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 
 use super::{Array, Effect, Found, JobId, Life, Outcome, Owner, Ticket, Work, plan, view};
 use crate::control::command::{Answer, Import, Refusal};
-use crate::control::member::MemberLabel;
+use crate::control::member::{MemberLabel, NodeLabel, TransferLabel, TransferRole};
+use crate::control::migration::{MigrationState, MigrationStatus};
+use crate::control::node::Migrate;
 use crate::control::replica::{ReplicaSpec, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
+use crate::control::transfer::{Stage, Transfer};
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
@@ -168,7 +171,7 @@ fn told<'a>(array: Id, target: &'a Target, found: &Found) -> Option<Told<'a>> {
     let label = MemberLabel::decode(found.label.as_deref()?).ok()?;
     let own = label.node()?.replicas.get(label.replica)?.volume == found.volume;
     let ours = found.member.as_ref().is_some_and(|member| member.id == array) && label.array == array;
-    (own && ours).then_some(Told { target, label })
+    (own && ours && left(found).is_none()).then_some(Told { target, label })
 }
 
 /// The array that the first volume belongs to.
@@ -179,7 +182,10 @@ fn identity(first: &Target, known: &Known) -> Result<Id, Refusal> {
         None => return refuse(Errno::EINVAL, &format!("{first} was not asked")),
     };
     let Some(member) = &found.member else {
-        return refuse(Errno::EINVAL, &format!("{first} belongs to no array"));
+        return match left(found) {
+            Some(label) => Ok(label.array),
+            None => refuse(Errno::EINVAL, &format!("{first} belongs to no array")),
+        };
     };
     let Some(text) = &found.label else {
         let why = format!(
@@ -189,8 +195,13 @@ fn identity(first: &Target, known: &Known) -> Result<Id, Refusal> {
         );
         return refuse(Errno::EINVAL, &why);
     };
-    if let Err(bad) = MemberLabel::decode(text) {
-        return refuse(Errno::EIO, &format!("the label of {first} is {bad}"));
+    let label = match MemberLabel::decode(text) {
+        Ok(label) => label,
+        Err(bad) => return refuse(Errno::EIO, &format!("the label of {first} is {bad}")),
+    };
+    if label.array == member.id && label.transfer.is_some_and(|transfer| transfer.role == TransferRole::Candidate) {
+        // Its label names those that have the data.
+        return Ok(member.id);
     }
     if told(member.id, first, found).is_none() {
         let why =
@@ -205,9 +216,13 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
     let array = identity(first, known)?;
     let all = known.iter().filter_map(|(target, found)| told(array, target, found.as_ref().ok()?));
     let labels: Vec<Told<'_>> = all.collect();
-    let named = labels.iter().flat_map(|told| &told.label.nodes).flat_map(|node| &node.replicas);
-    let ask: std::collections::BTreeSet<&Target> =
-        named.map(|replica| &replica.target).filter(|target| !known.contains_key(*target)).collect();
+    // Volumes that are no replicas, and know of some: one that was left, and one that was to take its place.
+    let aside: Vec<MemberLabel> =
+        known.values().flatten().filter_map(left).filter(|label| label.array == array).collect();
+    let all = || labels.iter().map(|told| &told.label).chain(&aside);
+    let named = all().flat_map(|label| &label.nodes).flat_map(|node| &node.replicas).map(|replica| &replica.target);
+    let named = named.chain(all().filter_map(|label| label.transfer.as_ref()).map(|transfer| &transfer.to));
+    let ask: std::collections::BTreeSet<&Target> = named.filter(|target| !known.contains_key(*target)).collect();
     if !ask.is_empty() {
         if known.len() + ask.len() > limits::NODES_MAX * limits::REPLICAS_MAX {
             return refuse(Errno::EOVERFLOW, "the labels name more volumes than an array can have");
@@ -288,6 +303,11 @@ fn node(
     };
     let label = newest.label.node().ok_or_else(|| Refusal::new(Errno::EIO, "a label without its node"))?;
     let array = newest.label.array;
+    let moving = newest.label.transfer.as_ref().filter(|transfer| transfer.role == TransferRole::Open);
+    let transfer = match moving {
+        Some(moving) => open(label, moving, (array, known), force, warnings)?,
+        None => None,
+    };
     let mut seen = 0;
     for replica in &label.replicas {
         let what = format!("node {} ({})", label.start, replica.target);
@@ -312,7 +332,72 @@ fn node(
     }
     let (start, sectors, replicas) = (label.start, label.sectors, label.replicas.clone());
     let generation = newest.label.generation.clone();
-    Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None })
+    Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer })
+}
+
+/// The node was moving. Its own volumes are the ones to go by unless the target says that it has taken their place; what it says
+/// must have been seen. Had it said so, its label would be the newest. The start asks it again under a claim, and goes on.
+fn open(
+    node: &NodeLabel,
+    transfer: &TransferLabel,
+    (array, known): (Id, &Known),
+    force: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Transfer>, Refusal> {
+    let (start, to) = (node.start, &transfer.to);
+    match known.get(to) {
+        Some(Ok(found))
+            if found.member.as_ref().is_some_and(|member| member.id == array) && found.volume == transfer.volume =>
+        {
+            warnings.push(format!("node {start} was moving to {to}: that begins anew with the start"));
+        }
+        // It was let go, or is another one's.
+        Some(Ok(_)) => return Ok(None),
+        Some(Err(why)) if why.errno == Errno::ENOENT => return Ok(None),
+        Some(Err(why)) if !force => {
+            let text = format!(
+                "node {start} was moving to {to}, which was not seen: {why}. It may be where the data is now: bring it back, or import with --force, \
+                 your word that it had not taken over"
+            );
+            return refuse(why.errno, &text);
+        }
+        _ => warnings.push(format!("node {start} was moving to {to}, which was not seen")),
+    }
+    let Some(from) = node.replicas.iter().find(|replica| replica.volume == transfer.from) else { return Ok(None) };
+    let Migrate { rate, max_freeze, verify, .. } = Migrate::to("");
+    let status = MigrationStatus {
+        // Numbers count again from here.
+        number: 0,
+        id: transfer.id,
+        node: start,
+        from: from.target.clone(),
+        to: to.clone(),
+        state: MigrationState::Preparing,
+        paused: false,
+        rate,
+        max_freeze,
+        verify,
+        keep_until: None,
+        epoch: Epoch(0),
+        begun: 0,
+        ended: None,
+        size: node.sectors * SECTOR_BYTES,
+        copied: 0,
+        regions: 0,
+        root: None,
+        freeze_nanos: None,
+        rolled_back: 0,
+        why: None,
+    };
+    let (from, to) = (transfer.from, transfer.volume);
+    Ok(Some(Transfer { status, from, to, made: false, keep: None, stage: Stage::Open }))
+}
+
+/// The label of a volume that is no replica: it was left, or was to take the place of one.
+fn left(found: &Found) -> Option<MemberLabel> {
+    let label = MemberLabel::decode(found.label.as_deref()?).ok()?;
+    let role = label.transfer.as_ref()?.role;
+    matches!(role, TransferRole::Moved | TransferRole::Candidate).then_some(label)
 }
 
 /// A node of which no volume has a label that can be used.

@@ -60,8 +60,8 @@ pub(super) struct Live {
     pub(super) retries: BTreeMap<usize, (Time, u32)>,
     /// Transfers that are not in the record yet.
     pub(super) drafts: BTreeMap<usize, Transfer>,
-    /// Nodes whose transfer was begun by an earlier data path.
-    pub(super) again: BTreeSet<usize>,
+    /// Nodes that move to a volume to which nothing was ever written.
+    pub(super) blank: BTreeSet<usize>,
     /// Until when the source of a node's migration is kept.
     pub(super) keeps: BTreeMap<usize, Time>,
     /// Nodes of which that is ending, and who has asked.

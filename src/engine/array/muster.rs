@@ -141,8 +141,17 @@ fn unfit(spec: &ArraySpec, node: &NodeSpec, at: usize, replica: &ReplicaSpec, fo
             return Some((Errno::EBUSY, text));
         }
         None => {
-            let text =
-                "the volume is not assigned to this array any more: it may not have this array's data".to_owned();
+            let text = match label(found).filter(|label| label.array == spec.id).as_ref().and_then(MemberLabel::forward)
+            {
+                Some(forward) => format!(
+                    "its data has moved to {}, and this machine's record does not know of that: it is an older copy, or another host has moved \
+                     it. 'dst import {}' makes the record anew from the labels",
+                    forward.to, forward.to
+                ),
+                None => {
+                    "the volume is not assigned to this array any more: it may not have this array's data".to_owned()
+                }
+            };
             return Some((Errno::EBUSY, text));
         }
         Some(member) if member.node != start.to_string() => {

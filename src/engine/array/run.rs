@@ -1,7 +1,7 @@
 //! The owner's part that starts and stops arrays.
 
 use super::muster::{Intent, Muster};
-use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work, muster, plan};
+use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaSpec;
@@ -11,6 +11,7 @@ use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, Time};
 use crate::wire::session::features;
+use crate::wire::volume::Claim;
 
 impl Owner {
     pub(super) fn start(
@@ -55,13 +56,18 @@ impl Owner {
                 self.park(array, ticket, effects);
                 Ok(())
             }
-            Life::Checking(None, ..) => {
+            Life::Checking(None, ..) | Life::Tracing(None, ..) => {
                 // A survey changes nothing: what it reports does not matter any more.
                 self.give_up_job(array);
                 self.park(array, ticket, effects);
                 Ok(())
             }
-            Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) | Life::Launching(_) | Life::Regrouping(_)
+            Life::Minting(..)
+            | Life::Claiming(..)
+            | Life::Fencing(..)
+            | Life::Labelling(..)
+            | Life::Launching(_)
+            | Life::Regrouping(_)
                 if array.stop.is_none() =>
             {
                 array.stop = Some(ticket);
@@ -105,46 +111,62 @@ impl Owner {
                 let intent = Intent { host: self.host, terms, patient, name: &array.spec.name };
                 match muster::muster(&array.spec, &found, intent) {
                     Ok(_) if self.closing => array.abandon(asker, effects),
-                    Ok(Muster { present, epoch }) => {
-                        array.spec.run = run;
-                        array.spec.epoch = epoch;
-                        // Until the array has been stopped in order it is not known what its last writes have reached.
-                        array.was_clean = std::mem::take(&mut array.spec.clean);
-                        array.regroup = None;
-                        self.lapse(array, now);
-                        self.settle_transfers(array, now);
-                        muster::go_without(&mut array.spec, &present, fresh);
-                        self.save(array, Phase::Started, Life::Minting(asker, present), effects);
-                    }
-                    Err(refusal) => match asker {
-                        None => array.wait(&refusal, now),
-                        Some(ticket) => {
-                            array.life = array.idle(&refusal.text);
-                            effects.push(Effect::Reply(ticket, Err(refusal)));
+                    Ok(muster) => {
+                        array.traces = trace::traces(&array.spec, &found);
+                        if array.traces.is_empty() {
+                            return self.mint(array, (asker, run, muster), (fresh, now), effects);
                         }
-                    },
+                        let targets = array.traces.iter().map(|trace| trace.to.clone()).collect();
+                        self.work(array, Life::Tracing(asker, run, terms, muster), Work::Survey(targets), effects);
+                    }
+                    Err(refusal) => array.not_begun(asker, refusal, now, effects),
+                }
+            }
+            (Life::Tracing(asker, run, terms, mut muster), Outcome::Surveyed(found)) => {
+                let claims = found.iter().flatten().filter_map(|found| found.claim);
+                muster.epoch =
+                    claims.map(|claim| Epoch(claim.epoch.0.saturating_add(1))).fold(muster.epoch, Epoch::max);
+                match trace::judge(&array.spec, &mut array.traces, &found, terms) {
+                    Ok(()) if self.closing => array.abandon(asker, effects),
+                    Ok(()) => {
+                        array.traces.retain(|trace| terms.take_over && trace.ours);
+                        self.mint(array, (asker, run, muster), (fresh, now), effects);
+                    }
+                    Err(refusal) => array.not_begun(asker, refusal, now, effects),
                 }
             }
             (
-                Life::Minting(asker, _) | Life::Claiming(asker, _) | Life::Labelling(asker, ..),
-                Outcome::Saved(Ok(())) | Outcome::Claimed(..) | Outcome::Each(_),
+                Life::Minting(asker, _)
+                | Life::Claiming(asker, _)
+                | Life::Fencing(asker, ..)
+                | Life::Labelling(asker, ..),
+                Outcome::Saved(Ok(())) | Outcome::Claimed(..) | Outcome::Surveyed(_) | Outcome::Each(_),
             ) if array.stop.is_some() || self.closing => {
                 self.not_started(array, asker, plan::given_up(&array.spec.name), now, effects);
             }
             (Life::Minting(asker, present), Outcome::Saved(Ok(()))) => {
                 let features = |node: usize| features::of_node(array.spec.nodes[node].replicas.len());
                 let ask = |(node, _, replica): (usize, usize, &ReplicaSpec)| (replica.target.clone(), features(node));
-                let there = array.there(&present).map(ask).collect();
+                let candidates = array.traces.iter().map(|trace| (trace.to.clone(), features::of_node(2)));
+                let there = array.there(&present).map(ask).chain(candidates).collect();
                 let claim = Work::Claim(array.spec.id, array.spec.epoch, there);
                 self.work(array, Life::Claiming(asker, present), claim, effects);
             }
             (Life::Minting(asker, _), Outcome::Saved(Err(why))) => self.not_started(array, asker, why, now, effects),
             (Life::Claiming(asker, present), Outcome::Claimed(claim, results)) => {
-                match array.refused(&present, &results).map_or_else(|| array.labels(&present, self.host), Err) {
-                    Ok(labels) => {
-                        let label = Work::Label(array.spec.id, claim, labels);
-                        self.work(array, Life::Labelling(asker, claim, present), label, effects);
+                match array.refused(&present, &results) {
+                    None if array.traces.is_empty() => self.label_all(array, (asker, claim, present), now, effects),
+                    None => {
+                        let targets = array.traces.iter().map(|trace| trace.to.clone()).collect();
+                        self.work(array, Life::Fencing(asker, claim, present), Work::Survey(targets), effects);
                     }
+                    Some(why) => self.not_started(array, asker, why, now, effects),
+                }
+            }
+            (Life::Fencing(asker, claim, present), Outcome::Surveyed(found)) => {
+                let terms = Terms { take_over: true, force: false };
+                match trace::judge(&array.spec, &mut array.traces, &found, terms) {
+                    Ok(()) => self.label_all(array, (asker, claim, present), now, effects),
                     Err(why) => self.not_started(array, asker, why, now, effects),
                 }
             }
@@ -208,6 +230,42 @@ impl Owner {
         }
     }
 
+    /// Every replica is what the record says: the new epoch is written, and what is gone on without.
+    fn mint(
+        &mut self,
+        array: &mut Array,
+        (asker, run, muster): (Option<Ticket>, RunOptions, Muster),
+        (fresh, now): (Id, Time),
+        effects: &mut Vec<Effect>,
+    ) {
+        let Muster { present, epoch } = muster;
+        array.spec.run = run;
+        array.spec.epoch = epoch;
+        // Until the array has been stopped in order it is not known what its last writes have reached.
+        array.was_clean = std::mem::take(&mut array.spec.clean);
+        array.regroup = None;
+        self.lapse(array, now);
+        self.settle_transfers(array, now);
+        muster::go_without(&mut array.spec, &present, fresh);
+        self.save(array, Phase::Started, Life::Minting(asker, present), effects);
+    }
+
+    fn label_all(
+        &mut self,
+        array: &mut Array,
+        (asker, claim, present): (Option<Ticket>, Claim, Vec<bool>),
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        match array.labels(&present, self.host) {
+            Ok(labels) => {
+                let label = Work::Label(array.spec.id, claim, labels);
+                self.work(array, Life::Labelling(asker, claim, present), label, effects);
+            }
+            Err(why) => self.not_started(array, asker, why, now, effects),
+        }
+    }
+
     /// A start came to nothing: in the background it is tried again, else the record says `stopped` again.
     fn not_started(
         &mut self,
@@ -249,7 +307,7 @@ impl Array {
     }
 
     /// The first replica that has refused what was asked of all that are there.
-    fn refused(&self, present: &[bool], results: &[Result<(), Refusal>]) -> Option<Refusal> {
+    fn refused_by(&self, present: &[bool], results: &[Result<(), Refusal>]) -> Option<Refusal> {
         let (name, nodes) = (&self.spec.name, &self.spec.nodes);
         self.there(present).zip(results).find_map(|((node, _, replica), result)| {
             let why = result.as_ref().err()?;
@@ -257,6 +315,28 @@ impl Array {
             let text = format!("array '{name}' cannot start: node {start} ({}): {}", replica.target, why.text);
             Some(Refusal::new(why.errno, text))
         })
+    }
+
+    /// A start was refused before it has changed anything.
+    fn not_begun(&mut self, asker: Option<Ticket>, why: Refusal, now: Time, effects: &mut Vec<Effect>) {
+        match asker {
+            None => self.wait(&why, now),
+            Some(ticket) => {
+                self.life = self.idle(&why.text);
+                effects.push(Effect::Reply(ticket, Err(why)));
+            }
+        }
+    }
+
+    /// The first target of a transfer, or replica, that has refused what was asked of all that are there.
+    fn refused(&self, present: &[bool], results: &[Result<(), Refusal>]) -> Option<Refusal> {
+        let (name, count) = (&self.spec.name, self.there(present).count());
+        let candidate = self.traces.iter().zip(results.iter().skip(count)).find_map(|(trace, result)| {
+            let why = result.as_ref().err()?;
+            let text = format!("array '{name}' cannot start: the target of a migration ({}): {}", trace.to, why.text);
+            Some(Refusal::new(why.errno, text))
+        });
+        self.refused_by(present, results).or(candidate)
     }
 
     /// What an array is after a start that changed nothing.

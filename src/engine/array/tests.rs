@@ -8,7 +8,10 @@ use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaState;
 use crate::control::spec::Alg;
 use crate::control::status::State;
+use crate::engine::steer;
+use crate::engine::steer::{Move, MoveError};
 
+use self::suspend::news;
 use self::world::{Volume, World, fresh};
 
 mod background;
@@ -18,8 +21,11 @@ mod import;
 mod nodes;
 mod regroup;
 
+mod live;
+mod path;
 mod replicas;
 mod suspend;
+mod transfer;
 
 mod world;
 

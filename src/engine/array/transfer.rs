@@ -111,9 +111,9 @@ impl Owner {
             let bytes = transfer.status.size.next_multiple_of(limits::VOLUME_BYTES_MULTIPLE);
             return Ok(Next::Work(Step::Making, Work::Make(errand.target.clone(), bytes)));
         }
-        // Nobody knows who has made a volume that was not there at first.
-        transfer.made &= !transfer.to.is_nil();
         let found = found.unwrap_or_else(|| Err(Refusal::new(Errno::EIO, "it was not asked")))?;
+        // Nobody knows who has made a volume that was not there at first and is not assigned.
+        transfer.made &= !transfer.to.is_nil() || found.member.as_ref().is_some_and(|member| member.id == id);
         let lost = |text: String| Err(Refusal::new(Errno::ECANCELED, text));
         if !transfer.to.is_nil() && found.volume != transfer.to {
             return lost(format!("{}: another volume is there than the one that was copied to", errand.target));
@@ -164,8 +164,7 @@ impl Owner {
             verify: status.verify,
             max_freeze: status.max_freeze,
             keep: transfer.keep.is_some(),
-            // After a restart it may have been written.
-            fresh: transfer.made && !array.live.again.contains(&node),
+            fresh: array.live.blank.remove(&node),
         };
         let held = spec.suspend.is_some();
         let text = format!("node {} is suspended: nothing is copied until it is resumed", spec.start);
@@ -281,7 +280,7 @@ impl Owner {
             Act::Pause if paused => refuse("is paused already".to_owned()),
             Act::Resume if !paused => refuse("is not paused".to_owned()),
             Act::Pause | Act::Resume => {
-                self.pause(ticket, array, node, act == Act::Pause, effects);
+                self.pause(ticket, array, (node, act == Act::Pause), now, effects);
                 Ok(())
             }
             Act::Abort => self.abort(ticket, array, node, now, effects),
@@ -296,7 +295,14 @@ impl Owner {
         }
     }
 
-    fn pause(&mut self, ticket: Ticket, array: &mut Array, node: usize, paused: bool, effects: &mut Vec<Effect>) {
+    fn pause(
+        &mut self,
+        ticket: Ticket,
+        array: &mut Array,
+        (node, paused): (usize, bool),
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
         if let Some(transfer) = &mut array.spec.nodes[node].transfer {
             transfer.status.paused = paused;
         }
@@ -304,6 +310,7 @@ impl Owner {
             effects.push(Effect::Steer(array.spec.name.clone(), Steer::Pause { node, paused }));
         }
         array.live.wanted.push(After::Reply(ticket));
+        self.go_on(array, now, effects);
     }
 
     fn abort(
@@ -373,6 +380,7 @@ impl Owner {
         array.spec.migrated = number;
         array.remember(MigrationStatus { state: MigrationState::Done, ..former.status });
         array.spec.nodes[node].transfer = Some(back);
+        array.live.blank.remove(&node);
         array.live.keeps.remove(&node);
         let (purpose, step, volume) = (Purpose::Move, Step::Intending, former.from);
         let errand = Errand { purpose, step, target, volume, job: None, ticket: Some(ticket), abort: None };
@@ -412,7 +420,6 @@ impl Owner {
             let busy = array.live.moving.contains_key(&node) || array.live.errands.contains_key(&node);
             if transfer.stage == Stage::Open && !transfer.status.paused && !early && !busy {
                 let target = transfer.status.to.clone();
-                array.live.again.insert(node);
                 // Nothing is under way with it, so it is not refused.
                 let _ = self.begin(array, node, Purpose::Move, target, None, effects);
             }

@@ -11,7 +11,7 @@ pub(super) fn state(life: &Life) -> State {
     match life {
         Life::Surveying(_) | Life::Recording(_) | Life::Assigning(_) | Life::Settling(_) => State::Creating,
         Life::Checking(..) | Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) => State::Starting,
-        Life::Launching(_) | Life::Waiting(..) => State::Starting,
+        Life::Launching(_) | Life::Waiting(..) | Life::Tracing(..) | Life::Fencing(..) => State::Starting,
         Life::Started(_) | Life::Regrouping(_) => State::Started,
         Life::Halting(..) | Life::Parking(..) => State::Stopping,
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
@@ -42,6 +42,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         // What is tried again in the background still has the trouble of the last time.
         Life::Checking(None, ..) | Life::Minting(None, _) | Life::Claiming(None, _) => array.trouble.clone(),
         Life::Labelling(None, ..) | Life::Launching(None) => array.trouble.clone(),
+        Life::Tracing(None, ..) | Life::Fencing(None, ..) => array.trouble.clone(),
         Life::Started(_) | Life::Regrouping(_) => array.trouble.clone(),
         Life::Undoing(None, _) | Life::Forgetting(None, _) | Life::Freeing(None, _) => array.trouble.clone(),
         _ => None,

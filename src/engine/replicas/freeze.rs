@@ -87,7 +87,8 @@ impl Replicas {
     pub fn begin_frozen(&mut self, node: usize) {
         self.nodes[node].freeze = Freeze::Wanted;
         let mut view = crate::engine::view::View::clone(&self.view);
-        view.nodes[node].gate = Gate::Draining;
+        // Not `Draining`, which comes next: a view that changes nothing is acknowledged by nobody.
+        view.nodes[node].gate = Gate::Frozen;
         self.view = std::sync::Arc::new(view);
     }
 

@@ -178,7 +178,10 @@ impl Registry {
         let blank = found.as_ref().is_some_and(State::is_blank);
         // Without a claim of its array there is nothing that is the array's.
         let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
+        let kept = found.as_ref().and_then(|state| state.label.clone());
         let state = found.filter(|state| state.claim.as_ref().is_some_and(is_ours)).unwrap_or_default();
+        // One that was freed may say where the data of its former array has gone.
+        let label = if record.array.is_none() { kept } else { state.label };
         let told = |claim: Claim| wire::Claim { epoch: claim.epoch, owner: claim.session, host: claim.host };
         Volume {
             name: entry.name.clone(),
@@ -190,7 +193,7 @@ impl Registry {
             array: record.array,
             connections: entry.connections(),
             claim: state.claim.map(told),
-            label: state.label,
+            label,
             problem: None,
         }
     }

@@ -5,13 +5,15 @@
 //! durable is refused, and nothing else has changed.
 
 use crate::bugs::{Bug, planted};
+use crate::control::member::MemberLabel;
+use crate::control::target::Target;
 use crate::errno::Errno;
 use crate::limits;
 use crate::store::session::{Claim, Conn, Ousted, Standing};
 use crate::store::state::State;
 use crate::store::volume::keep::Then;
 use crate::store::volume::{BYTES_MAX, Effect, REQUESTS_MAX, Volume};
-use crate::units::Epoch;
+use crate::units::{Epoch, Id};
 use crate::wire::session::{Hello, Welcome};
 use crate::wire::volume::Member;
 
@@ -70,9 +72,20 @@ impl Volume {
             )),
             None => Err((
                 Errno::EPERM,
-                format!("volume '{name}' belongs to no array; it must be assigned to one before it is attached"),
+                match self.forward(hello.array) {
+                    Some(to) => format!("volume '{name}' is left: its array's data has moved to {to}"),
+                    None => {
+                        format!("volume '{name}' belongs to no array; it must be assigned to one before it is attached")
+                    }
+                },
             )),
         }
+    }
+
+    /// Where the data of this array's volume has gone.
+    fn forward(&self, array: Id) -> Option<Target> {
+        let label = MemberLabel::decode(self.book.durable().label.as_deref()?).ok()?;
+        label.forward().filter(|_| label.array == array).map(|forward| forward.to.clone())
     }
 
     /// Decides about the HELLOs that wait, up to one whose claim must be made durable first.
@@ -92,8 +105,8 @@ impl Volume {
                     let claim = knock.claim;
                     self.claiming = true;
                     let change = |state: &mut State| {
-                        // A label is its array's.
-                        if state.claim.is_some_and(|held| held.array != claim.array) {
+                        // A label is its array's, and that of a volume which was freed is nobody's any more.
+                        if state.claim.is_none_or(|held| held.array != claim.array) {
                             state.label = None;
                         }
                         state.claim = Some(claim);

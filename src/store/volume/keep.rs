@@ -15,7 +15,7 @@ use crate::wire::volume::{LabelPut, RegionPage, Regions};
 /// What somebody asks about the volume as a whole.
 #[derive(Clone, Copy, Debug)]
 pub enum Ask<'a> {
-    /// It belongs to no array any more: claim and label are forgotten.
+    /// It belongs to no array any more: the claim is forgotten.
     Free,
     /// Stores a label.
     Label(&'a LabelPut),
@@ -122,7 +122,8 @@ impl Volume {
                     self.forget(conn);
                     self.effects.push_back(Effect::Close { conn, why: "its volume was freed" });
                 }
-                self.keep(|state| (state.claim, state.label) = (None, None), Then::Free(number));
+                // The label stays until the next claim: it may say where the data has gone.
+                self.keep(|state| state.claim = None, Then::Free(number));
             }
             Ask::Label(put) => match self.check_label(put) {
                 Ok(()) => self.keep(|state| state.label = Some(put.label.clone()), Then::Label(number)),

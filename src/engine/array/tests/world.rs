@@ -1,6 +1,8 @@
 //! Everything outside the owner, in memory: volumes on servers, records, data paths.
 
 use super::*;
+use crate::control::member::TransferRole;
+use crate::control::transfer::Stage;
 
 /// A volume of the world.
 #[derive(Clone, Debug)]
@@ -98,10 +100,6 @@ impl World {
         if !taken {
             return Err(Refusal::new(Errno::EBADE, "fenced"));
         }
-        if volume.claim.is_none() {
-            // The label of a former array, or of a former use.
-            volume.label = None;
-        }
         volume.claim = Some(claim);
         // Who has it may write to it.
         volume.blank = false;
@@ -160,6 +158,21 @@ impl World {
             self.check_labels(spec);
         }
         Outcome::Regrouped(Ok(()), written)
+    }
+
+    /// What must be durable before a data path copies anything: the transfer in the record, then on the target, then on the source.
+    pub(super) fn check_handed_over(&self, order: &Move) {
+        let spec = self.spec();
+        let node = &spec.nodes[order.node];
+        let transfer = node.transfer.as_ref().unwrap();
+        assert_eq!((transfer.from, transfer.to, transfer.stage), (order.from, order.to, Stage::Open));
+        let source = node.replicas.iter().find(|replica| replica.volume == order.from).unwrap();
+        let (target, source) = (order.target.to_string(), source.target.to_string());
+        assert_eq!(self.volumes[&target].claim, self.volumes[&source].claim);
+        for (volume, role) in [(target, TransferRole::Candidate), (source, TransferRole::Open)] {
+            let told = self.label(&volume).transfer.unwrap();
+            assert_eq!((told.role, told.id, told.volume), (role, transfer.status.id, order.to), "{volume}");
+        }
     }
 
     /// Those in sync know who is, before the data path goes on.
@@ -232,6 +245,9 @@ impl World {
                     }
                     let volume = self.volume(&target)?;
                     assert!(volume.member.as_ref().is_none_or(|old| old.id == member.id));
+                    if volume.member.is_none() {
+                        volume.label = None;
+                    }
                     volume.member = Some(member);
                     Ok(Enlisted { volume: volume.id, blank: volume.blank })
                 };

@@ -78,9 +78,10 @@ fn a_label_is_its_owners() {
     assert_eq!(volume.state().label.as_deref(), Some("first"), "what was not saved does not come back later");
     volume.handle(Event::Ask { number: 8, ask: Ask::Free });
     assert_eq!(settled(&mut volume)[1..], [Effect::Answer { number: 8, result: Ok(Told::Done) }]);
-    assert_eq!((volume.state().claim, volume.state().label.clone()), (None, None));
+    assert_eq!((volume.state().claim, volume.state().label.as_deref()), (None, Some("first")));
     let welcome = attach(&mut volume, 2, 1, 1, 0);
     assert!(matches!(welcome[..], [Effect::Welcome { .. }]), "a freed volume begins anew: {welcome:?}");
+    assert_eq!(volume.state().label, None);
 }
 
 /// A volume whose server was started again in this boot, with the former one's state.
