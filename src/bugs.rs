@@ -114,7 +114,6 @@ bugs! {
     ReportsMixed "that a node has diverged is not told when one of its targets was reported already"
     CutOverBeforeDrained "the destination takes the place while writes to the source are in flight"
     CursorOffByOne "of a copy that was interrupted one region too many is believed"
-    ProgressUnflushed "what was copied is believed though it was not flushed"
     SurveySkipsLast "of each run of marked regions the last one is not copied"
     StaleMarksIgnored "what a stale replica itself has marked is not copied"
     FillingIsStale "of a replica that was never filled only what is marked is copied"

@@ -314,10 +314,6 @@ impl Copy {
         let under_way = self.slots.iter().filter_map(Slot::region).min();
         let below = under_way.unwrap_or(self.cursor) + usize::from(planted(Bug::CursorOffByOne));
         (self.keep_at, self.new) = (now.after(self.config.checkpoint), false);
-        if planted(Bug::ProgressUnflushed) {
-            self.map.keep(below);
-            return false;
-        }
         self.go_on(slot, Slot::Keeping(below));
         true
     }
@@ -443,5 +439,31 @@ impl Copy {
             true => self.overlap.waiting(),
             false => self.overlap.release(self.map.extent(region), Hold::Shared),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_believed_after_an_interruption_was_flushed() {
+        let map = Arc::new(SyncMap::new(80, 8));
+        let task = Task::Copy { fresh: false };
+        let checkpoint = Duration::ZERO;
+        let config = CopyConfig { task, source: 0, target: 1, shard: 0, windows: 3, rate: 0, checkpoint };
+        let mut copy = Copy::new(config, Arc::clone(&map), Arc::default());
+        let mut flushes = 0;
+        while copy.outcome().is_none() {
+            let (tag, request) = copy.next_request(Time(1)).expect("it goes on");
+            let kept = map.kept();
+            copy.complete(tag, Ok(()), Content::Unknown);
+            let flush = request.op == RequestOp::Flush;
+            flushes += usize::from(flush);
+            assert!(map.kept() == kept || flush, "{request:?}");
+            let whole = usize::try_from(map.kept() / 8).unwrap();
+            assert!((0..whole).all(|region| map.state(region) == RegionState::Done), "below {whole}");
+        }
+        assert!(flushes > 3 && map.kept() > 0, "{flushes} flushes, {} kept", map.kept());
     }
 }
