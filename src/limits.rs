@@ -84,6 +84,8 @@ pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// A target that is copied to is left behind when one write of the copy takes longer than this.
 pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// A flush that no request waits for, before a target is in sync, may take this long: a disk with a full cache is slow, not bad.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Regions that the sync engine has under way at a time, on each node.
 pub const SYNC_WINDOWS: usize = 4;
 /// Bytes a second that the sync engine copies at most, on each node: about what leaves a gigabit link to others.

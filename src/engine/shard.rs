@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::bugs::{Bug, planted};
 use crate::engine::link::{Link, LinkCommand, LinkEvent, LinkState};
@@ -203,10 +204,12 @@ impl Shard {
         };
         let fits = request.extent.within(sectors) && request.extent.sectors > 0;
         let result = if flush || fits { Ok(()) } else { Err(Errno::EINVAL) };
+        // A flush that was asked for by itself holds nobody up.
+        let patience = if flush && request.target.is_some() { limits::FLUSH_TIMEOUT } else { Duration::ZERO };
         *slot = Some(Active {
             request,
             since: now,
-            deadline: now.after(self.config.io_timeout),
+            deadline: now.after(self.config.io_timeout.max(patience)),
             cursor: Cursor { done: result.is_err(), ..Cursor::default() },
             parts: 0,
             result,
@@ -421,14 +424,15 @@ impl Shard {
             let header = Header::request(Op::Keepalive, KEEPALIVE_TAG, 0, self.view.epoch, Extent::default());
             return Some(Outgoing { header, data: None, crc: None });
         }
-        let index = *self.links[target].queue.front()?;
+        let place = self.first_free(target)?;
+        let index = self.links[target].queue[place];
         let part = *self.parts.at(index);
         let held = self.shared.target(target).is_held() && !planted(Bug::IgnoreHold);
-        if !self.links[target].has_room(part.bytes()) || held || self.is_frozen(target) {
+        if !self.links[target].has_room(part.bytes()) || held {
             return None;
         }
         let link = &mut self.links[target];
-        link.queue.pop_front();
+        link.queue.remove(place);
         link.requests += 1;
         link.bytes += part.bytes();
         self.parts.at_mut(index).state = PartState::Sent;

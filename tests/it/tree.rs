@@ -353,8 +353,6 @@ fn a_node_is_suspended_and_moved_by_what_is_written() {
     let node = |name: &str| format!("devices/storage/n-800/{name}");
     let shows = |name: &str, value: &str| tree.get(&node(name)) == Ok(format!("{value}\n"));
     wait_until(&farm, "it is not connected", || shows("state", "connected"));
-    // Whoever looks after the replicas has to have seen that, too: a node that it cannot reach is suspended without a flush.
-    std::thread::sleep(dst::limits::KEEPER_TICK * 3);
     assert_eq!(tree.set(&node("suspend"), "2\n"), Err(Errno::EINVAL));
     assert_eq!(tree.set(&node("migrate"), "nowhere\n"), Err(Errno::EINVAL));
     tree.set(&node("suspend"), "1 none\n").unwrap();

@@ -8,7 +8,8 @@ use std::time::Duration;
 use dst::control::target::Target;
 use dst::engine::replicas::{Event as Told, FreezeState, Standing};
 use dst::engine::steer::{Move, MoveError, News, Steer};
-use dst::units::{Id, Lba};
+use dst::engine::view::Role;
+use dst::units::{Extent, Id, Lba};
 
 use crate::plan::Deed;
 use crate::server::id_of;
@@ -201,7 +202,10 @@ impl World {
     pub(crate) fn hears_news(&mut self, news: News) {
         self.trace.say(self.now, || format!("  told: {news:?}"));
         match news {
-            News::Frozen { node, .. } => self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0,
+            News::Frozen { node, flushed } => {
+                self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0;
+                self.check_flushed(node, flushed);
+            }
             News::Detached { .. } => {}
             News::Moved { node, result } => {
                 let Some(spec) = self.record.asked.moves[node].take() else { return };
@@ -219,6 +223,36 @@ impl World {
                     Err(MoveError::Refused) => self.steer(Steer::Detach { node, volume: spec.to }),
                     Err(_) => {}
                 }
+            }
+        }
+    }
+
+    /// What is said to be durable is.
+    fn check_flushed(&mut self, node: usize, flushed: bool) {
+        let Some(owner) = &self.daemon.owner else { return };
+        let all = Extent::new(0, self.plan.used[node]);
+        let loose = |target: &usize| {
+            owner.rules.role(*target) == Role::InSync && !self.lossy[*target] && !self.nodes[*target].is_settled(all)
+        };
+        if let Some(target) = self.targets_of(node).filter(|_| flushed).find(loose) {
+            self.fail("9.2", format!("node {node} is suspended as flushed, and target {target} is not"));
+        }
+    }
+
+    /// When one target takes the place of another the two are the same.
+    pub(crate) fn check_commit(&mut self, standings: &[(Id, Standing)]) {
+        for node in 0..self.plan.volumes.len() {
+            let Some(spec) = self.record.asked.moves[node].clone() else { continue };
+            let (Some(from), Some(to)) = (self.target_of(spec.from), self.target_of(spec.to)) else { continue };
+            let commits = standings.contains(&(spec.to, Standing::InSync));
+            if !commits || self.record.standings[to] != Standing::Candidate {
+                continue;
+            }
+            let used = usize::try_from(self.plan.used[node]).unwrap_or(0);
+            let (one, other) = (self.nodes[from].content(), self.nodes[to].content());
+            if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector]) {
+                let text = format!("node {node} moves from target {from} to {to}, and they differ in sector {sector}");
+                self.fail("6.3", text);
             }
         }
     }

@@ -141,7 +141,8 @@ impl World {
             }
             Effect::Save(standings) => {
                 self.trace.say(self.now, || format!("  owner saves {standings:?}"));
-                owner.saving = Some(standings);
+                owner.saving = Some(standings.clone());
+                self.check_commit(&standings);
                 // Long enough, now and then, for much to happen before it is durable.
                 let longest = if self.rng.one_in(4) { 400 * MILLI } else { 10 * MILLI };
                 let at = self.now + self.rng.below(longest);

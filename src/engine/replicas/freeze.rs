@@ -1,10 +1,12 @@
 //! The suspend of a node (the contract, 9):
 //!
 //! ```text
-//! Open --freeze--> Wanted --nothing else is under way--> Draining{view} --adopted--> Flushing --flushed, or cannot be--> Freezing{view}
-//!      --adopted--> Frozen --thaw--> Open
+//! Open --freeze--> Wanted --nothing else is under way--> Draining{view} --adopted--> Freezing{view} --adopted--> Flushing
+//!      --flushed, or cannot be--> Frozen --thaw--> Open
 //! Frozen --fail--> Failed --thaw--> Open
 //! ```
+//!
+//! It is flushed when nothing can be sent any more: a connection that comes back in the meantime would bring more to flush.
 
 use std::time::Duration;
 
@@ -23,8 +25,8 @@ pub(super) enum Freeze {
     Open,
     Wanted,
     Draining { version: u64 },
+    Freezing { version: u64 },
     Flushing { tickets: Vec<u64>, durable: bool, until: Time },
-    Freezing { version: u64, durable: bool },
     Frozen { durable: bool },
     Failed,
 }
@@ -65,8 +67,8 @@ impl NodeState {
                 Some(moving) if moving.shuts_gate() => Gate::Closing,
                 _ => Gate::Open,
             },
-            Freeze::Draining { .. } | Freeze::Flushing { .. } => Gate::Draining,
-            Freeze::Freezing { .. } | Freeze::Frozen { .. } => Gate::Frozen,
+            Freeze::Draining { .. } => Gate::Draining,
+            Freeze::Freezing { .. } | Freeze::Flushing { .. } | Freeze::Frozen { .. } => Gate::Frozen,
             Freeze::Failed => Gate::Failed,
         }
     }
@@ -132,7 +134,7 @@ impl Replicas {
                     self.nodes[node].freeze = Freeze::Draining { version };
                 }
             }
-            Freeze::Flushing { tickets, until, .. } if tickets.is_empty() || *until <= now => self.shut(node),
+            Freeze::Flushing { tickets, until, .. } if tickets.is_empty() || *until <= now => self.frozen(node),
             _ => {}
         }
     }
@@ -145,6 +147,10 @@ impl Replicas {
     pub(super) fn freeze_adopted(&mut self, node: usize, version: u64, now: Time) {
         match self.nodes[node].freeze {
             Freeze::Draining { version: awaited } if awaited <= version => {
+                let version = self.publish_as(node, Freeze::Freezing { version: u64::MAX });
+                self.nodes[node].freeze = Freeze::Freezing { version };
+            }
+            Freeze::Freezing { version: awaited } if awaited <= version => {
                 let written = self.of(node, |target| target.role.is_written());
                 let reached: Vec<usize> =
                     written.iter().copied().filter(|target| self.targets[*target].reachable).collect();
@@ -154,10 +160,6 @@ impl Replicas {
                     false => reached.into_iter().map(|target| self.flush(target)).collect(),
                 };
                 self.nodes[node].freeze = Freeze::Flushing { tickets, durable, until: now.after(FLUSH_MAX) };
-            }
-            Freeze::Freezing { version: awaited, durable } if awaited <= version => {
-                self.nodes[node].freeze = Freeze::Frozen { durable };
-                self.tell(News::Frozen { node, flushed: durable });
             }
             _ => {}
         }
@@ -173,10 +175,10 @@ impl Replicas {
         }
     }
 
-    fn shut(&mut self, node: usize) {
+    fn frozen(&mut self, node: usize) {
         let Freeze::Flushing { tickets, durable, .. } = &self.nodes[node].freeze else { return };
         let durable = *durable && tickets.is_empty();
-        let version = self.publish_as(node, Freeze::Freezing { version: u64::MAX, durable });
-        self.nodes[node].freeze = Freeze::Freezing { version, durable };
+        self.nodes[node].freeze = Freeze::Frozen { durable };
+        self.tell(News::Frozen { node, flushed: durable });
     }
 }

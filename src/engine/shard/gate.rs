@@ -35,6 +35,15 @@ impl Shard {
         self.gated && matches!(gate, Gate::Frozen | Gate::Failed) && !planted(Bug::FrozenStillSends)
     }
 
+    /// The place in the queue of a target's link of what may be sent next: on a suspended node only a flush that was asked for.
+    pub(super) fn first_free(&self, target: usize) -> Option<usize> {
+        let queue = &self.links[target].queue;
+        if !self.is_frozen(target) {
+            return (!queue.is_empty()).then_some(0);
+        }
+        queue.iter().position(|index| self.is_flush(self.parts.at(*index).tag))
+    }
+
     /// Whether a group that has not begun may.
     pub(super) fn at_gate(&self, group: &Group) -> Passage {
         match self.view.nodes[group.node].gate {
@@ -70,7 +79,7 @@ impl Shard {
                 let asked = |part: &&Part| !self.is_flush(part.tag);
                 self.parts_of(node).filter(asked).any(|part| sent(part.state) || self.is_ready(part.target))
             }
-            Gate::Frozen => self.parts_of(node).any(|part| sent(part.state)),
+            Gate::Frozen => self.parts_of(node).any(|part| sent(part.state) && !self.is_flush(part.tag)),
             Gate::Closing if planted(Bug::CutOverBeforeDrained) => false,
             Gate::Closing => {
                 let begun = |group: &Group| {

@@ -338,6 +338,8 @@ impl Work {
             Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),
             Note::Steer(steer) => {
                 info!(array = self.config.name, ?steer, "asked");
+                // What is asked for right after a start must not find the links as they were before.
+                self.handle(Event::Tick(self.reachable()));
                 self.handle(Event::Steer(steer));
             }
             Note::End => {}
