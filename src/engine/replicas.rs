@@ -23,6 +23,7 @@ use crate::control::target::Target;
 use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::region::SyncMap;
 use crate::engine::replicas::freeze::Freeze;
+use crate::engine::replicas::jobs::Job;
 use crate::engine::replicas::moves::Moving;
 use crate::engine::replicas::slots::Gone;
 use crate::engine::shard::Report;
@@ -32,6 +33,7 @@ use crate::limits;
 use crate::units::{Id, Lba, Time};
 
 mod freeze;
+mod jobs;
 mod logs;
 mod moves;
 mod slots;
@@ -134,30 +136,6 @@ enum Step {
     Recording,
     Settling { version: u64 },
     Opening { version: u64 },
-}
-
-/// A node's sync engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
-    None,
-    Running {
-        /// Whom it reads from.
-        source: usize,
-    },
-    /// It was asked to end.
-    Stopping {
-        /// Whom it reads from.
-        source: usize,
-    },
-}
-
-impl Job {
-    fn source(self) -> Option<usize> {
-        match self {
-            Job::None => None,
-            Job::Running { source } | Job::Stopping { source } => Some(source),
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -345,46 +323,6 @@ impl Replicas {
         self.run_job(node);
     }
 
-    /// Starts the sync engine that a node needs now, or ends the one that it does not.
-    fn run_job(&mut self, node: usize) {
-        let state = &self.nodes[node];
-        let wanted = state.syncing.filter(|target| {
-            let open = state.freeze == Freeze::Open && self.targets[*target].role == Role::Syncing;
-            let moving = state.moving_to(*target);
-            open && moving.map_or(self.targets[*target].standing.is_synced(), Moving::wants_job)
-        });
-        match (wanted, state.job) {
-            (Some(target), Job::None) if state.step == Step::Steady => self.start_job(node, target),
-            (None, Job::Running { .. }) => self.stop_job(node),
-            _ => {}
-        }
-    }
-
-    fn start_job(&mut self, node: usize, target: usize) {
-        let source = self.source(node, target);
-        let (Some(source), Some(map)) = (source, self.view.nodes[node].sync.clone()) else { return };
-        let state = &mut self.nodes[node];
-        let moving = state.moving_to(target);
-        let task = moving.map_or(Task::Copy { fresh: false }, Moving::task);
-        let rate = moving.map_or(state.rate, Moving::rate);
-        state.job = Job::Running { source };
-        self.effects.push_back(Effect::Sync { node, source, target, map, task, rate });
-    }
-
-    fn stop_job(&mut self, node: usize) {
-        if let Job::Running { source } = self.nodes[node].job {
-            self.nodes[node].job = Job::Stopping { source };
-            self.effects.push_back(Effect::StopSync { node });
-        }
-    }
-
-    /// Whom a node's data is copied from: the one whose place is to be taken, or the first in sync.
-    fn source(&self, node: usize, target: usize) -> Option<usize> {
-        let good = self.of(node, |state| state.role == Role::InSync && state.reachable);
-        let from = self.nodes[node].moving_to(target).map(Moving::from).filter(|from| good.contains(from));
-        from.or_else(|| good.first().copied())
-    }
-
     /// Leaves what has failed; true when there was something.
     fn leave(&mut self, node: usize) -> bool {
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
@@ -557,47 +495,6 @@ impl Replicas {
         if matches!(state.step, Step::Leaving { adopted: true, .. }) && (!source_left || planted(Bug::StaleSource)) {
             self.record(node);
         }
-    }
-
-    /// Which target of a node is syncing now.
-    fn see_syncing(&mut self, node: usize) {
-        if self.nodes[node].job == Job::None {
-            self.nodes[node].syncing = self.of(node, |target| target.role == Role::Syncing).first().copied();
-        }
-    }
-
-    fn synced(&mut self, node: usize, result: Result<Copied, CopyError>, now: Time) {
-        let asked = matches!(self.nodes[node].job, Job::Stopping { .. });
-        self.nodes[node].job = Job::None;
-        self.left(node);
-        let Some(target) = self.nodes[node].syncing else { return };
-        if self.targets[target].role != Role::Syncing {
-            self.nodes[node].syncing = None;
-            return self.wait_longer(node, now);
-        }
-        if asked && result == Err(CopyError::Stopped) {
-            // It goes on where it was, when it may.
-            return;
-        }
-        if self.nodes[node].moving_to(target).is_some() {
-            return self.move_synced(node, result);
-        }
-        if result.is_ok() && !self.targets[target].failed {
-            self.nodes[node].pause = RETRY_MIN;
-            self.nodes[node].retry_at = now;
-            self.targets[target].standing = Standing::InSync;
-            self.record(node);
-        } else {
-            self.targets[target].failed = true;
-            self.wait_longer(node, now);
-        }
-    }
-
-    /// What has failed is tried again later.
-    fn wait_longer(&mut self, node: usize, now: Time) {
-        let state = &mut self.nodes[node];
-        state.retry_at = now.after(state.pause);
-        state.pause = state.pause.saturating_mul(2).min(RETRY_MAX);
     }
 
     fn flushed(&mut self, ticket: u64, durable: bool, now: Time) {
