@@ -111,6 +111,7 @@ bugs! {
     ResumeForgetsStale "a resume takes stale replicas as in sync"
     StaleSource "a region is copied from a replica that has missed a write to it meanwhile"
     FreshHidesMarks "what a stale copy lacks is not known any more when the one in sync is replaced by a new volume"
+    StopIsFlush "after an orderly stop replicas are taken as the same although not all of it was flushed"
     ReportsMixed "that a node has diverged is not told when one of its targets was reported already"
     CutOverBeforeDrained "the destination takes the place while writes to the source are in flight"
     CursorOffByOne "of a copy that was interrupted one region too many is believed"

@@ -27,6 +27,7 @@ use crate::engine::replicas::jobs::Job;
 use crate::engine::replicas::moves::Moving;
 use crate::engine::replicas::slots::Gone;
 use crate::engine::shard::Report;
+use crate::engine::shared::Shared;
 use crate::engine::steer::{News, Steer};
 use crate::engine::view::{Role, View};
 use crate::limits;
@@ -259,6 +260,16 @@ impl Replicas {
             node.step == Step::Steady && node.syncing.is_none_or(candidate)
         };
         self.nodes.iter().all(settled) && !self.saving
+    }
+
+    /// Whether all replicas that are in sync are known to hold the same, whatever happens to their machines when the array has ended:
+    /// what one of them loses that was not flushed another one may have.
+    pub fn is_clean(&self, shared: &Shared) -> bool {
+        let lossless = |node: usize| {
+            let in_sync = self.of(node, |target| target.role == Role::InSync);
+            in_sync.len() < 2 || in_sync.iter().all(|target| shared.target(*target).is_flushed())
+        };
+        self.is_settled() && (planted(Bug::StopIsFlush) || (0..self.nodes.len()).all(lossless))
     }
 
     /// Whether nothing is under way at all.

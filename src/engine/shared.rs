@@ -194,6 +194,11 @@ impl TargetShared {
         mark.iter().zip(&self.counters).all(covered)
     }
 
+    /// Whether everything that was acknowledged there is durable.
+    pub fn is_flushed(&self) -> bool {
+        self.flush_mark().is_none()
+    }
+
     /// The flush that had noted `mark` has succeeded.
     pub(crate) fn flushed(&self, mark: &FlushMark) {
         for (mark, counters) in mark.iter().zip(&self.counters) {

@@ -304,7 +304,7 @@ impl Work {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
-        self.settled.store(u64::from(self.config.rules.is_settled()), Ordering::SeqCst);
+        self.settled.store(u64::from(self.config.rules.is_clean(&self.config.shared)), Ordering::SeqCst);
         for (_, sync) in std::mem::take(&mut self.syncs) {
             let _ = sync.orders.post(Order::Stop);
             let _ = sync.thread.join();
