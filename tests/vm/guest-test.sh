@@ -267,7 +267,7 @@ suspend_one_of_four() {
     wait "$reader"
 }
 roam_is_whole() {
-    sha256sum "$T"/roam/* >"$T/roam.sums"
+    find "$T/roam" -type f -exec sha256sum {} + >"$T/roam.sums"
     umount "$T/roam"
     e2fsck -fn "$(device roam)"
     mount -o ro "$(device roam)" "$T/roam"
