@@ -99,6 +99,13 @@ fn connections_cut_at_any_byte_lose_nothing() {
 fn a_connection_that_falls_silent_is_given_up() {
     let (farm, seed) = (Farm::new(2), seed());
     let (proxies, uri) = behind_proxies(&farm, seed, "quiet", "4K");
+    // All connections are there: one that is made later would not be silent.
+    let until = Instant::now() + Duration::from_secs(10);
+    let all_there = |shown: &str| shown.contains(" connected") && !shown.contains("connecting");
+    while !all_there(&farm.dst("status quiet")) {
+        assert!(Instant::now() < until, "it does not connect");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     // Nobody closes it: only the array's own question can find out, and what was under way must not be lost.
     assert!(proxies[0].mute_all() > 0);
     let from = Instant::now();
