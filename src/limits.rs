@@ -84,6 +84,14 @@ pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// A target that is copied to is left behind when one write of the copy takes longer than this.
 pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// A stale replica is synced again at the earliest after this, when the last try has failed; doubled with each.
+pub const SYNC_RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+pub const SYNC_RETRY_MAX: Duration = Duration::from_secs(10);
+/// The first pause after a cut-over that was rolled back because it took too long; doubled with each.
+pub const CUT_OVER_RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+pub const CUT_OVER_RETRY_MAX: Duration = Duration::from_secs(5);
 /// A flush that no request waits for, before a target is in sync, may take this long: a disk with a full cache is slow, not bad.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Regions that the sync engine has under way at a time, on each node.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::spec::duration_text;
 use crate::control::target::Target;
+use crate::limits;
 use crate::units::{Epoch, Id, NodeId};
 
 /// How far a migration is.
@@ -124,6 +125,33 @@ pub struct MoveLive {
 }
 
 impl MigrationStatus {
+    /// One that is about to begin: nothing is known of it but who moves, from where to where.
+    pub fn new(number: u64, id: Id, node: NodeId, from: Target, to: Target) -> MigrationStatus {
+        MigrationStatus {
+            number,
+            id,
+            node,
+            from,
+            to,
+            state: MigrationState::Preparing,
+            paused: false,
+            rate: 0,
+            max_freeze: limits::MAX_FREEZE_DEFAULT,
+            verify: true,
+            keep_until: None,
+            epoch: Epoch(0),
+            begun: 0,
+            ended: None,
+            size: 0,
+            copied: 0,
+            regions: 0,
+            root: None,
+            freeze_nanos: None,
+            rolled_back: 0,
+            why: None,
+        }
+    }
+
     /// Adds what the data path says.
     pub fn with_live(&mut self, live: MoveLive) {
         if !self.state.is_over() {

@@ -348,28 +348,15 @@ mod tests {
     }
 
     fn transfer() -> Transfer {
+        let (from, to) = ("h:1/v".parse().unwrap(), "k:1/v".parse().unwrap());
         let status = MigrationStatus {
-            number: 3,
-            id: Id([9; 16]),
-            node: NodeId(Lba(0)),
-            from: "h:1/v".parse().unwrap(),
-            to: "k:1/v".parse().unwrap(),
             state: MigrationState::Copying,
             paused: true,
             rate: 7,
-            max_freeze: limits::MAX_FREEZE_DEFAULT,
-            verify: true,
-            keep_until: None,
             epoch: Epoch(3),
             begun: 6,
-            ended: None,
             size: 4096,
-            copied: 0,
-            regions: 0,
-            root: None,
-            freeze_nanos: None,
-            rolled_back: 0,
-            why: None,
+            ..MigrationStatus::new(3, Id([9; 16]), NodeId(Lba(0)), from, to)
         };
         let keep = Some(Duration::from_secs(60));
         Transfer { status, from: Id([1; 16]), to: Id([3; 16]), made: true, keep, stage: Stage::Open }

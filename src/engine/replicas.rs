@@ -30,6 +30,7 @@ use crate::engine::shard::Report;
 use crate::engine::shared::Shared;
 use crate::engine::steer::{News, Steer};
 use crate::engine::view::{Role, View};
+use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Id, Lba, Time};
 
@@ -38,14 +39,11 @@ mod jobs;
 mod logs;
 mod moves;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 pub use freeze::FreezeState;
 pub use logs::Standing;
-
-/// A stale target is synced again at the earliest after this, when the last try has failed; doubled with each.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-/// The longest pause between two tries.
-const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -77,6 +75,13 @@ pub enum Event {
     },
     /// The owner of arrays asks for something.
     Steer(Steer),
+    /// A spare target could not be given its volume.
+    NotAttached {
+        /// The spare target.
+        target: usize,
+        /// Why.
+        errno: Errno,
+    },
     /// Time has passed. Per target: whether it can be asked now.
     Tick(Vec<bool>),
 }
@@ -116,7 +121,7 @@ pub enum Effect {
         /// The target.
         target: usize,
     },
-    /// A spare target gets a volume, before any view in which it is attached.
+    /// A spare target gets a volume, before any view in which it is attached. [`Event::NotAttached`] if it cannot.
     Attach {
         /// The spare target.
         target: usize,
@@ -146,8 +151,6 @@ struct NodeState {
     syncing: Option<usize>,
     /// The sync engine that does it.
     job: Job,
-    /// Bytes a second that are copied at most; 0: no bound.
-    rate: u64,
     freeze: Freeze,
     moving: Option<Moving>,
     /// All but one target are to be left: they may differ.
@@ -211,12 +214,11 @@ impl Replicas {
                 step: if known { Step::Steady } else { Step::Recording },
                 syncing: None,
                 job: Job::None,
-                rate: limits::SYNC_RATE,
                 freeze: Freeze::Open,
                 moving: None,
                 diverged: false,
                 retry_at: Time(0),
-                pause: RETRY_MIN,
+                pause: limits::SYNC_RETRY_MIN,
             });
         }
         let dirty = nodes.iter().any(|node| node.step == Step::Recording);
@@ -297,6 +299,7 @@ impl Replicas {
             Event::Synced { node, result } => self.synced(node, result, now),
             Event::Flushed { ticket, durable } => self.flushed(ticket, durable, now),
             Event::Steer(steer) => self.steer(steer),
+            Event::NotAttached { target, errno } => self.not_attached(target, errno),
             Event::Tick(reachable) => {
                 for (target, reachable) in self.targets.iter_mut().zip(reachable) {
                     target.reachable = reachable;
@@ -503,7 +506,7 @@ impl Replicas {
     fn left(&mut self, node: usize) {
         let state = &self.nodes[node];
         let source_left = state.job.source().is_some_and(|source| self.targets[source].role == Role::Leaving);
-        if matches!(state.step, Step::Leaving { adopted: true, .. }) && (!source_left || planted(Bug::StaleSource)) {
+        if matches!(state.step, Step::Leaving { adopted: true, .. }) && !source_left {
             self.record(node);
         }
     }
@@ -538,19 +541,7 @@ impl Replicas {
             Steer::Move(spec) => self.begin_move(spec),
             Steer::Replace { node, from, to, target } => self.replace(node, from, to, target),
             Steer::Pause { node, paused } => self.pause_move(node, paused),
-            Steer::Rate { node, bytes } => self.set_rate(node, bytes),
             Steer::Abort { node } => self.abort_move(node),
-        }
-    }
-
-    fn set_rate(&mut self, node: usize, bytes: u64) {
-        if let Some(state) = self.nodes.get_mut(node) {
-            state.rate = bytes;
-            if let Some(moving) = &mut state.moving {
-                moving.set_rate(bytes);
-            }
-            // It goes on at the new one.
-            self.stop_job(node);
         }
     }
 }

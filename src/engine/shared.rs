@@ -235,9 +235,6 @@ impl TargetShared {
 
     /// Another volume is attached here: nothing is known of it. No shard uses the former one any more.
     pub fn renew(&self) {
-        if planted(Bug::SlotNotRenewed) {
-            return;
-        }
         for counters in &self.counters {
             counters.acknowledged.fetch_add(1, Ordering::SeqCst);
         }
@@ -355,6 +352,23 @@ mod tests {
         let later = target.flush_mark().unwrap();
         target.flushed(&later);
         assert!(target.flush_mark().is_none());
+    }
+
+    #[test]
+    fn nothing_of_a_former_volume_is_believed_of_the_next() {
+        let shared = Shared::new(1, 1);
+        let target = shared.target(0);
+        target.flushed(&target.flush_mark().unwrap());
+        target.told_losses(3);
+        target.acknowledge(0);
+        target.told_losses(4);
+        target.fail_flush();
+        assert!(target.has_lost() && target.has_failed_flush());
+        target.renew();
+        assert!(!target.has_lost() && !target.has_failed_flush() && !target.is_flushed());
+        // The next volume's machine has lost something before it came here: that is none of this array's.
+        target.told_losses(7);
+        assert!(!target.has_lost());
     }
 
     #[test]

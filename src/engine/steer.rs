@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::control::migration::MigrationState;
 use crate::control::target::Target;
 use crate::errno::Errno;
 use crate::units::{Id, Lba};
@@ -68,13 +69,6 @@ pub enum Steer {
         /// Whether it is to wait.
         paused: bool,
     },
-    /// How fast a node's data may be copied from now on, bytes a second; 0: no bound.
-    Rate {
-        /// The node.
-        node: usize,
-        /// See above.
-        bytes: u64,
-    },
     /// A move ends; the node stays where it is. Answered by [`News::Moved`], which may also say that it was too late.
     Abort {
         /// The node.
@@ -105,29 +99,11 @@ pub struct Move {
     pub fresh: bool,
 }
 
-/// Where a move is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// The destination is being attached.
-    Preparing,
-    /// Regions are copied.
-    Copying,
-    /// Everything is on both; what is written goes to both.
-    Mirroring,
-    /// The two are compared.
-    Verifying,
-    /// Requests wait while the destination takes the place.
-    CutOver,
-    /// The destination is in place; with `keep` the former replica is written, too.
-    Committed,
-}
-
 /// How a move goes, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoveShown {
     /// Where it is.
-    pub phase: Phase,
+    pub phase: MigrationState,
     /// It begins nothing further until it may again.
     pub paused: bool,
     /// Cut-overs that were rolled back.

@@ -1,11 +1,11 @@
 //! Real processes for tests at host speed: storage servers, an array daemon, the command line. Everything lives in a directory of
 //! its own and on loopback, and is gone when the farm is dropped.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a process may take to be ready. Machines are slow at times.
@@ -325,18 +325,15 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// An address of loopback on which nobody listens now, and nobody else will: ports below the range that the kernel hands out, each
-/// used once, so that a server that was killed finds its own again.
+/// An address that nobody else uses: loopback has sixteen million, this process takes one of its own, and each port of it once, so that a
+/// server that was killed finds its own again.
+///
+/// It is not tried out with a listener: a program that another test starts at that moment has the listener too until it is executed,
+/// and would answer in the place of the server.
 pub(crate) fn free_address() -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let first = 21_000 + std::process::id() as usize % 8_000;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
-        let address = format!("127.0.0.1:{port}");
-        if TcpListener::bind(&address).is_ok() {
-            return address;
-        }
-    }
+    static NEXT: AtomicU16 = AtomicU16::new(1024);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    format!("127.{}.{b}.{c}:{}", a + 1, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn wait(what: &str, log: &Path, ready: impl Fn() -> bool) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dst::engine::link::{LinkCommand, LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
-use dst::engine::shard::{Body, Outgoing, Shard};
+use dst::engine::shard::{Body, Outgoing, Report, Shard};
 use dst::engine::shared::Shared;
 use dst::engine::view::View;
 use dst::errno::Errno;
@@ -424,4 +424,37 @@ fn a_node_that_does_not_answer_starves_no_request_of_another() {
             done += 1;
         }
     }
+}
+
+#[test]
+fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
+    let volumes = [VOLUME, Id([8; 16])];
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
+    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
+    let mut shard = Shard::new(config, Arc::new(view), Arc::new(Shared::new(2, 1)));
+    let up = |shard: &mut Shard, target: usize, losses: u64| {
+        let terms = Terms { sectors: SECTORS, volume: volumes[target], losses, requests_max: 64, bytes_max: 1 << 20 };
+        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
+    };
+    shard.handle_timeout(ms(0));
+    (0..2).for_each(|target| up(&mut shard, target, 0));
+    let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
+    shard.handle_request(ms(2), Tag(0), write);
+    for target in 0..2 {
+        let reply = shard.poll_send(target).unwrap().header.reply(Ok(()));
+        shard.handle_reply(ms(3), target, &reply, Body::Good).unwrap();
+    }
+    assert_eq!(shard.poll_complete(), Some((Tag(0), Ok(()))));
+    // The first one's machine comes back without it; then the other one cannot write.
+    shard.handle_link(ms(4), 0, LinkEvent::Down(Errno::ECONNRESET));
+    shard.handle_timeout(ms(200));
+    up(&mut shard, 0, 1);
+    assert_eq!(shard.poll_report(), Some(Report::Failed { target: 0, errno: Errno::EIO }));
+    shard.handle_request(ms(202), Tag(1), write);
+    assert!(shard.poll_send(0).is_none(), "what has lost something is not written");
+    let reply = shard.poll_send(1).unwrap().header.reply(Err(Errno::EIO));
+    shard.handle_reply(ms(203), 1, &reply, Body::Good).unwrap();
+    assert_eq!(shard.poll_complete(), Some((Tag(1), Err(Errno::EIO))));
+    // Else its range stays taken for ever.
+    assert_eq!(shard.poll_report(), Some(Report::Diverged { node: 0 }));
 }

@@ -81,10 +81,6 @@ impl World {
                 self.steer(Steer::Pause { node, paused: true });
                 return true;
             }
-            Deed::Rate => {
-                let bytes = self.rng.pick(&[0, 100_000, 1 << 20]);
-                self.steer(Steer::Rate { node, bytes });
-            }
             Deed::Add => {
                 if let Some(target) = self.spare_target(node) {
                     self.record.standings[target] = Standing::Filling { from: Lba(0) };

@@ -27,8 +27,6 @@ pub(crate) enum Deed {
     Abort,
     /// A move waits.
     Pause,
-    /// It goes faster, or slower.
-    Rate,
     /// A node gets one more replica.
     Add,
     /// It loses one.
@@ -229,7 +227,6 @@ pub(crate) fn deeds(rng: &mut Rng, plan: &mut Plan) {
         Deed::Undo,
         Deed::Abort,
         Deed::Pause,
-        Deed::Rate,
         Deed::Release,
     ];
     if plan.copies > 1 {

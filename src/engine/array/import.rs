@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{Array, Effect, Found, JobId, Life, Outcome, Owner, Ticket, Work, plan, view};
 use crate::control::command::{Answer, Import, Refusal};
 use crate::control::member::{MemberLabel, NodeLabel, TransferLabel, TransferRole};
-use crate::control::migration::{MigrationState, MigrationStatus};
+use crate::control::migration::MigrationStatus;
 use crate::control::node::Migrate;
 use crate::control::replica::{ReplicaSpec, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
@@ -366,28 +366,12 @@ fn open(
     let Some(from) = node.replicas.iter().find(|replica| replica.volume == transfer.from) else { return Ok(None) };
     let Migrate { rate, max_freeze, verify, .. } = Migrate::to("");
     let status = MigrationStatus {
-        // Numbers count again from here.
-        number: 0,
-        id: transfer.id,
-        node: start,
-        from: from.target.clone(),
-        to: to.clone(),
-        state: MigrationState::Preparing,
-        paused: false,
         rate,
         max_freeze,
         verify,
-        keep_until: None,
-        epoch: Epoch(0),
-        begun: 0,
-        ended: None,
         size: node.sectors * SECTOR_BYTES,
-        copied: 0,
-        regions: 0,
-        root: None,
-        freeze_nanos: None,
-        rolled_back: 0,
-        why: None,
+        // Numbers count again from here.
+        ..MigrationStatus::new(0, transfer.id, start, from.target.clone(), to.clone())
     };
     let (from, to) = (transfer.from, transfer.volume);
     Ok(Some(Transfer { status, from, to, made: false, keep: None, stage: Stage::Open }))

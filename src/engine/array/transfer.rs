@@ -54,27 +54,13 @@ impl Owner {
         let (from, from_target) = (from.volume, from.target.clone());
         let number = array.spec.migrated + 1;
         let status = MigrationStatus {
-            number,
-            id: fresh,
-            node: start,
-            from: from_target,
-            to: to.clone(),
-            state: MigrationState::Preparing,
-            paused: false,
             rate: migrate.rate,
             max_freeze: migrate.max_freeze,
             verify: migrate.verify,
-            keep_until: None,
             epoch: array.spec.epoch,
             begun: self.wall(now),
-            ended: None,
             size: array.spec.nodes[at].sectors * SECTOR_BYTES,
-            copied: 0,
-            regions: 0,
-            root: None,
-            freeze_nanos: None,
-            rolled_back: 0,
-            why: None,
+            ..MigrationStatus::new(number, fresh, start, from_target, to.clone())
         };
         let keep = migrate.keep_source.map(|keep| keep.0);
         let transfer = Transfer { status, from, to: Id::NIL, made: false, keep, stage: Stage::Open };
@@ -357,23 +343,15 @@ impl Owner {
         let wall = self.wall(now);
         let number = array.spec.migrated + 1;
         let Some(former) = array.spec.nodes[node].transfer.take() else { return Ok(()) };
+        let before = &former.status;
         let status = MigrationStatus {
-            number,
-            id: fresh,
-            from: former.status.to.clone(),
-            to: former.status.from.clone(),
-            state: MigrationState::Preparing,
-            keep_until: None,
+            rate: before.rate,
+            max_freeze: before.max_freeze,
+            verify: before.verify,
             epoch: array.spec.epoch,
             begun: wall,
-            ended: None,
-            copied: 0,
-            regions: 0,
-            root: None,
-            freeze_nanos: None,
-            rolled_back: 0,
-            why: None,
-            ..former.status.clone()
+            size: before.size,
+            ..MigrationStatus::new(number, fresh, before.node, before.to.clone(), before.from.clone())
         };
         let target = status.to.clone();
         let back = Transfer { status, from: former.to, to: former.from, made: false, keep: None, stage: Stage::Open };

@@ -8,16 +8,12 @@
 //!
 //! It is flushed when nothing can be sent any more: a connection that comes back in the meantime would bring more to flush.
 
-use std::time::Duration;
-
 use super::{Job, NodeState, Replicas, Step};
 use crate::bugs::{Bug, planted};
 use crate::engine::steer::News;
 use crate::engine::view::{Gate, Role};
+use crate::limits;
 use crate::units::Time;
-
-/// For so long the flush at the end of draining may take; then later flushes wait for the resume.
-const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 /// See the diagram at the top.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,8 +126,7 @@ impl Replicas {
             Freeze::Wanted => {
                 let busy = state.moving.as_ref().is_some_and(super::moves::Moving::shuts_gate);
                 if state.step == Step::Steady && state.job == Job::None && !busy {
-                    let version = self.publish_as(node, Freeze::Draining { version: u64::MAX });
-                    self.nodes[node].freeze = Freeze::Draining { version };
+                    self.publish_as(node, |version| Freeze::Draining { version });
                 }
             }
             Freeze::Flushing { tickets, until, .. } if tickets.is_empty() || *until <= now => self.frozen(node),
@@ -139,16 +134,17 @@ impl Replicas {
         }
     }
 
-    fn publish_as(&mut self, node: usize, freeze: Freeze) -> u64 {
-        self.nodes[node].freeze = freeze;
-        self.publish()
+    /// Shuts the gate of a node further, in a view whose version is awaited.
+    fn publish_as(&mut self, node: usize, freeze: impl Fn(u64) -> Freeze) {
+        self.nodes[node].freeze = freeze(u64::MAX);
+        let version = self.publish();
+        self.nodes[node].freeze = freeze(version);
     }
 
     pub(super) fn freeze_adopted(&mut self, node: usize, version: u64, now: Time) {
         match self.nodes[node].freeze {
             Freeze::Draining { version: awaited } if awaited <= version => {
-                let version = self.publish_as(node, Freeze::Freezing { version: u64::MAX });
-                self.nodes[node].freeze = Freeze::Freezing { version };
+                self.publish_as(node, |version| Freeze::Freezing { version });
             }
             Freeze::Freezing { version: awaited } if awaited <= version => {
                 let written = self.of(node, |target| target.role.is_written());
@@ -159,7 +155,8 @@ impl Replicas {
                     true => Vec::new(),
                     false => reached.into_iter().map(|target| self.flush(target)).collect(),
                 };
-                self.nodes[node].freeze = Freeze::Flushing { tickets, durable, until: now.after(FLUSH_MAX) };
+                self.nodes[node].freeze =
+                    Freeze::Flushing { tickets, durable, until: now.after(limits::FLUSH_TIMEOUT) };
             }
             _ => {}
         }

@@ -1,10 +1,11 @@
 //! The sync engine of a node: when it runs, from whom to whom, and what follows from how it ended.
 
-use super::{Effect, RETRY_MAX, RETRY_MIN, Replicas, Standing, Step};
+use super::{Effect, Replicas, Standing, Step};
 use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::replicas::freeze::Freeze;
 use crate::engine::replicas::moves::Moving;
 use crate::engine::view::Role;
+use crate::limits;
 use crate::units::Time;
 
 /// A node's sync engine.
@@ -53,7 +54,7 @@ impl Replicas {
         let state = &mut self.nodes[node];
         let moving = state.moving_to(target);
         let task = moving.map_or(Task::Copy { fresh: false }, Moving::task);
-        let rate = moving.map_or(state.rate, Moving::rate);
+        let rate = moving.map_or(limits::SYNC_RATE, Moving::rate);
         state.job = Job::Running { source };
         self.effects.push_back(Effect::Sync { node, source, target, map, task, rate });
     }
@@ -96,7 +97,7 @@ impl Replicas {
             return self.move_synced(node, result);
         }
         if result.is_ok() && !self.targets[target].failed {
-            self.nodes[node].pause = RETRY_MIN;
+            self.nodes[node].pause = limits::SYNC_RETRY_MIN;
             self.nodes[node].retry_at = now;
             self.targets[target].standing = Standing::InSync;
             self.record(node);
@@ -110,6 +111,6 @@ impl Replicas {
     pub(super) fn wait_longer(&mut self, node: usize, now: Time) {
         let state = &mut self.nodes[node];
         state.retry_at = now.after(state.pause);
-        state.pause = state.pause.saturating_mul(2).min(RETRY_MAX);
+        state.pause = state.pause.saturating_mul(2).min(limits::SYNC_RETRY_MAX);
     }
 }

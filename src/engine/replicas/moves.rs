@@ -14,19 +14,16 @@ use std::time::Duration;
 
 use super::{Freeze, Job, NodeState, Replicas, Standing, Step};
 use crate::bugs::{Bug, planted};
+use crate::control::migration::MigrationState;
 use crate::control::target::Target;
 use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::region::SyncMap;
 use crate::engine::replicas::slots::Gone;
-use crate::engine::steer::{Move, MoveError, MoveShown, Moved, News, Phase};
+use crate::engine::steer::{Move, MoveError, MoveShown, Moved, News};
 use crate::engine::view::Role;
 use crate::errno::Errno;
+use crate::limits;
 use crate::units::{Id, Lba, Time};
-
-/// The first pause after a cut-over that took too long; doubled with each.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest.
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -57,7 +54,17 @@ pub(super) struct Moving {
 
 impl Moving {
     fn new(spec: Move, from: usize, to: usize, stage: Stage) -> Moving {
-        Moving { spec, from, to, stage, paused: false, copied: 0, root: None, rolled_back: 0, pause: RETRY_MIN }
+        Moving {
+            spec,
+            from,
+            to,
+            stage,
+            paused: false,
+            copied: 0,
+            root: None,
+            rolled_back: 0,
+            pause: limits::CUT_OVER_RETRY_MIN,
+        }
     }
 
     pub(super) fn from(&self) -> usize {
@@ -85,10 +92,6 @@ impl Moving {
         self.spec.rate
     }
 
-    pub(super) fn set_rate(&mut self, bytes: u64) {
-        self.spec.rate = bytes;
-    }
-
     pub(super) fn next_timeout(&self) -> Time {
         match self.stage {
             Stage::Mirroring { retry_at } => retry_at,
@@ -97,13 +100,13 @@ impl Moving {
         }
     }
 
-    fn phase(&self) -> Phase {
+    fn phase(&self) -> MigrationState {
         match self.stage {
-            Stage::Preparing | Stage::Ending(_) => Phase::Preparing,
-            Stage::Copying => Phase::Copying,
-            Stage::Verifying => Phase::Verifying,
-            Stage::Mirroring { .. } | Stage::Flushing { .. } => Phase::Mirroring,
-            Stage::Closing { .. } | Stage::Sealing { .. } | Stage::Committing { .. } => Phase::CutOver,
+            Stage::Preparing | Stage::Ending(_) => MigrationState::Preparing,
+            Stage::Copying => MigrationState::Copying,
+            Stage::Verifying => MigrationState::Verifying,
+            Stage::Mirroring { .. } | Stage::Flushing { .. } => MigrationState::Mirroring,
+            Stage::Closing { .. } | Stage::Sealing { .. } | Stage::Committing { .. } => MigrationState::CutOver,
         }
     }
 }
@@ -128,18 +131,26 @@ impl Replicas {
 
     pub(super) fn begin_move(&mut self, spec: Move) {
         let node = spec.node;
-        let from = self.slot(node, spec.from).filter(|from| self.targets[*from].role == Role::InSync);
+        let Some((from, to)) = self.ends_of_move(&spec) else {
+            return self.tell(News::Moved { node, result: Err(MoveError::Refused) });
+        };
+        self.nodes[node].moving = Some(Moving::new(spec, from, to, Stage::Preparing));
+    }
+
+    /// Whom a move is from, and to whom: attached, if it is not yet. `None`: there can be no such move.
+    fn ends_of_move(&mut self, spec: &Move) -> Option<(usize, usize)> {
+        let node = spec.node;
+        let from = self.slot(node, spec.from).filter(|from| self.targets[*from].role == Role::InSync)?;
+        if self.nodes[node].moving.is_some() {
+            return None;
+        }
+        let candidate =
+            |to: &usize| self.targets[*to].standing == Standing::Candidate && self.targets[*to].gone.is_none();
         let to = match self.slot(node, spec.to) {
-            Some(to) => Some(to).filter(|to| self.targets[*to].standing == Standing::Candidate),
-            None if from.is_none() => None,
+            Some(to) => Some(to).filter(candidate),
             None => self.attach(node, spec.target.clone(), spec.to, Standing::Candidate),
         };
-        match (from, to) {
-            (Some(from), Some(to)) if self.nodes[node].moving.is_none() && self.targets[to].gone.is_none() => {
-                self.nodes[node].moving = Some(Moving::new(spec, from, to, Stage::Preparing));
-            }
-            _ => self.tell(News::Moved { node, result: Err(MoveError::Refused) }),
-        }
+        Some((from, to?))
     }
 
     /// The operator's word: `to` has what `from` had. Only while nothing can be in flight.
@@ -175,7 +186,7 @@ impl Replicas {
     }
 
     /// The node stays where it is: the target that was to take its place is left.
-    fn end_move(&mut self, node: usize, error: MoveError) {
+    pub(super) fn end_move(&mut self, node: usize, error: MoveError) {
         let Some(moving) = &mut self.nodes[node].moving else { return };
         moving.stage = Stage::Ending(error);
         let to = moving.to;
@@ -249,7 +260,7 @@ impl Replicas {
         let Some(moving) = &mut self.nodes[node].moving else { return };
         moving.stage = Stage::Mirroring { retry_at: now.after(moving.pause) };
         moving.rolled_back = moving.rolled_back.saturating_add(1);
-        moving.pause = moving.pause.saturating_mul(2).min(RETRY_MAX);
+        moving.pause = moving.pause.saturating_mul(2).min(limits::CUT_OVER_RETRY_MAX);
         if planted(Bug::RollBackForgetsWrites) {
             let to = moving.to;
             self.targets[to].role = Role::Stale;
@@ -332,12 +343,9 @@ impl Replicas {
         if !keep {
             self.targets[from].gone = Some(Gone::Replaced);
         }
-        // A new volume was not written where it reads as zeros: its log does not know that a stale copy may not be zero there.
-        let fresh = self.nodes[node].moving.as_ref().is_some_and(|moving| moving.spec.fresh);
-        if fresh && !planted(Bug::FreshHidesMarks) {
-            for stale in self.of(node, |target| target.standing == Standing::Stale) {
-                self.targets[stale].standing = Standing::Filling { from: Lba(0) };
-            }
+        // What a stale copy lacks is in the log of the one that goes, and not in that of the one that comes.
+        for stale in self.of(node, |target| target.standing == Standing::Stale) {
+            self.targets[stale].standing = Standing::Filling { from: Lba(0) };
         }
         self.record(node);
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Effect, Replicas, Standing};
 use crate::control::target::Target;
-use crate::engine::steer::News;
+use crate::engine::steer::{MoveError, News};
 use crate::engine::view::{Role, View};
+use crate::errno::Errno;
 use crate::units::Id;
 
 /// Why a target is left for good.
@@ -48,6 +49,15 @@ impl Replicas {
         self.effects.push_back(Effect::Attach { target, at, volume });
         self.publish();
         Some(target)
+    }
+
+    /// A spare target could not be given its volume: whoever wanted it is told.
+    pub(super) fn not_attached(&mut self, target: usize, errno: Errno) {
+        let node = self.view.targets[target].node;
+        if self.nodes[node].moving_to(target).is_some() {
+            self.end_move(node, MoveError::Target(errno));
+        }
+        self.targets[target].gone.get_or_insert(Gone::Asked);
     }
 
     /// A replica is to be left for good.

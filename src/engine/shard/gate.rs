@@ -60,7 +60,7 @@ impl Shard {
         let written = |target: usize| self.view.role(target).is_written();
         let flushed = |target: usize| {
             let shared = self.shared.target(target);
-            shared.flush_mark().is_none() && !shared.has_failed_flush() && !shared.has_lost()
+            shared.is_flushed() && !shared.has_failed_flush() && !shared.has_lost()
         };
         self.view.nodes[node].targets.iter().copied().filter(|target| written(*target)).all(flushed)
     }

@@ -374,8 +374,9 @@ impl Work {
                 }
             }
             Effect::Attach { target, at, volume } => {
-                if let Err(why) = self.attach(target, &at, volume) {
+                if let Err((errno, why)) = self.attach(target, &at, volume) {
                     warn!(array = self.config.name, target, %at, why, "a volume cannot be attached");
+                    self.handle(Event::NotAttached { target, errno });
                 }
             }
             Effect::Tell(news) => {
@@ -415,18 +416,18 @@ impl Work {
     }
 
     /// A spare target has a volume from now on.
-    fn attach(&mut self, target: usize, at: &Target, volume: Id) -> Result<(), String> {
+    fn attach(&mut self, target: usize, at: &Target, volume: Id) -> Result<(), (Errno, String)> {
         let node = self.config.rules.view().targets[target].node;
         let sectors = self.config.rules.view().geometry.node_sectors(node);
         let place = match at {
             Target::Remote { server, volume } => {
-                let address = targets::resolve(server).map_err(|refusal| refusal.text)?[0];
+                let address = targets::resolve(server).map_err(|refusal| (refusal.errno, refusal.text))?[0];
                 Place::Remote { address, volume: volume.clone() }
             }
             Target::Local(path) => Place::Local(path.into()),
         };
-        let opened = Attachment::open(place, volume, node, sectors).map_err(|refusal| refusal.text)?;
-        let opened = Arc::new(opened);
+        let opened = Attachment::open(place, volume, node, sectors);
+        let opened = Arc::new(opened.map_err(|refusal| (refusal.errno, refusal.text))?);
         self.config.shared.target(target).renew();
         self.config.seats.attach(target, &opened);
         self.addresses[target] = opened.address();

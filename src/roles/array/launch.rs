@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
-use crate::control::migration::{MigrationState, MoveLive};
+use crate::control::migration::MoveLive;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
 use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaLive, Trust};
@@ -15,7 +15,7 @@ use crate::engine::array::plan;
 use crate::engine::replicas::{FreezeState, Standing};
 use crate::engine::shard::why::Waiting;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
-use crate::engine::steer::{MoveShown, Phase, Steer};
+use crate::engine::steer::{MoveShown, Steer};
 use crate::engine::view::Role;
 use crate::errno::Errno;
 use crate::io::clock;
@@ -258,15 +258,11 @@ fn gate(freeze: FreezeState) -> Gate {
 }
 
 fn move_live(moving: MoveShown, progress: Option<Progress>) -> MoveLive {
-    let state = match moving.phase {
-        Phase::Preparing => MigrationState::Preparing,
-        Phase::Copying => MigrationState::Copying,
-        Phase::Mirroring => MigrationState::Mirroring,
-        Phase::Verifying => MigrationState::Verifying,
-        Phase::CutOver => MigrationState::CutOver,
-        Phase::Committed => MigrationState::Committed,
-    };
-    MoveLive { state, copied: progress.map_or(0, |progress| progress.synced), rolled_back: moving.rolled_back }
+    MoveLive {
+        state: moving.phase,
+        copied: progress.map_or(0, |progress| progress.synced),
+        rolled_back: moving.rolled_back,
+    }
 }
 
 fn live(target: &TargetShared) -> ReplicaLive {

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use super::client::{Client, FUA, code};
 use super::dice::Dice;
@@ -226,6 +227,21 @@ pub(crate) struct Habits {
     pub(crate) flush: u32,
     /// A change that is to be durable when it is answered.
     pub(crate) durable: u32,
+}
+
+/// Several of them at once ([`write()`]), each with dice of its own.
+pub(crate) fn writers<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    connections: u64,
+    seed: u64,
+    habits: Habits,
+    (path, journal, stop): (&'scope Path, &'scope Mutex<Journal>, &'scope AtomicBool),
+) -> Vec<ScopedJoinHandle<'scope, io::Result<()>>> {
+    let start = |number: u64| {
+        let dice = Dice::new(seed ^ number << 40);
+        scope.spawn(move || write(path, journal, habits, dice, stop))
+    };
+    (0..connections).map(start).collect()
 }
 
 /// Changes blocks over one connection until it is told to stop, or the connection ends. Any error of a request is a failure.

@@ -107,13 +107,8 @@ fn nothing_acknowledged_is_lost_when_processes_die() {
         let victim = Victim::draw(&mut dice);
         let stop = AtomicBool::new(false);
         let came_back = std::thread::scope(|scope| {
-            let writers: Vec<_> = (0..CONNECTIONS)
-                .map(|number| {
-                    let dice = Dice::new(seed ^ u64::from(round) << 8 ^ number << 40);
-                    let (path, journal, stop) = (&path, &journal, &stop);
-                    scope.spawn(move || journal::write(path, journal, HABITS, dice, stop))
-                })
-                .collect();
+            let writers =
+                journal::writers(scope, CONNECTIONS, seed ^ u64::from(round) << 8, HABITS, (&path, &journal, &stop));
             std::thread::sleep(dice.millis(50, 600));
             victim.kill(&mut farm, &mut dice);
             if victim.spares_daemon() {

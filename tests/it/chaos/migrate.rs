@@ -66,13 +66,8 @@ fn nothing_acknowledged_is_lost_when_processes_die_during_migrations() {
         let context = format!("SEED={seed}, round {round}, {} to {to}, {victim:?} dies", NODES[node]);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let writers: Vec<_> = (0..CONNECTIONS)
-                .map(|number| {
-                    let dice = Dice::new(seed ^ u64::from(round) << 8 ^ number << 40);
-                    let (path, journal, stop) = (&path, &journal, &stop);
-                    scope.spawn(move || journal::write(path, journal, HABITS, dice, stop))
-                })
-                .collect();
+            let writers =
+                journal::writers(scope, CONNECTIONS, seed ^ u64::from(round) << 8, HABITS, (&path, &journal, &stop));
             std::thread::sleep(dice.millis(0, 50));
             let rate = ["16M", "0"][dice.index(2)];
             farm.dst(&format!("migrate {NAME} {} --to {to} --rate {rate} --max-freeze 2s --detach", NODES[node]));

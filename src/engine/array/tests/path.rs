@@ -68,7 +68,7 @@ impl Path {
     fn steer(&mut self, daemon: &mut Daemon, world: &World, steer: Steer) {
         match steer {
             Steer::Freeze { node } => news(daemon, world, News::Frozen { node, flushed: true }),
-            Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } | Steer::Rate { .. } => {}
+            Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } => {}
             Steer::Attach { node, volume, .. } => self.change(&[(volume, node, Standing::Stale)], Then::Nothing),
             Steer::Detach { node, volume } => {
                 self.change(&[(volume, node, Standing::Absent)], Then::Tell(News::Detached { node, volume }));

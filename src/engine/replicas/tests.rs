@@ -1,0 +1,172 @@
+//! The rules of replicas, suspends and moves, one by one, where the simulator would need luck to see one broken.
+
+use super::*;
+use crate::engine::steer::{Move, MoveError, Moved};
+use crate::engine::view::Gate;
+use crate::geometry::map::Geometry;
+use crate::units::Epoch;
+
+const SECTORS: u64 = 8192;
+const NEW: Id = Id([9; 16]);
+
+fn volume(number: usize) -> Id {
+    Id([u8::try_from(number + 1).unwrap(); 16])
+}
+
+/// One node, and whoever performs what its rules decide; all its targets can be asked.
+struct Bench {
+    rules: Replicas,
+    now: Time,
+}
+
+impl Bench {
+    fn new(standings: &[Standing]) -> Bench {
+        let volumes = (0..standings.len()).map(volume).collect::<Vec<_>>();
+        let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes], Epoch(1));
+        let view = view.with_spares(limits::TARGETS_PER_NODE_MAX);
+        Bench { rules: Replicas::new(view, standings, true), now: Time(1_000_000_000) }
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        self.rules.handle(event, self.now);
+        std::iter::from_fn(|| self.rules.poll()).collect()
+    }
+
+    /// All targets but these can be asked.
+    fn tick(&mut self, silent: &[usize]) -> Vec<Effect> {
+        let targets = self.rules.view().targets.len();
+        self.tell(Event::Tick((0..targets).map(|target| !silent.contains(&target)).collect()))
+    }
+
+    /// Every shard works from the view that was published last.
+    fn adopt(&mut self) -> Vec<Effect> {
+        let version = self.rules.view().version;
+        self.tell(Event::Adopted { node: 0, version })
+    }
+
+    fn gate(&self) -> Gate {
+        self.rules.view().nodes[0].gate
+    }
+}
+
+fn a_move(verify: bool) -> Move {
+    let max_freeze = Duration::from_millis(50);
+    let target = Target::Local("/new".into());
+    Move { node: 0, from: volume(0), to: NEW, target, rate: 0, verify, max_freeze, keep: false, fresh: true }
+}
+
+fn saved(effects: &[Effect]) -> Option<Vec<(Id, Standing)>> {
+    effects.iter().find_map(|effect| if let Effect::Save(standings) = effect { Some(standings.clone()) } else { None })
+}
+
+fn ticket(effects: &[Effect]) -> u64 {
+    let flush = |effect: &Effect| if let Effect::Flush { ticket, .. } = effect { Some(*ticket) } else { None };
+    effects.iter().find_map(flush).expect("a flush")
+}
+
+fn moved(effects: &[Effect]) -> Option<Result<Moved, MoveError>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Tell(News::Moved { result, .. }) => Some(result.clone()),
+        _ => None,
+    })
+}
+
+/// A node with one replica in sync and a stale one that cannot be asked, moving, everything copied.
+fn copied() -> (Bench, Vec<Effect>) {
+    let mut bench = Bench::new(&[Standing::InSync, Standing::Stale]);
+    bench.tick(&[1]);
+    let effects = bench.tell(Event::Steer(Steer::Move(a_move(false))));
+    assert!(matches!(effects[0], Effect::Attach { volume: NEW, .. }), "{effects:?}");
+    bench.adopt();
+    bench.tick(&[1]);
+    let effects = bench.adopt();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Sync { source: 0, .. })), "{effects:?}");
+    let effects = bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
+    (bench, effects)
+}
+
+#[test]
+fn what_is_left_is_not_recorded_while_a_copy_still_reads_from_it() {
+    let mut bench = Bench::new(&[Standing::InSync, Standing::InSync, Standing::Stale]);
+    bench.tick(&[]);
+    let effects = bench.adopt();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Sync { source: 0, target: 2, .. })), "{effects:?}");
+    let effects = bench.tell(Event::Report(Report::Failed { target: 0, errno: Errno::EIO }));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::StopSync { .. })), "{effects:?}");
+    // Else the write that it missed would be over, its region free, and copied from the one that lacks it.
+    assert_eq!(saved(&bench.adopt()), None);
+    let standings = saved(&bench.tell(Event::Synced { node: 0, result: Err(CopyError::Stopped) }));
+    assert_eq!(standings.unwrap()[0], (volume(0), Standing::Stale));
+    assert_eq!(bench.rules.role(2), Role::Syncing, "it goes on from the other one");
+}
+
+#[test]
+fn a_move_is_recorded_when_nothing_is_in_flight_and_all_is_flushed() {
+    let (mut bench, effects) = copied();
+    assert_eq!(bench.gate(), Gate::Open);
+    bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+    assert_eq!(bench.gate(), Gate::Closing);
+    let effects = bench.adopt();
+    assert_eq!(saved(&effects), None);
+    let effects = bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+    let filled = Standing::Filling { from: Lba(0) };
+    // What the stale one lacks, the log of the one that goes knew.
+    let expected = vec![(volume(0), Standing::Absent), (volume(1), filled), (NEW, Standing::InSync)];
+    assert_eq!((saved(&effects), moved(&effects), bench.gate()), (Some(expected), None, Gate::Closing));
+    let effects = bench.tell(Event::Saved(true));
+    assert!(matches!(moved(&effects), Some(Ok(Moved { copied: 4, .. }))), "{effects:?}");
+    assert_eq!((bench.rules.role(0), bench.rules.role(2), bench.gate()), (Role::Absent, Role::InSync, Gate::Open));
+}
+
+#[test]
+fn a_cut_over_that_takes_too_long_is_rolled_back_and_a_late_flush_commits_nothing() {
+    let (mut bench, effects) = copied();
+    bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+    let late = ticket(&bench.adopt());
+    bench.now = bench.now.after(Duration::from_millis(50));
+    bench.tick(&[1]);
+    assert_eq!((bench.gate(), bench.rules.role(2)), (Gate::Open, Role::Syncing));
+    let effects = bench.tell(Event::Flushed { ticket: late, durable: true });
+    assert_eq!((saved(&effects), bench.gate()), (None, Gate::Open));
+    bench.now = bench.now.after(limits::CUT_OVER_RETRY_MIN);
+    ticket(&bench.tick(&[1]));
+    assert_eq!(bench.rules.move_shown(0).unwrap().rolled_back, 1);
+}
+
+#[test]
+fn one_move_at_a_time_and_a_refused_one_attaches_nothing() {
+    let (mut bench, _) = copied();
+    let other = Move { to: Id([8; 16]), ..a_move(true) };
+    let effects = bench.tell(Event::Steer(Steer::Move(other)));
+    assert_eq!(moved(&effects), Some(Err(MoveError::Refused)));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Attach { .. })), "{effects:?}");
+}
+
+#[test]
+fn a_volume_that_cannot_be_attached_ends_its_move() {
+    let mut bench = Bench::new(&[Standing::InSync]);
+    bench.tick(&[]);
+    let effects = bench.tell(Event::Steer(Steer::Move(a_move(true))));
+    let Effect::Attach { target, .. } = effects[0] else { panic!("{effects:?}") };
+    bench.tell(Event::NotAttached { target, errno: Errno::ENOENT });
+    let effects = bench.adopt();
+    assert_eq!(saved(&effects).unwrap()[1], (NEW, Standing::Absent));
+    bench.tell(Event::Saved(true));
+    let effects = bench.adopt();
+    assert_eq!(moved(&effects), Some(Err(MoveError::Target(Errno::ENOENT))));
+    assert!(bench.rules.view().is_single(0));
+}
+
+#[test]
+fn a_suspended_node_is_flushed_when_nothing_can_be_sent_any_more() {
+    let mut bench = Bench::new(&[Standing::InSync]);
+    bench.tick(&[]);
+    let effects = bench.tell(Event::Steer(Steer::Freeze { node: 0 }));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Flush { .. })), "{effects:?}");
+    bench.adopt();
+    assert_eq!(bench.gate(), Gate::Frozen);
+    let ticket = ticket(&bench.adopt());
+    let effects = bench.tell(Event::Flushed { ticket, durable: true });
+    let frozen = |effect: &Effect| matches!(effect, Effect::Tell(News::Frozen { node: 0, flushed: true }));
+    assert!(effects.iter().any(frozen), "{effects:?}");
+}
