@@ -7,25 +7,22 @@
 //! finds `creating` frees the volumes and forgets the record. *Start* writes a greater epoch, and which replicas are gone on
 //! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
 
-use std::collections::BTreeMap;
-
+use self::import::Gathering;
+use self::live::Live;
+use self::muster::Muster;
+use self::replicas::Change;
+use self::trace::Trace;
 use crate::control::command::{Answer, Command, Create, Refusal, Removed, Terms};
 use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
 use crate::engine::replicas::Standing;
-use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::{Epoch, Id, Time};
+use crate::units::{Id, Time};
 use crate::wire::volume::{Claim, Member};
-
-use self::import::Gathering;
-use self::live::Live;
-use self::muster::Muster;
-use self::replicas::Change;
-use self::trace::Trace;
+use std::collections::BTreeMap;
 
 mod debts;
 mod errand;
@@ -43,180 +40,9 @@ mod tests;
 mod trace;
 mod transfer;
 mod view;
+mod words;
 
-/// Who asked, for the performer to answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
-
-/// A piece of work under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(pub u64);
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The daemon starts.
-    Boot {
-        /// The id of the state directory.
-        host: Id,
-        /// The time of day, seconds since 1970.
-        wall: u64,
-        /// The records that were found, or could not be read, and why.
-        records: Vec<(String, Result<ArraySpec, String>)>,
-    },
-    /// Someone asks for something. `fresh` is a random id, the new array's where one is made.
-    Command {
-        /// Who asked.
-        ticket: Ticket,
-        /// What for.
-        command: Command,
-        /// Random.
-        fresh: Id,
-    },
-    /// Work has ended.
-    Done {
-        /// Which.
-        job: JobId,
-        /// How.
-        outcome: Outcome,
-        /// Random.
-        fresh: Id,
-    },
-    /// A data path ended by itself.
-    Died {
-        /// Its array.
-        name: String,
-        /// The epoch it ran under.
-        epoch: Epoch,
-        /// Why.
-        why: String,
-    },
-    /// The replicas of a data path have changed: this is to be made durable. Answered by [`Effect::Regrouped`].
-    Regroup {
-        /// Its array.
-        name: String,
-        /// The epoch it runs under.
-        epoch: Epoch,
-        /// What each replica is, by the id of its volume.
-        standings: Vec<(Id, Standing)>,
-        /// Random: the generation of the nodes that have changed.
-        fresh: Id,
-    },
-    /// A data path tells how something ended that it was asked for ([`Effect::Steer`]).
-    News {
-        /// Its array.
-        name: String,
-        /// The epoch it runs under.
-        epoch: Epoch,
-        /// What.
-        news: News,
-    },
-    /// Time has passed; see [`Owner::next_wake`].
-    Tick,
-    /// The daemon is to end: what runs is halted, its record stays `started`.
-    Shutdown,
-}
-
-/// What the performer is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Answers a command.
-    Reply(Ticket, Result<Answer, Refusal>),
-    /// What an array's data path had asked to be made durable is, or could not be.
-    Regrouped(String, bool),
-    /// Asks something of an array's data path.
-    Steer(String, Steer),
-    /// Does something that takes time, and reports it with [`Event::Done`].
-    Work(JobId, Work),
-    /// Everything has ended after [`Event::Shutdown`].
-    Exit,
-}
-
-/// Something that takes time.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Work {
-    /// Asks each target what it is. Answered by [`Outcome::Surveyed`].
-    Survey(Vec<Target>),
-    /// Stores a record durably. Answered by [`Outcome::Saved`].
-    Save(Box<ArraySpec>),
-    /// Removes a record durably; none there is fine. Answered by [`Outcome::Saved`].
-    Forget(String),
-    /// Writes the array's name into each volume. Answered by [`Outcome::Assigned`].
-    Assign(Vec<(Target, Member)>),
-    /// Takes the array's name out of each volume that has it; one that is gone or another's is fine, one that another host has
-    /// claimed is refused. Answered by [`Outcome::Each`].
-    Free(Id, Vec<Target>),
-    /// Claims volumes for an array with this epoch and an owner of its own: HELLO on each, with these features. Answered by
-    /// [`Outcome::Claimed`].
-    Claim(Id, Epoch, Vec<(Target, u64)>),
-    /// Stores a text with each volume, under the claim on it. Answered by [`Outcome::Each`].
-    Label(Id, Claim, Vec<(Target, String)>),
-    /// Makes a volume of so many bytes on a server. Answered by [`Outcome::Each`].
-    Make(Target, u64),
-    /// Claims volumes for an array with a claim that it has already: HELLO on each, with these features. Answered by
-    /// [`Outcome::Each`].
-    Join(Id, Claim, Vec<(Target, u64)>),
-    /// As `Free`; those that are marked are then removed with what they hold. Answered by [`Outcome::Each`].
-    Discard(Id, Vec<(Target, bool)>),
-    /// Starts the data path and its frontend under a claim. Answered by [`Outcome::Launched`].
-    Launch(Box<ArraySpec>, Claim),
-    /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Regrouped`].
-    Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
-    /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Halted`].
-    Halt {
-        /// The array.
-        name: String,
-        /// Even while it is in use.
-        force: bool,
-    },
-}
-
-/// How work has ended.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// What each target is.
-    Surveyed(Vec<Result<Found, Refusal>>),
-    /// One result.
-    Saved(Result<(), Refusal>),
-    /// What each volume is now.
-    Assigned(Vec<Result<Enlisted, Refusal>>),
-    /// One result per target.
-    Each(Vec<Result<(), Refusal>>),
-    /// Of the record, and of each text; texts are not written where the record could not be.
-    Regrouped(Result<(), Refusal>, Vec<Result<(), Refusal>>),
-    /// The claim that was made, and on which volumes.
-    Claimed(Claim, Vec<Result<(), Refusal>>),
-    /// The device's path or URI.
-    Launched(Result<String, Refusal>),
-    /// Whether all replicas that are in sync are known to hold the same.
-    Halted(Result<bool, Refusal>),
-}
-
-/// A volume that was assigned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Enlisted {
-    /// Its id.
-    pub volume: Id,
-    /// Nothing was ever written to it, as far as is known: it reads as zeros.
-    pub blank: bool,
-}
-
-/// What a target turned out to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Its size, sectors.
-    pub sectors: u64,
-    /// Tells volumes apart, however they are reached.
-    pub identity: String,
-    /// The id of the volume.
-    pub volume: Id,
-    /// The array it belongs to.
-    pub member: Option<Member>,
-    /// Who holds it.
-    pub claim: Option<Claim>,
-    /// What its array has stored with it.
-    pub label: Option<String>,
-}
+pub use words::{Effect, Enlisted, Event, Found, JobId, Outcome, Ticket, Work};
 
 /// What an array is doing. Every state but the last six has one piece of work under way.
 #[derive(Clone, Debug)]

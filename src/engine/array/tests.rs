@@ -9,7 +9,8 @@ use crate::control::replica::ReplicaState;
 use crate::control::spec::Alg;
 use crate::control::status::State;
 use crate::engine::steer;
-use crate::engine::steer::{Move, MoveError};
+use crate::engine::steer::{Move, MoveError, News, Steer};
+use crate::units::Epoch;
 
 use self::suspend::news;
 use self::world::{Volume, World, fresh};
