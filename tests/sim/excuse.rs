@@ -222,15 +222,26 @@ impl Excuses {
 
     /// A time-out is excused by devices of its own that could not answer for most of the time.
     fn check_timeout(&self, now: u64, record: &Record, devices: &[u16], io_timeout: u64) -> Verdict {
-        // What waits at a gate has its whole time again afterwards.
+        // What waits at a gate has its whole time again afterwards; what was on its way when the gate was shut had not stopped. Of what came
+        // while the shards adopted that, and of what has parts elsewhere, both can be true.
         let of = |device: &u16| self.devices[usize::from(*device)].suspends.iter();
-        // What was on its way before had not stopped.
-        let long = |(from, until): &&(u64, u64)| {
-            from.saturating_add(ADOPTED) <= record.invoked_at
-                && until.min(&now).saturating_sub(record.invoked_at) > ADOPTED
-        };
-        let held = devices.iter().flat_map(of).filter(long).map(|(_, until)| (*until).min(now)).max().unwrap_or(0);
-        let from = if devices.len() == 1 { record.invoked_at.max(held) } else { record.invoked_at };
+        let suspends = devices.iter().flat_map(of).map(|(from, until)| (*from, (*until).min(now)));
+        let held = suspends.filter(|(_, until)| until.saturating_sub(record.invoked_at) > ADOPTED);
+        let before = |(from, _): (u64, u64)| from.saturating_add(ADOPTED) <= record.invoked_at;
+        let surely = devices.len() == 1 && held.clone().any(before);
+        let at_once = (!surely).then_some(record.invoked_at);
+        let mut verdict = Ok(());
+        for from in at_once.into_iter().chain(held.map(|(_, until)| until)) {
+            verdict = self.waited(from, now, record, devices, io_timeout);
+            if verdict.is_ok() {
+                break;
+            }
+        }
+        verdict
+    }
+
+    /// Whether it has waited for its whole time since `from`, most of it on devices that could not answer.
+    fn waited(&self, from: u64, now: u64, record: &Record, devices: &[u16], io_timeout: u64) -> Verdict {
         if now - from < io_timeout {
             let text = format!("{} timed out after only {}", text::record(record), text::time(now - from));
             return Err(Violation { rule: "1.2", text });

@@ -160,6 +160,8 @@ impl World {
         }
         let chosen = stale.or_else(|| (in_sync.len() > least).then(|| self.rng.pick(&in_sync)));
         if let Some(target) = chosen.filter(|_| !in_sync.is_empty()) {
+            // It may get no write any more from now on.
+            self.spoil(target);
             self.steer(Steer::Detach { node, volume: id_of(target) });
         }
     }
