@@ -1,6 +1,6 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo clean
+.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo bench bench-engine bench-migrate clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -28,5 +28,11 @@ bugs: ## plants each mistake of the bank and shows that the simulator notices it
 	BUGS=$${BUGS:-1} cargo test --profile bugs --no-default-features --features bugs --test sim
 vm-test: ## the tests that need a kernel with ublk, in a virtual machine
 	@tests/run.sh setup build ublk vm
+bench: build ## dst against its peers on this machine, in under 15 minutes; QUICK=1 for one, ONLY=server,export,copy,disk,array,idle for parts
+	cargo test --release --bench bench -- host
+bench-engine: ## the engine alone: time and allocations of a request
+	cargo bench --bench engine
+bench-migrate: build ## how long a move holds requests up, how fast it copies, what others notice; QUICK=1, ONLY=freeze,copy,foreground,suspend
+	cargo test --release --bench bench -- migrate
 clean: ## forget every build, and the virtual machine
 	rm -rf target

@@ -13,6 +13,8 @@ phase_clippy() { cargo clippy --release --workspace --all-targets -- -D warnings
 phase_floors() { cargo check --release -p dst --lib --no-default-features && cargo check --release -p dst-cli; }
 phase_unit() { cargo test --release --workspace --lib --bins; }
 phase_it() { cargo test --release --test it -- --skip chaos::; }
+# A request in the engine allocates nothing; each of its measurements runs once.
+phase_bench() { cargo test --release --bench engine; }
 # Real processes in a bad world; ROUNDS=n for more of it. What it says of itself is worth seeing.
 phase_chaos() { cargo test --release --test it chaos:: -- --nocapture; }
 # The engine and the store against seeded faults; SEEDS=n for more of them.
@@ -29,7 +31,7 @@ phase_power() {
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it chaos sim ublk vm power'
+all='setup fmt build clippy floors unit it bench chaos sim ublk vm power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

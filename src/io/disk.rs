@@ -15,6 +15,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::statfs;
 use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 
 use crate::errno::Errno;
@@ -83,6 +84,7 @@ pub struct DataFile {
     /// not take away the error that the next flush has to see.
     durable: File,
     direct: bool,
+    in_memory: bool,
 }
 
 impl DataFile {
@@ -99,7 +101,8 @@ impl DataFile {
         lock(&plain, libc::LOCK_SH)?;
         let durable = open(flags | OFlag::O_DSYNC)?;
         lock(&durable, libc::LOCK_SH)?;
-        Ok(Some(DataFile { plain, durable, direct }))
+        let in_memory = statfs::fstatfs(&plain).is_ok_and(|stat| stat.filesystem_type() == statfs::TMPFS_MAGIC);
+        Ok(Some(DataFile { plain, durable, direct, in_memory }))
     }
 
     /// Whether it bypasses the page cache.
@@ -137,6 +140,8 @@ fn allows_direct(path: &Path) -> io::Result<bool> {
 pub struct UringDisk {
     plain: tokio_uring::fs::File,
     durable: tokio_uring::fs::File,
+    /// It lies on a tmpfs: reading and writing it is copying, which a ring would have another thread do.
+    in_memory: bool,
     /// The filesystem can do it: found out by trying.
     can_zero: Cell<bool>,
     can_punch: Cell<bool>,
@@ -148,6 +153,7 @@ impl UringDisk {
         UringDisk {
             plain: tokio_uring::fs::File::from_std(file.plain),
             durable: tokio_uring::fs::File::from_std(file.durable),
+            in_memory: file.in_memory,
             can_zero: Cell::new(true),
             can_punch: Cell::new(true),
         }
@@ -166,6 +172,20 @@ impl UringDisk {
         }
         Ok(())
     }
+}
+
+fn read_now(file: &tokio_uring::fs::File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: a system call on an open descriptor, into a slice that is borrowed alone.
+    let result = unsafe { libc::pread(file.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), offset) };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+fn write_now(file: &tokio_uring::fs::File, from: &[u8], offset: u64) -> io::Result<usize> {
+    let offset = i64::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: a system call on an open descriptor, out of a slice that is borrowed.
+    let result = unsafe { libc::pwrite(file.as_raw_fd(), from.as_ptr().cast(), from.len(), offset) };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 /// What is left of a transfer after `result` bytes of it.
@@ -214,6 +234,12 @@ fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
 impl Disk for UringDisk {
     async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
         let mut done = 0;
+        while self.in_memory && done < bytes {
+            let part = read_now(&self.plain, &mut buffer[done..bytes], offset + done as u64);
+            if let Err(error) = progress(part, &mut done) {
+                return (Err(error), buffer);
+            }
+        }
         while done < bytes {
             let (result, back) = self.plain.read_at(buffer.slice(done..bytes), offset + done as u64).await;
             buffer = back.into_inner();
@@ -233,6 +259,12 @@ impl Disk for UringDisk {
     ) -> (Result<(), Errno>, Buffer) {
         let file = if durable { &self.durable } else { &self.plain };
         let mut done = 0;
+        while self.in_memory && done < bytes {
+            let part = write_now(file, &buffer[done..bytes], offset + done as u64);
+            if let Err(error) = progress(part, &mut done) {
+                return (Err(error), buffer);
+            }
+        }
         while done < bytes {
             let (result, back) = file.write_at(buffer.slice(done..bytes), offset + done as u64).submit().await;
             buffer = back.into_inner();

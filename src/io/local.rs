@@ -9,14 +9,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+use nix::sys::statfs;
 
 use crate::engine::link::{LinkEvent, Terms};
 use crate::engine::shard::{Body, Shard};
@@ -38,6 +39,8 @@ pub struct LocalFile {
     pub path: PathBuf,
     /// Its size, sectors.
     pub sectors: u64,
+    /// It lies in memory: reading and writing it is copying, which a ring would have another thread do.
+    in_memory: bool,
 }
 
 /// A buffer aligned for direct I/O.
@@ -58,7 +61,8 @@ impl LocalFile {
         let lock = |file, arg| Flock::lock(file, arg).map_err(|(_, error)| io::Error::from(error));
         let exclusive = lock(file, FlockArg::LockExclusive)?;
         exclusive.relock(FlockArg::LockShared).map_err(io::Error::from)?;
-        Ok(LocalFile { file: Arc::new(exclusive), path: path.to_owned(), sectors: bytes / SECTOR_BYTES })
+        let in_memory = is_in_memory(&exclusive);
+        Ok(LocalFile { file: Arc::new(exclusive), path: path.to_owned(), sectors: bytes / SECTOR_BYTES, in_memory })
     }
 }
 
@@ -71,6 +75,12 @@ fn size_of_target(file: &File) -> io::Result<u64> {
     }
     let mut file = file;
     file.seek(SeekFrom::End(0))
+}
+
+/// Whether a file's data lies on a tmpfs. A device's does not, although its node does. What cannot be asked is taken as no.
+fn is_in_memory(file: &File) -> bool {
+    let plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    plain && statfs::fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == statfs::TMPFS_MAGIC)
 }
 
 /// Whether a direct read of one sector at an odd sector works.
@@ -98,6 +108,49 @@ struct Job {
     /// Where the data is; null for operations without.
     buffer: *mut u8,
     done: usize,
+}
+
+/// What is asked of the kernel.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Sync,
+    Read { to: *mut u8, length: usize, at: u64 },
+    Write { from: *mut u8, length: usize, at: u64, flags: libc::c_int },
+    Allocate { mode: libc::c_int, at: u64, length: u64 },
+}
+
+impl Operation {
+    /// For the ring.
+    fn entry(self, fd: types::Fd) -> squeue::Entry {
+        match self {
+            Operation::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Operation::Read { to, length, at } => opcode::Read::new(fd, to, sqe_length(length)).offset(at).build(),
+            Operation::Write { from, length, at, flags } => {
+                opcode::Write::new(fd, from, sqe_length(length)).offset(at).rw_flags(flags).build()
+            }
+            Operation::Allocate { mode, at, length } => {
+                opcode::Fallocate::new(fd, length).offset(at).mode(mode).build()
+            }
+        }
+    }
+
+    /// At once; the result is as the ring tells it. A file in memory is as durable as it gets when it is written.
+    fn perform(self, fd: RawFd) -> i32 {
+        let offset = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
+        let result = match self {
+            Operation::Sync => 0,
+            // SAFETY: the job's buffer is the shard's alone while its part is in flight, and has room for so much.
+            Operation::Read { to, length, at } => unsafe { libc::pread(fd, to.cast(), length, offset(at)) },
+            // SAFETY: as above; or it is the zeros of this target.
+            Operation::Write { from, length, at, .. } => unsafe { libc::pwrite(fd, from.cast(), length, offset(at)) },
+            Operation::Allocate { mode, at, length } => {
+                // SAFETY: a system call on an open descriptor.
+                unsafe { libc::fallocate(fd, mode, offset(at), offset(length)) as isize }
+            }
+        };
+        let failed = || io::Error::last_os_error().raw_os_error().map_or(-libc::EIO, |error| -error);
+        i32::try_from(result).ok().filter(|result| *result >= 0).unwrap_or_else(failed)
+    }
 }
 
 /// One local target on one thread.
@@ -170,45 +223,69 @@ impl Local {
             };
             let buffer = data.map_or(std::ptr::null_mut(), |data| frontend.buffer(data.tag).wrapping_add(data.offset));
             self.in_flight += 1;
-            self.start(Job { request, step: Step::Main, buffer, done: 0 }, frontend);
+            if let Some(result) = self.start(Job { request, step: Step::Main, buffer, done: 0 }, frontend) {
+                self.handle(now, request.tag, result, shard, frontend);
+            }
         }
     }
 
-    fn start<F: Frontend>(&mut self, job: Job, frontend: &mut F) {
-        let index = job.request.tag as usize;
-        let fd = types::Fd(self.file.file.as_raw_fd());
+    /// Asks the ring for a job's next operation, or does it at once: then its result.
+    fn start<F: Frontend>(&mut self, job: Job, frontend: &mut F) -> Option<i32> {
+        let operation = self.operation(&job);
+        self.jobs[job.request.tag as usize] = Some(job);
+        let fd = self.file.file.as_raw_fd();
+        if self.file.in_memory {
+            return Some(operation.perform(fd));
+        }
+        let sqe = operation.entry(types::Fd(fd));
+        frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));
+        None
+    }
+
+    fn operation(&self, job: &Job) -> Operation {
         let length = job.request.length as usize;
         let offset = job.request.lba.bytes();
         let rest = length - job.done;
         let at = offset + job.done as u64;
-        let fua = if job.request.is_fua() { libc::RWF_DSYNC } else { 0 };
-        let zero_part = rest.min(self.zeros.len() * ALIGN);
-        let sqe = match (job.step, job.request.op) {
-            (Step::Sync, _) | (Step::Main, Op::Flush) => {
-                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
-            }
+        let zeros = self.zeros.as_ptr().cast::<u8>().cast_mut();
+        match (job.step, job.request.op) {
+            (Step::Sync, _) | (Step::Main, Op::Flush) => Operation::Sync,
             (Step::Zeros, _) => {
-                opcode::Write::new(fd, self.zeros.as_ptr().cast(), sqe_length(zero_part)).offset(at).build()
+                let length = rest.min(self.zeros.len() * ALIGN);
+                Operation::Write { from: zeros, length, at, flags: 0 }
             }
             (Step::Main, Op::Read | Op::Digest) => {
-                opcode::Read::new(fd, job.buffer.wrapping_add(job.done), sqe_length(rest)).offset(at).build()
+                Operation::Read { to: job.buffer.wrapping_add(job.done), length: rest, at }
             }
             (Step::Main, Op::Write) => {
-                let sqe = opcode::Write::new(fd, job.buffer.wrapping_add(job.done), sqe_length(rest)).offset(at);
-                sqe.rw_flags(fua).build()
+                let flags = if job.request.is_fua() { libc::RWF_DSYNC } else { 0 };
+                Operation::Write { from: job.buffer.wrapping_add(job.done), length: rest, at, flags }
             }
             (Step::Main, op) => {
                 let how = if op == Op::Discard { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-                opcode::Fallocate::new(fd, length as u64).offset(offset).mode(how | libc::FALLOC_FL_KEEP_SIZE).build()
+                Operation::Allocate { mode: how | libc::FALLOC_FL_KEEP_SIZE, at: offset, length: length as u64 }
             }
-        };
-        self.jobs[index] = Some(job);
-        frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));
+        }
     }
 
     /// Takes a completion of one of this target's operations.
     pub fn handle<F: Frontend>(&mut self, now: Time, tag: u32, result: i32, shard: &mut Shard, frontend: &mut F) {
-        let Some(mut job) = self.jobs.get_mut(tag as usize).and_then(Option::take) else { return };
+        let mut last = Some(result);
+        while let Some(result) = last {
+            last = self.advance(now, tag, result, shard, frontend);
+        }
+    }
+
+    /// Takes one result. The next one, if there is one already.
+    fn advance<F: Frontend>(
+        &mut self,
+        now: Time,
+        tag: u32,
+        result: i32,
+        shard: &mut Shard,
+        frontend: &mut F,
+    ) -> Option<i32> {
+        let mut job = self.jobs.get_mut(tag as usize).and_then(Option::take)?;
         let outcome = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result.unsigned_abs() as usize) };
         let zeroes = matches!(job.request.op, Op::Discard | Op::WriteZeroes);
         let next = match (job.step, outcome) {
@@ -219,7 +296,8 @@ impl Local {
             (Step::Main, Ok(_)) if zeroes => job.request.is_fua().then_some(Step::Sync),
             (Step::Main | Step::Zeros, Ok(0)) => {
                 // The end of the file: it was cut behind our back.
-                return self.finish(now, &job, Err(Errno::EIO), shard);
+                self.finish(now, &job, Err(Errno::EIO), shard);
+                return None;
             }
             (step, Ok(bytes)) => {
                 job.done += bytes;
@@ -230,13 +308,12 @@ impl Local {
                 }
             }
         };
-        match next {
-            Some(step) => {
-                job.step = step;
-                self.start(job, frontend);
-            }
-            None => self.finish(now, &job, outcome.map(|_| ()), shard),
-        }
+        let Some(step) = next else {
+            self.finish(now, &job, outcome.map(|_| ()), shard);
+            return None;
+        };
+        job.step = step;
+        self.start(job, frontend)
     }
 
     fn finish(&mut self, now: Time, job: &Job, result: Result<(), Errno>, shard: &mut Shard) {

@@ -25,7 +25,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(command: &mut Command, log: &Path) -> Process {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Process {
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let errors = log.try_clone().unwrap();
         let child = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
@@ -184,10 +184,19 @@ impl Farm {
         Farm::with(Farm::make_dir(), pools)
     }
 
+    /// The same, with the records and logs below `parent`.
+    pub(crate) fn below(parent: &Path, pools: &[PathBuf]) -> Farm {
+        Farm::with(Farm::make_dir_below(parent), pools)
+    }
+
     fn make_dir() -> PathBuf {
+        Farm::make_dir_below(&std::env::temp_dir())
+    }
+
+    fn make_dir_below(parent: &Path) -> PathBuf {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("dst-farm-{}-{number}", std::process::id()));
+        let dir = parent.join(format!("dst-farm-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }

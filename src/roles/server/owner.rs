@@ -83,7 +83,10 @@ struct Owner {
 /// The thread's life.
 pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
     let _fail_stop = FailStop;
-    tokio_uring::builder().entries(limits::SERVER_RING_ENTRIES).start(async move {
+    let mut ring = tokio_uring::uring_builder();
+    // Completions wait until the thread is in the kernel anyway, instead of interrupting it.
+    ring.setup_coop_taskrun().setup_single_issuer();
+    tokio_uring::builder().entries(limits::SERVER_RING_ENTRIES).uring_builder(&ring).start(async move {
         let pool = Rc::new(BufferPool::new(limits::SERVER_POOL_BYTES));
         let mut owner = Owner { instance, boot, hosts: HashMap::new(), pool, rude, connections: 0 };
         loop {
