@@ -1,6 +1,7 @@
 //! Whole arrays at host speed, through the NBD frontend and real tools: what was written is what is read, whatever the layout.
 //! `chaos` has the same arrays while processes die.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -64,6 +65,44 @@ fn fio_verifies_one_to_eight_nodes() {
         farm.dst(&format!("stop {name}"));
         farm.dst(&format!("remove {name}"));
     }
+}
+
+/// A server's volume and a local file on a tmpfs: there reads and writes are done at once, not by the ring.
+#[test]
+fn what_lies_in_memory_is_what_was_written() {
+    let dir = Path::new("/dev/shm").join(format!("dst-it-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("file");
+    std::fs::File::create(&file).unwrap().set_len(130 << 20).unwrap();
+    let farm = Farm::below(&dir, &[dir.join("pool")]);
+    let volume = farm.volume(0, "volume", "130M");
+    farm.dst(&format!("create memory --alg striped {volume} {}", file.display()));
+    let uri = farm.start_nbd("memory", "--queues 2");
+    fio_verify(&uri, 64, 60);
+    // Holes are punched; zeros that are to keep their space are written, for a tmpfs has no other way.
+    let script = [
+        "write -P 0xab 0 8M",
+        "write -z 1M 1M",
+        "discard 2M 2M",
+        "write -z -u 5M 1000K",
+        "flush",
+        "read -P 0xab 0 1M",
+        "read -P 0 1M 3M",
+        "read -P 0xab 4M 1M",
+        "read -P 0 5M 1000K",
+        "read -P 0xab 6120K 2072K",
+    ];
+    let mut words = vec!["-f", "raw"];
+    script.iter().for_each(|line| words.extend(["-c", line]));
+    words.push(&uri);
+    let said = run("qemu-io", &words);
+    assert!(!said.contains("failed"), "{said}");
+    // The end of a file that somebody has cut is an error, not zeros.
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(1 << 20).unwrap();
+    let said = Command::new("qemu-io").args(["-f", "raw", "-c", "read 200M 1M", &uri]).output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).contains("Input/output error"), "{said:?}");
+    drop(farm);
+    let _ = std::fs::remove_dir_all(&dir);
 }
 
 #[test]
