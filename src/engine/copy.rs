@@ -122,6 +122,11 @@ enum Slot {
 }
 
 impl Slot {
+    /// Whether something is asked of the source.
+    fn is_read(&self) -> bool {
+        matches!(self, Slot::Reading(_) | Slot::AskingSource(_))
+    }
+
     /// The region that is under way.
     fn region(&self) -> Option<usize> {
         match self {
@@ -149,6 +154,9 @@ pub struct Copy {
     begin_at: Time,
     look_at: Time,
     failed: Option<CopyError>,
+    /// It was asked to end: reads whose results nobody wants any more, to be given up.
+    abandoned: Vec<usize>,
+    stopped: bool,
     /// Regions that were copied.
     copied: u64,
     /// When the target is flushed next on the way, and whether there is anything new.
@@ -172,6 +180,8 @@ impl Copy {
             begin_at: Time(0),
             look_at: Time::NEVER,
             failed: None,
+            abandoned: Vec::new(),
+            stopped: false,
             copied: 0,
             keep_at: Time(0),
             new: false,
@@ -185,9 +195,33 @@ impl Copy {
         }
     }
 
-    /// Ends as soon as nothing is in flight.
+    /// Ends as soon as nothing is in flight. What is being read is not waited for: its source may be one that does not answer any more.
     pub fn stop(&mut self) {
         self.failed.get_or_insert(CopyError::Stopped);
+        if std::mem::replace(&mut self.stopped, true) {
+            return;
+        }
+        let (handed, unasked): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
+            .filter(|slot| self.slots[*slot].is_read())
+            .partition(|slot| !self.ready.contains(slot));
+        self.abandoned = handed;
+        self.ready.retain(|slot| !unasked.contains(slot));
+        for slot in unasked {
+            if let Some(region) = std::mem::replace(&mut self.slots[slot], Slot::Idle).region() {
+                self.close(region, self.untouched());
+            }
+        }
+    }
+
+    /// The next request that the shard is to give up.
+    pub fn poll_abandoned(&mut self) -> Option<Tag> {
+        let slot = self.abandoned.pop()?;
+        Some(Tag(u16::try_from(slot).unwrap_or(u16::MAX)))
+    }
+
+    /// It was asked to end, and nothing that it copies from now on comes from its source: it has read the last of it.
+    pub fn has_left_source(&self) -> bool {
+        self.stopped && !self.slots.iter().any(Slot::is_read)
     }
 
     /// How it has ended; `None` while something is under way.
@@ -465,5 +499,29 @@ mod tests {
             assert!((0..whole).all(|region| map.state(region) == RegionState::Done), "below {whole}");
         }
         assert!(flushes > 3 && map.kept() > 0, "{flushes} flushes, {} kept", map.kept());
+    }
+
+    #[test]
+    fn a_copy_that_is_stopped_leaves_its_source_at_once() {
+        let map = Arc::new(SyncMap::new(80, 8));
+        let task = Task::Copy { fresh: false };
+        let config =
+            CopyConfig { task, source: 0, target: 1, shard: 0, windows: 3, rate: 0, checkpoint: Duration::MAX };
+        let mut copy = Copy::new(config, Arc::clone(&map), Arc::default());
+        let (writing, _) = copy.next_request(Time(1)).unwrap();
+        copy.complete(writing, Ok(()), Content::Unknown);
+        let (tag, request) = copy.next_request(Time(1)).unwrap();
+        assert_eq!((tag, request.target), (writing, Some(1)));
+        let (reading, request) = copy.next_request(Time(1)).unwrap();
+        assert_eq!(request.target, Some(0));
+        copy.stop();
+        assert_eq!(copy.poll_abandoned(), Some(reading), "the read that was handed out");
+        assert_eq!(copy.poll_abandoned(), None, "not the write, nor what was not handed out");
+        assert!(!copy.has_left_source() && copy.next_request(Time(1)).is_none());
+        copy.complete(reading, Err(Errno::ECANCELED), Content::Unknown);
+        assert!(copy.has_left_source() && copy.outcome().is_none());
+        copy.complete(writing, Ok(()), Content::Unknown);
+        assert_eq!(copy.outcome(), Some(Err(CopyError::Stopped)));
+        assert!((0..10).all(|region| map.state(region) != RegionState::Window), "no window stays open");
     }
 }

@@ -66,6 +66,11 @@ pub enum Event {
         /// How.
         result: Result<Copied, CopyError>,
     },
+    /// A sync engine that was asked to end has read the last of its source; it may still be writing.
+    SourceLeft {
+        /// Of this node.
+        node: usize,
+    },
     /// A flush of one target has ended.
     Flushed {
         /// Which flush.
@@ -151,6 +156,8 @@ struct NodeState {
     syncing: Option<usize>,
     /// The sync engine that does it.
     job: Job,
+    /// The target that has everything, and joins as soon as nothing else is under way.
+    filled: Option<usize>,
     freeze: Freeze,
     moving: Option<Moving>,
     /// All but one target are to be left: they may differ.
@@ -214,6 +221,7 @@ impl Replicas {
                 step: if known { Step::Steady } else { Step::Recording },
                 syncing: None,
                 job: Job::None,
+                filled: None,
                 freeze: Freeze::Open,
                 moving: None,
                 diverged: false,
@@ -297,6 +305,7 @@ impl Replicas {
             Event::Adopted { node, version } => self.adopted(node, version, now),
             Event::Saved(durable) => self.saved(durable, now),
             Event::Synced { node, result } => self.synced(node, result, now),
+            Event::SourceLeft { node } => self.source_left(node),
             Event::Flushed { ticket, durable } => self.flushed(ticket, durable, now),
             Event::Steer(steer) => self.steer(steer),
             Event::NotAttached { target, errno } => self.not_attached(target, errno),
@@ -325,6 +334,7 @@ impl Replicas {
     /// Begins what a node needs next.
     fn advance(&mut self, node: usize, now: Time) {
         self.note_progress(node);
+        self.join(node);
         self.move_on(node, now);
         self.freeze_on(node, now);
         if self.nodes[node].step != Step::Steady || self.leave(node) {
@@ -505,8 +515,9 @@ impl Replicas {
     /// writes that it missed are over, and their regions free to be copied.
     fn left(&mut self, node: usize) {
         let state = &self.nodes[node];
-        let source_left = state.job.source().is_some_and(|source| self.targets[source].role == Role::Leaving);
-        if matches!(state.step, Step::Leaving { adopted: true, .. }) && !source_left {
+        let reads =
+            self.of(node, |target| target.role == Role::Leaving).into_iter().any(|target| state.job.reads(target));
+        if matches!(state.step, Step::Leaving { adopted: true, .. }) && !reads {
             self.record(node);
         }
     }

@@ -18,7 +18,7 @@ use crate::wire::frame::DIGEST_BYTES;
 const RING_ENTRIES: u32 = 64;
 
 /// See the module's description.
-pub struct CopyFrontend<W: FnMut(u32)> {
+pub struct CopyFrontend<W: FnMut(u32), L: FnMut()> {
     // Dropped first: what it has in flight ends before the buffers go.
     ring: BareRing,
     buffers: Buffers,
@@ -26,14 +26,16 @@ pub struct CopyFrontend<W: FnMut(u32)> {
     clock: fn() -> Time,
     /// Wakes the shards of these bits: their writes have waited for a region.
     wake: W,
+    /// Called when it was stopped and has read the last of its source; once.
+    left: Option<L>,
 }
 
-impl<W: FnMut(u32)> CopyFrontend<W> {
+impl<W: FnMut(u32), L: FnMut()> CopyFrontend<W, L> {
     /// To be called by the thread that will use it.
-    pub fn new(rules: Copy, clock: fn() -> Time, wake: W) -> io::Result<CopyFrontend<W>> {
+    pub fn new(rules: Copy, clock: fn() -> Time, wake: W, left: L) -> io::Result<CopyFrontend<W, L>> {
         let bytes = usize::try_from(limits::REGION_BYTES).unwrap_or(usize::MAX);
         let buffers = Buffers::new(limits::SYNC_WINDOWS, bytes)?;
-        Ok(CopyFrontend { ring: BareRing::new(RING_ENTRIES)?, buffers, rules, clock, wake })
+        Ok(CopyFrontend { ring: BareRing::new(RING_ENTRIES)?, buffers, rules, clock, wake, left: Some(left) })
     }
 
     /// How it has ended.
@@ -55,10 +57,16 @@ impl<W: FnMut(u32)> CopyFrontend<W> {
         }
     }
 
-    fn wake_waiting(&mut self) {
+    /// Tells the others what they wait for.
+    fn tell(&mut self) {
         let waiting = self.rules.poll_wake();
         if waiting != 0 {
             (self.wake)(waiting);
+        }
+        if self.rules.has_left_source()
+            && let Some(mut left) = self.left.take()
+        {
+            left();
         }
     }
 }
@@ -72,7 +80,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     rest && words.chunks(256).all(|block| block.iter().fold(0, |sum, word| sum | word) == 0)
 }
 
-impl<W: FnMut(u32)> Ring for CopyFrontend<W> {
+impl<W: FnMut(u32), L: FnMut()> Ring for CopyFrontend<W, L> {
     fn push(&mut self, sqe: squeue::Entry) {
         self.ring.push(sqe);
     }
@@ -82,13 +90,17 @@ impl<W: FnMut(u32)> Ring for CopyFrontend<W> {
     }
 }
 
-impl<W: FnMut(u32)> Frontend for CopyFrontend<W> {
+impl<W: FnMut(u32), L: FnMut()> Frontend for CopyFrontend<W, L> {
     fn handle(&mut self, _: u64, _: i32) {}
 
     fn next_request(&mut self) -> Option<(Tag, Request)> {
         let next = self.rules.next_request((self.clock)());
-        self.wake_waiting();
+        self.tell();
         next
+    }
+
+    fn next_abandoned(&mut self) -> Option<Tag> {
+        self.rules.poll_abandoned()
     }
 
     fn next_timeout(&self) -> Time {
@@ -106,7 +118,7 @@ impl<W: FnMut(u32)> Frontend for CopyFrontend<W> {
     fn complete(&mut self, tag: Tag, result: Result<(), Errno>) {
         let content = self.look(tag);
         self.rules.complete(tag, result, content);
-        self.wake_waiting();
+        self.tell();
     }
 
     fn is_up(&self) -> bool {

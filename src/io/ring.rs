@@ -96,6 +96,11 @@ pub trait Frontend: Ring {
     /// The next request that has arrived whole. For a write its data is in the tag's buffer.
     fn next_request(&mut self) -> Option<(Tag, Request)>;
 
+    /// The next request that nobody wants to be completed any more, and that is to end soon.
+    fn next_abandoned(&mut self) -> Option<Tag> {
+        None
+    }
+
     /// When `next_request` is to be asked again, if nothing else happens.
     fn next_timeout(&self) -> Time {
         Time::NEVER
@@ -135,6 +140,10 @@ impl<F: Frontend + ?Sized> Frontend for &mut F {
 
     fn next_request(&mut self) -> Option<(Tag, Request)> {
         (**self).next_request()
+    }
+
+    fn next_abandoned(&mut self) -> Option<Tag> {
+        (**self).next_abandoned()
     }
 
     fn next_timeout(&self) -> Time {

@@ -96,15 +96,24 @@ impl Disk {
         self.inflight.iter().flatten().any(|io| io.life != life)
     }
 
-    /// Whether everything written in the extent is durable, and nothing of it is in flight.
+    /// Whether everything written in the extent is durable, and nothing of it is in flight; but for what changes nothing (a copy of what
+    /// is there).
     pub(crate) fn is_settled(&self, extent: Extent) -> bool {
         let inside = |sector: usize| extent.overlaps(Extent::new(sector as u64, 1));
-        let flying = |io: &Io| io.work.op.changes() && io.work.extent.overlaps(extent);
-        !self.inflight.iter().flatten().any(flying)
-            && !self
-                .log
-                .iter()
-                .any(|volatile| inside(volatile.sector) && volatile.order > self.stable_order[volatile.sector])
+        let flying = |io: &Io| {
+            let at = io.work.extent;
+            let value = |sector: u64| usize::try_from(sector).ok().and_then(|sector| io.values.get(sector)).copied();
+            let differs = |sector: u64| {
+                let place = usize::try_from(at.start.0 + sector).unwrap_or(usize::MAX);
+                inside(place) && self.stable.get(place).copied() != Some(value(sector).unwrap_or(0))
+            };
+            io.work.op.changes() && (0..at.sectors).any(differs)
+        };
+        let loose = |volatile: &Volatile| {
+            let newer = volatile.order > self.stable_order[volatile.sector];
+            newer && inside(volatile.sector) && volatile.value != self.stable[volatile.sector]
+        };
+        !self.inflight.iter().flatten().any(flying) && !self.log.iter().any(loose)
     }
 
     /// Whether nothing is in flight.

@@ -151,7 +151,8 @@ impl World {
             bytes += outgoing.data.map_or(0, |data| data.bytes as u64);
             frames.push(outgoing);
         }
-        if frames.iter().any(|frame| frame.header.op != Op::Keepalive) {
+        // A flush changes nothing: one that a move has asked for may still come.
+        if frames.iter().any(|frame| !matches!(frame.header.op, Op::Keepalive | Op::Flush)) {
             self.check_sent(shard, node);
         }
         if frames.is_empty() {

@@ -58,6 +58,11 @@ impl World {
     fn spare_target(&self, node: usize) -> Option<usize> {
         let owner = self.daemon.owner.as_ref()?;
         let view = owner.rules.view();
+        // A slot that is about to be free would be taken first.
+        let freed = |target: &usize| view.role(*target) == Role::Absent && !view.targets[*target].volume.is_nil();
+        if view.nodes[node].targets.iter().any(freed) {
+            return None;
+        }
         let first = view.nodes[node].targets.iter().copied().find(|target| view.targets[*target].volume.is_nil())?;
         (self.record.standings[first] == Standing::Absent).then_some(first)
     }
@@ -204,7 +209,14 @@ impl World {
                 self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0;
                 self.check_flushed(node, flushed);
             }
-            News::Detached { .. } => {}
+            News::Detached { volume, .. } => {
+                // It may have been refused before it was ever attached: then no record follows.
+                let target =
+                    self.target_of(volume).filter(|target| self.record.standings[*target] == Standing::Candidate);
+                if let Some(target) = target {
+                    self.record.standings[target] = Standing::Absent;
+                }
+            }
             News::Moved { node, result } => {
                 let Some(spec) = self.record.asked.moves[node].take() else { return };
                 let Some(to) = self.target_of(spec.to) else { return };
@@ -228,6 +240,10 @@ impl World {
     /// What is said to be durable is.
     fn check_flushed(&mut self, node: usize, flushed: bool) {
         let Some(owner) = &self.daemon.owner else { return };
+        // What nobody was told may still be on its way: its connection is gone, and it is sent again at the resume.
+        if self.daemon.hosts.iter().take(self.plan.shards).any(|host| host.shard.has_exposed(node)) {
+            return;
+        }
         let all = Extent::new(0, self.plan.used[node]);
         let loose = |target: &usize| {
             owner.rules.role(*target) == Role::InSync && !self.lossy[*target] && !self.nodes[*target].is_settled(all)

@@ -16,6 +16,7 @@ use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
 use dst::engine::survey::Marked;
 use dst::engine::view::{Role, View};
+use dst::errno::Errno;
 use dst::units::{Id, Time};
 
 use crate::array::Host;
@@ -88,6 +89,8 @@ impl Owner {
 pub(crate) struct Syncer {
     pub(crate) rules: Copy,
     pub(crate) node: usize,
+    /// That it reads no more was told.
+    pub(crate) left: bool,
 }
 
 impl World {
@@ -326,7 +329,7 @@ impl World {
         let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate, checkpoint };
         let sequence = self.daemon.hosts[shard].shard.sequence();
         let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
-        host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node });
+        host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node, left: false });
         host.logged = logged;
         host.timer = self.now;
         self.daemon.hosts[shard] = host;
@@ -367,10 +370,19 @@ impl World {
             host.shard.handle_request(now, tag, request);
             moved = true;
         }
+        while let Some(tag) = syncer.rules.poll_abandoned() {
+            host.shard.abandon(tag, Errno::ECANCELED);
+            moved = true;
+        }
         let wakes = syncer.rules.poll_wake();
         let outcome = syncer.rules.outcome();
         let node = syncer.node;
+        let left =
+            syncer.rules.has_left_source() && !std::mem::replace(&mut syncer.left, syncer.rules.has_left_source());
         self.wake_shards(wakes);
+        if left {
+            self.owner_hears(self.daemon.life, Told::SourceLeft { node });
+        }
         if let Some(outcome) = outcome {
             self.trace.say(self.now, || format!("  sync of node {node} has ended: {outcome:?}"));
             self.end_sync(shard, node, outcome);

@@ -20,6 +20,8 @@ pub(super) enum Job {
     Stopping {
         /// Whom it reads from.
         source: usize,
+        /// Whether it may still copy something that it reads there.
+        reads: bool,
     },
 }
 
@@ -27,8 +29,13 @@ impl Job {
     pub(super) fn source(self) -> Option<usize> {
         match self {
             Job::None => None,
-            Job::Running { source } | Job::Stopping { source } => Some(source),
+            Job::Running { source } | Job::Stopping { source, .. } => Some(source),
         }
+    }
+
+    /// Whether something that is read from this target may still be copied.
+    pub(super) fn reads(self, target: usize) -> bool {
+        self.source() == Some(target) && !matches!(self, Job::Stopping { reads: false, .. })
     }
 }
 
@@ -61,8 +68,16 @@ impl Replicas {
 
     pub(super) fn stop_job(&mut self, node: usize) {
         if let Job::Running { source } = self.nodes[node].job {
-            self.nodes[node].job = Job::Stopping { source };
+            self.nodes[node].job = Job::Stopping { source, reads: true };
             self.effects.push_back(Effect::StopSync { node });
+        }
+    }
+
+    /// The sync engine that was asked to end reads no more. What it is still writing it has read before, and its windows are open.
+    pub(super) fn source_left(&mut self, node: usize) {
+        if let Job::Stopping { reads, .. } = &mut self.nodes[node].job {
+            *reads = false;
+            self.left(node);
         }
     }
 
@@ -99,11 +114,26 @@ impl Replicas {
         if result.is_ok() && !self.targets[target].failed {
             self.nodes[node].pause = limits::SYNC_RETRY_MIN;
             self.nodes[node].retry_at = now;
-            self.targets[target].standing = Standing::InSync;
-            self.record(node);
+            self.nodes[node].filled = Some(target);
         } else {
             self.targets[target].failed = true;
             self.wait_longer(node, now);
+        }
+    }
+
+    /// What was filled is recorded as in sync, and then read. Not together with what leaves: that one may still be read until every shard
+    /// has adopted that it is left.
+    pub(super) fn join(&mut self, node: usize) {
+        let state = &self.nodes[node];
+        if state.step != Step::Steady {
+            return;
+        }
+        let diverged = state.diverged;
+        let Some(target) = self.nodes[node].filled.take() else { return };
+        let state = &mut self.targets[target];
+        if state.role == Role::Syncing && state.gone.is_none() && !state.failed && !diverged {
+            state.standing = Standing::InSync;
+            self.record(node);
         }
     }
 

@@ -170,3 +170,30 @@ fn a_suspended_node_is_flushed_when_nothing_can_be_sent_any_more() {
     let frozen = |effect: &Effect| matches!(effect, Effect::Tell(News::Frozen { node: 0, flushed: true }));
     assert!(effects.iter().any(frozen), "{effects:?}");
 }
+
+#[test]
+fn what_is_left_is_recorded_when_a_copy_reads_no_more_although_it_still_writes() {
+    let mut bench = Bench::new(&[Standing::InSync, Standing::InSync, Standing::Stale]);
+    bench.tick(&[]);
+    bench.adopt();
+    bench.tell(Event::Report(Report::Failed { target: 0, errno: Errno::EIO }));
+    bench.adopt();
+    // Its target may be one that does not answer, either: then the end of the copy is far.
+    let standings = saved(&bench.tell(Event::SourceLeft { node: 0 }));
+    assert_eq!(standings.unwrap()[0], (volume(0), Standing::Stale));
+}
+
+#[test]
+fn what_joins_waits_for_what_leaves() {
+    let mut bench = Bench::new(&[Standing::InSync, Standing::InSync, Standing::Stale]);
+    bench.tick(&[]);
+    bench.adopt();
+    bench.tell(Event::Report(Report::Failed { target: 1, errno: Errno::EIO }));
+    let effects = bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
+    assert_eq!(saved(&effects), None, "a shard may still read what is left");
+    let left = vec![(volume(0), Standing::InSync), (volume(1), Standing::Stale), (volume(2), Standing::Stale)];
+    assert_eq!(saved(&bench.adopt()), Some(left));
+    bench.tell(Event::Saved(true));
+    let joined = vec![(volume(0), Standing::InSync), (volume(1), Standing::Stale), (volume(2), Standing::InSync)];
+    assert_eq!(saved(&bench.adopt()), Some(joined));
+}

@@ -69,6 +69,13 @@ impl Shard {
         }
     }
 
+    /// Ends a request with `error` before its deadline.
+    pub fn abandon(&mut self, tag: Tag, error: Errno) {
+        if self.slots[usize::from(tag.0)].is_some_and(|active| !active.over) {
+            self.give_up(tag, error);
+        }
+    }
+
     /// Ends a request with `error`: what was not sent is dropped, what was sent closes its connection, and what may still
     /// take effect holds its target.
     pub(super) fn give_up(&mut self, tag: Tag, error: Errno) {

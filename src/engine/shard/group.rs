@@ -589,6 +589,11 @@ impl Shard {
         self.active == 0 && self.groups.groups.iter().all(|group| group.state == GroupState::Free)
     }
 
+    /// Whether a change of a node was sent over a connection that is gone, so that it may still take effect, unasked.
+    pub fn has_exposed(&self, node: usize) -> bool {
+        self.parts_of(node).any(|part| part.exposed && part.mutates())
+    }
+
     /// Whether something is in flight on a node that the present view would not send.
     pub(super) fn has_older(&self, node: usize) -> bool {
         let opened = self.view.nodes[node].opened;

@@ -63,6 +63,11 @@ pub enum Note {
     },
     /// What was to be made durable is, or could not be.
     Saved(bool),
+    /// A sync engine that was asked to end reads no more.
+    SourceLeft {
+        /// Its node.
+        node: usize,
+    },
     /// A sync engine has ended.
     Synced {
         /// Its node.
@@ -334,6 +339,7 @@ impl Work {
             }
             Note::Saved(true) => self.handle(Event::Saved(true)),
             Note::Saved(false) => self.retry_at = Some(Instant::now() + limits::REGROUP_RETRY),
+            Note::SourceLeft { node } => self.handle(Event::SourceLeft { node }),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
             Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),
             Note::Steer(steer) => {
@@ -464,6 +470,10 @@ impl Work {
             }
         };
         info!(array = self.config.name, node, source, target, ?task, regions = map.left(), "a sync engine begins");
+        let left = {
+            let sender = self.config.sender.clone();
+            move || drop(sender.send(Note::SourceLeft { node }))
+        };
         let logs = self.logs(node, source, target);
         let (name, map_of, regions) = (self.config.name.clone(), Arc::clone(map), view.region_sectors);
         let run = move || {
@@ -475,7 +485,7 @@ impl Work {
             let (result, sequence) = match surveyed {
                 Ok(()) => {
                     debug!(array = name, node, regions = map_of.left(), "the region logs were asked");
-                    copy(seat, rules, wake)
+                    copy(seat, rules, wake, left)
                 }
                 Err(why) => {
                     warn!(array = name, node, %why, "the region logs cannot be asked");
@@ -514,10 +524,10 @@ impl Work {
 }
 
 /// Copies until it is done, or stopped. How it ended, and up to where the shard has used sequences.
-fn copy(seat: Seat, rules: Copy, wake: impl FnMut(u32)) -> (Result<Copied, CopyError>, u32) {
+fn copy(seat: Seat, rules: Copy, wake: impl FnMut(u32), left: impl FnMut()) -> (Result<Copied, CopyError>, u32) {
     let unusable = |error: &std::io::Error| Err(CopyError::Target(Errno::from(error)));
     let sequence = seat.shard.sequence();
-    let mut frontend = match CopyFrontend::new(rules, clock::now, wake) {
+    let mut frontend = match CopyFrontend::new(rules, clock::now, wake, left) {
         Ok(frontend) => frontend,
         Err(error) => return (unusable(&error), sequence),
     };

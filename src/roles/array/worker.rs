@@ -236,6 +236,9 @@ impl<'f, F: Frontend> Worker<'f, F> {
             while let Some((tag, request)) = self.frontend.next_request() {
                 self.shard.handle_request(self.now, tag, request);
             }
+            while let Some(tag) = self.frontend.next_abandoned() {
+                self.shard.abandon(tag, Errno::ECANCELED);
+            }
             while let Some(command) = self.shard.poll_link() {
                 self.obey(command);
             }
