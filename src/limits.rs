@@ -72,6 +72,9 @@ pub const KEPT_TAGS_MAX: usize = DEPTH_MAX * 2 * TARGETS_PER_NODE_MAX;
 pub const GATHER_FRAMES_MAX: usize = 128;
 /// Bytes gathered into one send.
 pub const GATHER_BYTES_MAX: u64 = 1 << 20;
+/// What lies in memory is copied at once, but no more of it than so many bytes before what is ready has been sent: whoever waits for
+/// it takes it meanwhile.
+pub const AT_ONCE_BYTES: usize = 256 << 10;
 /// Receive staging buffer of one connection, bytes.
 pub const STAGE_BYTES: usize = 128 << 10;
 
@@ -210,6 +213,8 @@ pub const NBD_SKIP_BYTES_MAX: u32 = 32 << 20;
 pub const NBD_CONNECTIONS_MAX: usize = 64;
 /// NBD: receive staging buffer of one connection, bytes.
 pub const NBD_STAGE_BYTES: usize = 64 << 10;
+/// NBD: what a unix socket may hold on its way to a client, bytes: the answer to a large read should not have to wait for the client.
+pub const NBD_SEND_BYTES: usize = 1 << 20;
 /// NBD: accepted connections that wait for one I/O thread to take them.
 pub const NBD_SEATS_MAX: usize = 16;
 /// NBD: how often an I/O thread looks for clients that keep others waiting; only while there may be some.
@@ -229,6 +234,8 @@ pub const VOLUME_CONNECTIONS_MAX: usize = 128;
 pub const SERVER_CONNECTIONS_MAX: u32 = 4096;
 /// Disk operations in flight for one volume: beyond them work waits its turn, within the budgets of the connections.
 pub const SERVER_LANES_MAX: usize = 256;
+/// The same for a volume in memory: each operation is over at once, and what is ready is to be sent before the next.
+pub const SERVER_LANES_AT_ONCE: usize = 2;
 /// Receive staging buffer of one connection of a server, bytes: what idle connections cost at most.
 pub const SERVER_STAGE_BYTES: usize = 64 << 10;
 /// Owner threads of a server unless said otherwise: one per CPU, but no more than these.

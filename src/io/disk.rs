@@ -26,6 +26,11 @@ const HOLES_MAX: usize = 256;
 
 /// What a volume's rules ask of its disk.
 pub trait Disk: 'static {
+    /// Whether reads and writes are over when they are asked for: the data lies in memory.
+    fn is_at_once(&self) -> bool {
+        false
+    }
+
     /// Fills the first `bytes` bytes of the buffer from byte `offset`.
     fn read_at(&self, buffer: Buffer, bytes: usize, offset: u64) -> impl Future<Output = (Result<(), Errno>, Buffer)>;
 
@@ -232,6 +237,10 @@ fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
 }
 
 impl Disk for UringDisk {
+    fn is_at_once(&self) -> bool {
+        self.in_memory
+    }
+
     async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
         let mut done = 0;
         while self.in_memory && done < bytes {

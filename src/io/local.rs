@@ -30,6 +30,8 @@ use crate::wire::frame::{Header, Op};
 
 /// Alignment of buffers for direct I/O, bytes.
 const ALIGN: usize = 4096;
+/// In the place of a part: the end of a rest.
+const REST_TAG: u32 = u32::MAX;
 
 /// An open local target, shared by the threads of an array.
 #[derive(Clone, Debug)]
@@ -162,6 +164,10 @@ pub struct Local {
     jobs: Vec<Option<Job>>,
     in_flight: usize,
     closing: bool,
+    /// Bytes that were copied at once since the last rest.
+    copied: usize,
+    /// Nothing more is begun until the ring had its turn.
+    resting: bool,
     /// What zeros are written from.
     zeros: Box<[Aligned]>,
 }
@@ -173,12 +179,22 @@ impl Local {
     /// The target at index `target`, whose volume id is known to be `volume`.
     pub fn new(target: usize, file: LocalFile, volume: Id, parts: usize) -> Local {
         let zeros = (0..16).map(|_| Aligned([0; ALIGN])).collect();
-        Local { target, file, volume, jobs: vec![None; parts], in_flight: 0, closing: false, zeros }
+        Local {
+            target,
+            file,
+            volume,
+            jobs: vec![None; parts],
+            in_flight: 0,
+            closing: false,
+            copied: 0,
+            resting: false,
+            zeros,
+        }
     }
 
     /// Whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.in_flight == 0
+        self.in_flight == 0 && !self.resting
     }
 
     /// A local target is there at once.
@@ -209,7 +225,7 @@ impl Local {
 
     /// Starts what the shard offers.
     pub fn pump<F: Frontend>(&mut self, now: Time, shard: &mut Shard, frontend: &mut F) {
-        while !self.closing {
+        while !self.closing && !self.resting {
             let Some(outgoing) = shard.poll_send(self.target) else { return };
             if outgoing.header.op == Op::Keepalive {
                 let _ = shard.handle_reply(now, self.target, &outgoing.header.reply(Ok(())), Body::Good);
@@ -225,7 +241,18 @@ impl Local {
             self.in_flight += 1;
             if let Some(result) = self.start(Job { request, step: Step::Main, buffer, done: 0 }, frontend) {
                 self.handle(now, request.tag, result, shard, frontend);
+                self.rest(request.length as usize, frontend);
             }
+        }
+    }
+
+    /// After so much work the ring has its turn: what is ready is sent, and its receiver has something to do.
+    fn rest<F: Frontend>(&mut self, bytes: usize, frontend: &mut F) {
+        self.copied += bytes;
+        if self.copied >= limits::AT_ONCE_BYTES {
+            (self.copied, self.resting) = (0, true);
+            let entry = opcode::Nop::new().build();
+            frontend.push(entry.user_data(Owner::Disk.user_data(pack(self.target, REST_TAG))));
         }
     }
 
@@ -270,6 +297,10 @@ impl Local {
 
     /// Takes a completion of one of this target's operations.
     pub fn handle<F: Frontend>(&mut self, now: Time, tag: u32, result: i32, shard: &mut Shard, frontend: &mut F) {
+        if tag == REST_TAG {
+            self.resting = false;
+            return;
+        }
         let mut last = Some(result);
         while let Some(result) = last {
             last = self.advance(now, tag, result, shard, frontend);

@@ -237,10 +237,20 @@ impl Socket {
 
     fn accept(&self) -> io::Result<OwnedFd> {
         match self {
-            Socket::Unix(listener, _) => listener.accept().map(|(client, _)| client.into()),
+            Socket::Unix(listener, _) => listener.accept().map(|(client, _)| {
+                widen(&client);
+                client.into()
+            }),
             Socket::Tcp(listener) => listener.accept().and_then(|(client, _)| tune(&client).map(|()| client.into())),
         }
     }
+}
+
+/// Room for large answers. Beyond the system's limit it takes a privilege; without it there is less room.
+fn widen(client: &UnixStream) {
+    let bytes = limits::NBD_SEND_BYTES;
+    let _ = socket::setsockopt(client, sockopt::SndBufForce, &bytes)
+        .or_else(|_| socket::setsockopt(client, sockopt::SndBuf, &bytes));
 }
 
 /// No delay; and a client that has vanished is noticed.

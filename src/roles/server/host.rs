@@ -253,18 +253,29 @@ impl<D: Disk> Host<D> {
         self.lanes.queue.borrow_mut().push_back(Task { work, connection, buffer });
         if let Some(waker) = self.lanes.idle.borrow_mut().pop() {
             waker.wake();
-        } else if self.lanes.count.get() < limits::SERVER_LANES_MAX {
+        } else if self.lanes.count.get() < self.lanes_max() {
             self.lanes.count.set(self.lanes.count.get() + 1);
             tokio_uring::spawn(Rc::clone(self).lane());
         }
     }
 
+    fn lanes_max(&self) -> usize {
+        if self.disk.is_at_once() { limits::SERVER_LANES_AT_ONCE } else { limits::SERVER_LANES_MAX }
+    }
+
     /// Does one piece of work after the other.
     async fn lane(self: Rc<Host<D>>) {
         let _fail_stop = FailStop;
+        let mut copied = 0;
         while let Some(Task { work, connection, buffer }) = self.next_task().await {
             let (result, buffer) = self.execute(&work, buffer).await;
             self.finish(work.job, work.op, work.place.map(|(_, slot)| slot), connection, result, buffer);
+            copied += work.extent.bytes();
+            if self.disk.is_at_once() && copied >= limits::AT_ONCE_BYTES as u64 {
+                // What is ready is sent first.
+                copied = 0;
+                tokio::task::yield_now().await;
+            }
         }
         self.lanes.count.set(self.lanes.count.get() - 1);
     }
