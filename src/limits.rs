@@ -234,8 +234,6 @@ pub const VOLUME_CONNECTIONS_MAX: usize = 128;
 pub const SERVER_CONNECTIONS_MAX: u32 = 4096;
 /// Disk operations in flight for one volume: beyond them work waits its turn, within the budgets of the connections.
 pub const SERVER_LANES_MAX: usize = 256;
-/// The same for a volume in memory: each operation is over at once, and what is ready is to be sent before the next.
-pub const SERVER_LANES_AT_ONCE: usize = 2;
 /// Receive staging buffer of one connection of a server, bytes: what idle connections cost at most.
 pub const SERVER_STAGE_BYTES: usize = 64 << 10;
 /// Owner threads of a server unless said otherwise: one per CPU, but no more than these.

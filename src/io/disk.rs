@@ -26,9 +26,20 @@ const HOLES_MAX: usize = 256;
 
 /// What a volume's rules ask of its disk.
 pub trait Disk: 'static {
-    /// Whether reads and writes are over when they are asked for: the data lies in memory.
-    fn is_at_once(&self) -> bool {
+    /// Whether the data lies in memory, so that reading and writing is copying: [`Disk::read_now`] and [`Disk::write_now`] do it at
+    /// once. Others are never asked.
+    fn is_in_memory(&self) -> bool {
         false
+    }
+
+    /// [`Disk::read_at`] at once.
+    fn read_now(&self, _buffer: &mut [u8], _offset: u64) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// [`Disk::write_at`] at once: as durable as it gets.
+    fn write_now(&self, _buffer: &[u8], _offset: u64) -> Result<(), Errno> {
+        Err(Errno::EOPNOTSUPP)
     }
 
     /// Fills the first `bytes` bytes of the buffer from byte `offset`.
@@ -179,20 +190,6 @@ impl UringDisk {
     }
 }
 
-fn read_now(file: &tokio_uring::fs::File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    let offset = i64::try_from(offset).map_err(io::Error::other)?;
-    // SAFETY: a system call on an open descriptor, into a slice that is borrowed alone.
-    let result = unsafe { libc::pread(file.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), offset) };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn write_now(file: &tokio_uring::fs::File, from: &[u8], offset: u64) -> io::Result<usize> {
-    let offset = i64::try_from(offset).map_err(io::Error::other)?;
-    // SAFETY: a system call on an open descriptor, out of a slice that is borrowed.
-    let result = unsafe { libc::pwrite(file.as_raw_fd(), from.as_ptr().cast(), from.len(), offset) };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
 /// What is left of a transfer after `result` bytes of it.
 fn progress(result: io::Result<usize>, done: &mut usize) -> Result<(), Errno> {
     match result {
@@ -237,18 +234,36 @@ fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
 }
 
 impl Disk for UringDisk {
-    fn is_at_once(&self) -> bool {
+    fn is_in_memory(&self) -> bool {
         self.in_memory
+    }
+
+    fn read_now(&self, buffer: &mut [u8], offset: u64) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let to = &mut buffer[done..];
+            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
+            // SAFETY: a system call on an open descriptor, into a slice that is borrowed alone.
+            let result = unsafe { libc::pread(self.plain.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), at) };
+            progress(usize::try_from(result).map_err(|_| io::Error::last_os_error()), &mut done)?;
+        }
+        Ok(())
+    }
+
+    fn write_now(&self, buffer: &[u8], offset: u64) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let from = &buffer[done..];
+            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
+            // SAFETY: a system call on an open descriptor, out of a slice that is borrowed.
+            let result = unsafe { libc::pwrite(self.plain.as_raw_fd(), from.as_ptr().cast(), from.len(), at) };
+            progress(usize::try_from(result).map_err(|_| io::Error::last_os_error()), &mut done)?;
+        }
+        Ok(())
     }
 
     async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
         let mut done = 0;
-        while self.in_memory && done < bytes {
-            let part = read_now(&self.plain, &mut buffer[done..bytes], offset + done as u64);
-            if let Err(error) = progress(part, &mut done) {
-                return (Err(error), buffer);
-            }
-        }
         while done < bytes {
             let (result, back) = self.plain.read_at(buffer.slice(done..bytes), offset + done as u64).await;
             buffer = back.into_inner();
@@ -268,12 +283,6 @@ impl Disk for UringDisk {
     ) -> (Result<(), Errno>, Buffer) {
         let file = if durable { &self.durable } else { &self.plain };
         let mut done = 0;
-        while self.in_memory && done < bytes {
-            let part = write_now(file, &buffer[done..bytes], offset + done as u64);
-            if let Err(error) = progress(part, &mut done) {
-                return (Err(error), buffer);
-            }
-        }
         while done < bytes {
             let (result, back) = file.write_at(buffer.slice(done..bytes), offset + done as u64).submit().await;
             buffer = back.into_inner();

@@ -136,22 +136,19 @@ impl Operation {
         }
     }
 
-    /// At once; the result is as the ring tells it. A file in memory is as durable as it gets when it is written.
-    fn perform(self, fd: RawFd) -> i32 {
+    /// Reads or writes at once, as the ring would tell it; `None` for anything else, which may take long. A file in memory is as
+    /// durable as it gets when it is written.
+    fn perform(self, fd: RawFd) -> Option<i32> {
         let offset = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
         let result = match self {
-            Operation::Sync => 0,
             // SAFETY: the job's buffer is the shard's alone while its part is in flight, and has room for so much.
             Operation::Read { to, length, at } => unsafe { libc::pread(fd, to.cast(), length, offset(at)) },
-            // SAFETY: as above; or it is the zeros of this target.
+            // SAFETY: as above.
             Operation::Write { from, length, at, .. } => unsafe { libc::pwrite(fd, from.cast(), length, offset(at)) },
-            Operation::Allocate { mode, at, length } => {
-                // SAFETY: a system call on an open descriptor.
-                unsafe { libc::fallocate(fd, mode, offset(at), offset(length)) as isize }
-            }
+            Operation::Sync | Operation::Allocate { .. } => return None,
         };
         let failed = || io::Error::last_os_error().raw_os_error().map_or(-libc::EIO, |error| -error);
-        i32::try_from(result).ok().filter(|result| *result >= 0).unwrap_or_else(failed)
+        Some(i32::try_from(result).ok().filter(|result| *result >= 0).unwrap_or_else(failed))
     }
 }
 
@@ -261,8 +258,12 @@ impl Local {
         let operation = self.operation(&job);
         self.jobs[job.request.tag as usize] = Some(job);
         let fd = self.file.file.as_raw_fd();
-        if self.file.in_memory {
-            return Some(operation.perform(fd));
+        // Zeros may be many.
+        if self.file.in_memory
+            && job.step == Step::Main
+            && let Some(result) = operation.perform(fd)
+        {
+            return Some(result);
         }
         let sqe = operation.entry(types::Fd(fd));
         frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));

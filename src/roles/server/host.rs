@@ -46,6 +46,8 @@ pub(crate) struct Host<D> {
     pool: Rc<BufferPool>,
     connections: RefCell<Vec<Rc<Connection>>>,
     lanes: Lanes,
+    /// Those of reads and writes that are done at once: there is no use in more than one.
+    quick: Lanes,
 }
 
 /// Those who wait, by the number of what they asked.
@@ -71,6 +73,31 @@ struct Lanes {
     closed: Cell<bool>,
 }
 
+impl Lanes {
+    fn next_task(&self) -> impl Future<Output = Option<Task>> + '_ {
+        std::future::poll_fn(|context| {
+            if let Some(task) = self.queue.borrow_mut().pop_front() {
+                return Poll::Ready(Some(task));
+            }
+            if self.closed.get() {
+                return Poll::Ready(None);
+            }
+            self.idle.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    fn are_idle(&self) -> bool {
+        self.queue.borrow().is_empty() && self.count.get() <= self.idle.borrow().len()
+    }
+
+    /// They end when nothing is left to do.
+    fn close(&self) {
+        self.closed.set(true);
+        self.idle.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+}
+
 impl<D: Disk> Host<D> {
     /// A host of these rules, with the volume's data and its state file.
     pub(crate) fn new(
@@ -92,6 +119,7 @@ impl<D: Disk> Host<D> {
             pool,
             connections: RefCell::default(),
             lanes: Lanes::default(),
+            quick: Lanes::default(),
         };
         host.show();
         Rc::new(host)
@@ -131,11 +159,7 @@ impl<D: Disk> Host<D> {
 
     /// Whether no connection and no work is left.
     pub(crate) fn is_idle(&self) -> bool {
-        let working = self.lanes.count.get() > self.lanes.idle.borrow().len();
-        self.connections.borrow().is_empty()
-            && self.lanes.queue.borrow().is_empty()
-            && !working
-            && self.saving.get() == 0
+        self.connections.borrow().is_empty() && self.lanes.are_idle() && self.quick.are_idle() && self.saving.get() == 0
     }
 
     /// Makes durable what was written; nobody is attached any more.
@@ -150,8 +174,8 @@ impl<D: Disk> Host<D> {
 
     /// Lets the lanes end when nothing is left to do. The host is not used after this.
     pub(crate) fn retire(&self) {
-        self.lanes.closed.set(true);
-        self.lanes.idle.borrow_mut().drain(..).for_each(Waker::wake);
+        self.lanes.close();
+        self.quick.close();
     }
 
     /// Tells the rules, and does what they say.
@@ -250,47 +274,33 @@ impl<D: Disk> Host<D> {
         let connection = work.place.and_then(|(conn, _)| self.connection(conn));
         let buffer =
             work.place.zip(connection.as_ref()).and_then(|((_, slot), connection)| connection.take_buffer(slot));
-        self.lanes.queue.borrow_mut().push_back(Task { work, connection, buffer });
-        if let Some(waker) = self.lanes.idle.borrow_mut().pop() {
+        let quick = self.disk.is_in_memory() && matches!(work.op, DiskOp::Read | DiskOp::Write { .. });
+        let (lanes, most) = if quick { (&self.quick, 1) } else { (&self.lanes, limits::SERVER_LANES_MAX) };
+        lanes.queue.borrow_mut().push_back(Task { work, connection, buffer });
+        if let Some(waker) = lanes.idle.borrow_mut().pop() {
             waker.wake();
-        } else if self.lanes.count.get() < self.lanes_max() {
-            self.lanes.count.set(self.lanes.count.get() + 1);
-            tokio_uring::spawn(Rc::clone(self).lane());
+        } else if lanes.count.get() < most {
+            lanes.count.set(lanes.count.get() + 1);
+            tokio_uring::spawn(Rc::clone(self).lane(quick));
         }
     }
 
-    fn lanes_max(&self) -> usize {
-        if self.disk.is_at_once() { limits::SERVER_LANES_AT_ONCE } else { limits::SERVER_LANES_MAX }
-    }
-
     /// Does one piece of work after the other.
-    async fn lane(self: Rc<Host<D>>) {
+    async fn lane(self: Rc<Host<D>>, quick: bool) {
         let _fail_stop = FailStop;
+        let lanes = if quick { &self.quick } else { &self.lanes };
         let mut copied = 0;
-        while let Some(Task { work, connection, buffer }) = self.next_task().await {
+        while let Some(Task { work, connection, buffer }) = lanes.next_task().await {
             let (result, buffer) = self.execute(&work, buffer).await;
             self.finish(work.job, work.op, work.place.map(|(_, slot)| slot), connection, result, buffer);
             copied += work.extent.bytes();
-            if self.disk.is_at_once() && copied >= limits::AT_ONCE_BYTES as u64 {
+            if quick && copied >= limits::AT_ONCE_BYTES as u64 {
                 // What is ready is sent first.
                 copied = 0;
                 tokio::task::yield_now().await;
             }
         }
-        self.lanes.count.set(self.lanes.count.get() - 1);
-    }
-
-    fn next_task(&self) -> impl Future<Output = Option<Task>> + '_ {
-        std::future::poll_fn(|context| {
-            if let Some(task) = self.lanes.queue.borrow_mut().pop_front() {
-                return Poll::Ready(Some(task));
-            }
-            if self.lanes.closed.get() {
-                return Poll::Ready(None);
-            }
-            self.lanes.idle.borrow_mut().push(context.waker().clone());
-            Poll::Pending
-        })
+        lanes.count.set(lanes.count.get() - 1);
     }
 
     async fn execute(&self, work: &Work, buffer: Option<Buffer>) -> (Result<(), Errno>, Option<Buffer>) {
@@ -298,6 +308,13 @@ impl<D: Disk> Host<D> {
         // Reads and writes are bounded by PAYLOAD_BYTES_MAX.
         let bytes = usize::try_from(length).unwrap_or(usize::MAX);
         match (work.op, buffer) {
+            (DiskOp::Read, buffer) if self.disk.is_in_memory() => {
+                let mut buffer = buffer.unwrap_or_else(|| self.pool.take(bytes));
+                (self.disk.read_now(&mut buffer[..bytes], offset), Some(buffer))
+            }
+            (DiskOp::Write { .. }, Some(buffer)) if self.disk.is_in_memory() => {
+                (self.disk.write_now(&buffer[..bytes], offset), Some(buffer))
+            }
             (DiskOp::Read, buffer) => {
                 let buffer = buffer.unwrap_or_else(|| self.pool.take(bytes));
                 let (result, buffer) = self.disk.read_at(buffer, bytes, offset).await;
