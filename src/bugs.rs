@@ -97,6 +97,8 @@ bugs! {
     StaleForgotten "a stale replica is taken as in sync after a restart"
     SequenceReused "a second sync uses the sequences of the first again, whose statuses the server remembers"
     LossIgnored "a replica whose machine came back without acknowledged writes is read"
+    LossForgottenAtRestart "a new daemon takes replicas as whole whose machines lost acknowledged writes while no daemon ran"
+    AcceptLossNotDurable "that the loss of acknowledged writes was accepted is forgotten with the daemon"
     FlushSkipsSyncing "a flush leaves out the replica that is syncing, which is in sync a moment later"
     ResyncSkipsLast "the last region is not copied"
     FrozenStillSends "what had begun goes on while its node is suspended"

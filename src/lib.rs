@@ -23,6 +23,7 @@ pub mod engine {
     pub mod array;
     pub mod copy;
     pub mod link;
+    pub mod losses;
     pub mod overlap;
     mod part;
     pub mod points;

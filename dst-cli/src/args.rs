@@ -374,6 +374,7 @@ mod tests {
             "dst import h:1/v --name b --force",
             "dst suspend a n-800 --ttl 60s --on-expire fail",
             "dst suspend a n-800 --ttl none",
+            "dst accept-loss a n-800",
             "dst resume a n-800",
             "dst fail a n-800",
             "dst replace a n-800 --to h:1/w --replica 0 --force",

@@ -52,6 +52,17 @@ pub(crate) enum NodeVerb {
         #[command(flatten)]
         which: NodeArguments,
     },
+    /// Accepts what the machines of a node have lost, so that what is left is served
+    #[command(
+        after_help = "A machine has come back (a power cut, a crash) without writes that it had acknowledged and not flushed, and no other replica has \
+        them: requests of the node fail, so that nobody takes older data for good. Check the filesystem afterwards, or go back to a backup. Works on \
+        an array that is not started, too.\n\n\
+        Example:\n  dst accept-loss storage n-800"
+    )]
+    AcceptLoss {
+        #[command(flatten)]
+        which: NodeArguments,
+    },
     /// Puts another target in the place of a suspended node's replica
     #[command(
         after_help = "With siblings in sync the new target is filled from them. Of an only replica the data would be lost: it is replaced only with \
@@ -182,6 +193,13 @@ pub(crate) fn run(daemon: &Daemon, verb: NodeVerb, json: bool) -> Result<(), Str
             render::one(&array, json, |array| {
                 format!("requests of {} of {} fail until it is resumed", which.node, array.name)
             })
+        }
+        NodeVerb::AcceptLoss { which } => {
+            let array = ask(daemon, &which, "accept-loss", &())?;
+            let done = |array: &ArrayStatus| {
+                format!("accepted: {} of {} serves what is left. Check what is stored on it", which.node, array.name)
+            };
+            render::one(&array, json, done)
         }
         NodeVerb::Replace { which, to, replica, force } => {
             let array = ask(daemon, &which, "replace", &Replace { to: to.to_string(), replica, force })?;

@@ -145,6 +145,9 @@ pub(crate) fn why(why: &Why) -> String {
     if why.more {
         text.push_str("there is more; these are the oldest\n");
     }
+    for failing in &why.failing {
+        let _ = writeln!(text, "{failing}");
+    }
     if why.silent > 0 {
         let _ = writeln!(text, "{} I/O thread(s) did not answer in time", why.silent);
     }
@@ -187,6 +190,9 @@ fn array(array: &ArrayStatus) -> String {
     }
     if let Some(counters) = &array.counters {
         let _ = writeln!(text, "  {}", work(counters));
+    }
+    for loss in array.losses() {
+        let _ = writeln!(text, "  {loss}");
     }
     if let Some(warning) = tags_run_out(array) {
         let _ = writeln!(text, "  {warning}");

@@ -384,7 +384,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
 /// Whether the rest of a node's path names something that can be asked.
 fn is_verb(verb: &[&str]) -> bool {
     match verb {
-        ["suspend" | "resume" | "fail" | "replace" | "migrate"] => true,
+        ["suspend" | "resume" | "fail" | "replace" | "migrate" | "accept-loss"] => true,
         ["migration", word] => Act::ALL.iter().any(|act| act.word() == *word),
         _ => false,
     }
@@ -396,6 +396,7 @@ fn asked(verb: &[&str], body: &[u8]) -> Result<NodeAsk, Refusal> {
         ["suspend"] => parse_or_default(body).map(NodeAsk::Suspend),
         ["resume"] => Ok(NodeAsk::Resume),
         ["fail"] => Ok(NodeAsk::Fail),
+        ["accept-loss"] => Ok(NodeAsk::AcceptLoss),
         ["replace"] => parse(body).map(NodeAsk::Replace),
         ["migrate"] => parse(body).map(NodeAsk::Migrate),
         _ => {
@@ -498,6 +499,7 @@ mod tests {
                 NodeAsk::Suspend(Suspend { ttl: Ttl(None), on_expire: OnExpire::Fail, by: None }),
             ),
             ("resume", "", NodeAsk::Resume),
+            ("accept-loss", "", NodeAsk::AcceptLoss),
             ("fail", "", NodeAsk::Fail),
             ("replace", r#"{"to":"h:1/v","replica":1,"force":true}"#, NodeAsk::Replace(replace)),
             ("migrate", r#"{"to":"h:1/v"}"#, NodeAsk::Migrate(Migrate::to("h:1/v"))),

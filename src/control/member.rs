@@ -206,6 +206,7 @@ mod tests {
     use super::*;
     use crate::control::replica::ReplicaState;
     use crate::control::spec::{NodeSpec, Phase, RunOptions};
+    use crate::engine::losses::Memory;
     use crate::units::Lba;
     use proptest::prelude::*;
 
@@ -233,6 +234,7 @@ mod tests {
             epoch: Epoch(3),
             nodes: (0..nodes).map(node).collect(),
             clean: false,
+            memory: Memory::default(),
             debts: Vec::new(),
             migrations: Vec::new(),
             migrated: 0,

@@ -277,6 +277,8 @@ pub enum NodeAsk {
     Migrate(Migrate),
     /// Something about its migration.
     Migration(Act, Which),
+    /// What its machines have come back without is accepted: what is left is served. Also of an array that is not started.
+    AcceptLoss,
 }
 
 #[cfg(test)]

@@ -14,13 +14,14 @@ use crate::control::replica;
 use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::target::Target;
 use crate::control::transfer::{Debt, Stage, Transfer};
+use crate::engine::losses::Memory;
 use crate::limits;
 use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duration};
 use crate::wire::nbd::address::NbdAddress;
 
-/// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers; both are
-/// still read.
-pub const VERSION: u32 = 3;
+/// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers, version 3
+/// knew nothing of losses; all are still read.
+pub const VERSION: u32 = 4;
 /// The kind of an array's record.
 const KIND: &str = "array";
 
@@ -237,6 +238,9 @@ pub struct ArraySpec<N = NodeSpec> {
     /// is new.
     #[serde(default)]
     pub clean: bool,
+    /// What is known of machines that lose what they had acknowledged.
+    #[serde(default)]
+    pub memory: Memory,
     /// Volumes that are still to be let go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub debts: Vec<Debt>,
@@ -271,6 +275,7 @@ impl ArraySpec<NodeSpec1> {
             block: self.block,
             epoch: self.epoch,
             clean: false,
+            memory: Memory::default(),
             debts: Vec::new(),
             migrations: Vec::new(),
             migrated: 0,
@@ -310,8 +315,8 @@ impl ArraySpec {
     pub fn decode(name: &str, bytes: &[u8]) -> Result<ArraySpec, BadRecord> {
         let spec: ArraySpec = match record::version(KIND, bytes) {
             Some(1) => record::decode::<ArraySpec<NodeSpec1>>(KIND, 1, bytes)?.upgrade(),
-            // What version 2 did not have is not there.
-            Some(2) => record::decode(KIND, 2, bytes)?,
+            // What versions 2 and 3 did not have is not there.
+            Some(older @ 2..VERSION) => record::decode(KIND, older, bytes)?,
             _ => record::decode(KIND, VERSION, bytes)?,
         };
         let wrong = |why: String| Err(BadRecord::Content(why));
@@ -341,6 +346,7 @@ mod tests {
     use super::*;
     use crate::control::migration::MigrationState;
     use crate::control::node::OnExpire;
+    use crate::engine::losses::Losses;
     use crate::units::Lba;
 
     fn replica(target: &str, volume: u8, state: ReplicaState) -> ReplicaSpec {
@@ -398,6 +404,10 @@ mod tests {
             migrations: vec![transfer().status],
             migrated: 3,
             clean: true,
+            memory: Memory {
+                shown: Some(Id([6; 16])),
+                volumes: [(Id([1; 16]), Losses { told: 2, lost: true })].into(),
+            },
             run: RunOptions { frontend: "nbd:/run/a.sock".parse().unwrap(), queues: 2, ..RunOptions::default() },
         }
     }
@@ -405,7 +415,7 @@ mod tests {
     #[test]
     fn a_record_round_trips() {
         let bytes = spec().encode().unwrap();
-        assert!(bytes.starts_with(b"dst array 3 "));
+        assert!(bytes.starts_with(b"dst array 4 "));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(spec()));
         let held: Vec<String> = spec().held().map(|(what, target)| format!("{what}: {target}")).collect();
         assert_eq!(
@@ -422,7 +432,7 @@ mod tests {
     #[test]
     fn a_record_of_version_2_holds_nothing_and_moves_nothing() {
         let mut old = serde_json::to_value(spec()).unwrap();
-        for gone in ["debts", "migrations", "migrated"] {
+        for gone in ["debts", "migrations", "migrated", "memory"] {
             old.as_object_mut().unwrap().remove(gone);
         }
         for gone in ["suspend", "transfer"] {
@@ -431,8 +441,17 @@ mod tests {
         let bytes = record::encode(KIND, 2, &old).unwrap();
         let mut expected = spec();
         (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
+        expected.memory = Memory::default();
         (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
+    }
+
+    #[test]
+    fn a_record_of_version_3_knows_of_no_losses() {
+        let mut old = serde_json::to_value(spec()).unwrap();
+        old.as_object_mut().unwrap().remove("memory");
+        let bytes = record::encode(KIND, 3, &old).unwrap();
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(ArraySpec { memory: Memory::default(), ..spec() }));
     }
 
     #[test]
@@ -448,6 +467,7 @@ mod tests {
         let mut expected = spec();
         expected.nodes[0].replicas.truncate(1);
         (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
+        expected.memory = Memory::default();
         (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
         expected.clean = false;
         expected.nodes[0].generation = Generation::first(Id([7; 16]));

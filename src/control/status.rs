@@ -153,6 +153,8 @@ pub struct ReplicaLive {
     pub down: Duration,
     /// What ended the last connection, or refused the last try.
     pub last_error: Option<String>,
+    /// Its machine has come back without what was acknowledged, and nobody has accepted that.
+    pub lost: bool,
     /// Its part of the work.
     pub counters: Counters,
 }
@@ -237,6 +239,9 @@ pub struct ReplicaStatus {
     /// What ended the last connection, or refused the last try.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Its machine has come back without writes that it had acknowledged: nothing is served from here until `dst accept-loss`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
     /// Its part of the work since the array was started.
     pub counters: Counters,
 }
@@ -261,6 +266,7 @@ impl ReplicaStatus {
             tries: 0,
             down_seconds: 0,
             last_error: None,
+            lost: false,
             counters,
         }
     }
@@ -355,7 +361,27 @@ pub struct SpecStatus {
     pub run: RunOptions,
 }
 
+impl NodeStatus {
+    /// Whether it serves nothing because nobody has what it had acknowledged.
+    pub fn has_lost(&self) -> bool {
+        let mut in_sync = self.replicas.iter().filter(|replica| replica.state == Trust::InSync).peekable();
+        in_sync.peek().is_some() && in_sync.all(|replica| replica.lost)
+    }
+}
+
 impl ArrayStatus {
+    /// What to say about nodes that serve nothing because of what their machines have lost.
+    pub fn losses(&self) -> Vec<String> {
+        let said = |node: &NodeStatus| {
+            let (array, node) = (&self.name, &node.name);
+            format!(
+                "{node}: lost acknowledged writes: its machine has come back without them, and requests fail. What is left is served again after \
+                 'dst accept-loss {array} {node}'"
+            )
+        };
+        self.nodes.iter().filter(|node| node.has_lost()).map(said).collect()
+    }
+
     /// Adds what the data path says.
     pub fn with_live(mut self, live: Live) -> ArrayStatus {
         self.counters = Some(live.counters);
@@ -381,6 +407,7 @@ impl ArrayStatus {
                 replica.tries = live.tries;
                 replica.down_seconds = live.down.as_secs();
                 replica.last_error.clone_from(&live.last_error);
+                replica.lost = live.lost;
                 replica.counters = live.counters;
             }
             let in_sync = node.replicas.iter().filter(|replica| replica.state == Trust::InSync);

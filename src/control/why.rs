@@ -56,6 +56,9 @@ pub struct Why {
     /// I/O threads that have not answered in time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub silent: usize,
+    /// Why requests of some nodes fail without waiting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
@@ -70,7 +73,7 @@ pub fn explain(array: &ArrayStatus, heard: &Heard, now: u64) -> Why {
     let more = waiting.len() >= limits::WHY_MAX;
     waiting.truncate(limits::WHY_MAX);
     let waiting = waiting.into_iter().map(|(waiting, volume)| entry(array, waiting, *volume, now)).collect();
-    Why { waiting, more, silent: heard.silent }
+    Why { waiting, more, silent: heard.silent, failing: array.losses() }
 }
 
 fn entry(array: &ArrayStatus, waiting: &Waiting, volume: Option<Id>, now: u64) -> Entry {
@@ -233,6 +236,18 @@ mod tests {
             assert_eq!(entry.node.as_deref(), node.map(|node| ["n-0", "n-2048"][node]), "{cause:?}");
             assert_eq!(entry.replica, volume.filter(|at| *at < 9).map(|at| usize::from(at) - 1), "{cause:?}");
         }
+    }
+
+    #[test]
+    fn who_has_lost_something_is_named_with_what_to_do() {
+        let mut array = example();
+        array.nodes[1].replicas.iter_mut().for_each(|replica| replica.lost = true);
+        let why = explain(&array, &Heard::default(), 10);
+        let [text] = why.failing.as_slice() else { panic!("{why:?}") };
+        assert!(
+            text.starts_with("n-2048: lost acknowledged writes") && text.contains("dst accept-loss busy n-2048"),
+            "{text}"
+        );
     }
 
     #[test]

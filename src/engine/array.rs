@@ -17,6 +17,7 @@ use crate::control::replica::ReplicaSpec;
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
+use crate::engine::losses::{Losses, Memory};
 use crate::engine::replicas::Standing;
 use crate::errno::Errno;
 use crate::limits;
@@ -28,6 +29,7 @@ mod debts;
 mod errand;
 mod import;
 mod live;
+mod losses;
 mod muster;
 mod nodes;
 pub mod plan;
@@ -79,10 +81,14 @@ enum Life {
     Halting(Option<Ticket>, String),
     /// Stop, or a failed start: the record is written as `stopped`; then this is answered.
     Parking(Ticket, Option<Refusal>),
-    /// Ended by itself: what is left of it is cleared away.
-    Reaping(String),
+    /// Ended by itself: what is left of it is cleared away. If another owner has taken a volume: which one.
+    Reaping(String, Option<Id>),
+    /// Another owner has taken this volume: it is asked whose it is.
+    Identifying(String, Id),
     /// Import: the record is written, in place of a former one.
     Adopting(Ticket, Vec<String>, Option<Box<ArraySpec>>),
+    /// What a node has lost is accepted: the record is written; then it is this again.
+    Accepting(Ticket, Box<Life>, Memory),
     /// The replicas of a node are changed.
     Changing(Ticket, usize, Change),
     /// The volumes of replicas that were half added or removed are freed.
@@ -124,18 +130,31 @@ struct Array {
     claim: Option<Claim>,
     /// What its record said of the replicas before this start: see [`ArraySpec::clean`].
     was_clean: bool,
+    /// And of the device: see [`crate::engine::losses::Memory::shown`].
+    was_shown: Option<Id>,
     /// A change of its replicas that is to be made durable.
-    regroup: Option<(Vec<(Id, Standing)>, Id)>,
+    regroup: Option<Regroup>,
     /// What is known while it is in use.
     live: Live,
     /// Targets of transfers that a start asks; a take-over claims them.
     traces: Vec<Trace>,
 }
 
+/// What a data path has asked to be made durable.
+#[derive(Debug)]
+struct Regroup {
+    standings: Vec<(Id, Standing)>,
+    losses: Vec<(Id, Losses)>,
+    /// Random.
+    fresh: Id,
+}
+
 /// The owner of all arrays of one state directory.
 #[derive(Default)]
 pub struct Owner {
     host: Id,
+    /// This boot of its machine.
+    boot: Id,
     /// A moment, and the time of day then, seconds since 1970.
     clock: (Time, u64),
     arrays: BTreeMap<String, Array>,
@@ -150,8 +169,8 @@ impl Owner {
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Boot { host, wall, records } => {
-                self.host = host;
+            Event::Boot { host, boot, wall, records } => {
+                (self.host, self.boot) = (host, boot);
                 self.clock = (now, wall);
                 self.boot(records, &mut effects);
             }
@@ -182,10 +201,10 @@ impl Owner {
             }
             Event::Died { name, epoch, why } => self.bury(&name, epoch, why, &mut effects),
             Event::News { name, epoch, news } => self.news(&name, epoch, news, now, &mut effects),
-            Event::Regroup { name, epoch, standings, fresh } => {
+            Event::Regroup { name, epoch, standings, losses, fresh } => {
                 if let Some(mut array) = self.arrays.remove(&name) {
                     if array.spec.epoch == epoch {
-                        array.regroup = Some((standings, fresh));
+                        array.regroup = Some(Regroup { standings, losses, fresh });
                         self.pump(&mut array, now, &mut effects);
                     }
                     self.arrays.insert(name, array);
@@ -494,6 +513,9 @@ impl Owner {
             (Life::Adopting(ticket, warnings, former), Outcome::Saved(saved)) => {
                 return self.adopted(array, (ticket, warnings, former), saved, effects);
             }
+            (Life::Accepting(ticket, life, former), Outcome::Saved(saved)) => {
+                array.accepted(ticket, *life, former, (saved, now), effects);
+            }
             (Life::Mending, Outcome::Each(results)) => self.mended(&mut array, &results, effects),
             (Life::Mended, Outcome::Saved(_)) => array.life = Life::Stopped,
             (Life::Changing(ticket, node, change), outcome) => {
@@ -532,6 +554,7 @@ impl Array {
             stop: None,
             claim: None,
             was_clean: false,
+            was_shown: None,
             regroup: None,
             live: Live::default(),
             traces: Vec::new(),

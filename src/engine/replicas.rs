@@ -21,6 +21,7 @@ use std::time::Duration;
 use crate::bugs::{Bug, planted};
 use crate::control::target::Target;
 use crate::engine::copy::{Copied, CopyError, Task};
+use crate::engine::losses::Losses;
 use crate::engine::region::SyncMap;
 use crate::engine::replicas::freeze::Freeze;
 use crate::engine::replicas::jobs::Job;
@@ -37,6 +38,7 @@ use crate::units::{Id, Lba, Time};
 mod freeze;
 mod jobs;
 mod logs;
+mod losses;
 mod moves;
 mod slots;
 #[cfg(test)]
@@ -126,6 +128,11 @@ pub enum Effect {
         /// The target.
         target: usize,
     },
+    /// What a target has lost is accepted: it serves again.
+    Forgive {
+        /// The target.
+        target: usize,
+    },
     /// A spare target gets a volume, before any view in which it is attached. [`Event::NotAttached`] if it cannot.
     Attach {
         /// The spare target.
@@ -173,6 +180,8 @@ struct TargetState {
     standing: Standing,
     failed: bool,
     reachable: bool,
+    /// What was heard of its machine.
+    losses: Option<Losses>,
     /// It is to be left for good.
     gone: Option<Gone>,
 }
@@ -235,6 +244,7 @@ impl Replicas {
             standing: if target.role == Role::Leaving { Standing::Stale } else { *standing },
             failed: false,
             reachable: false,
+            losses: None,
             gone: None,
         };
         view.see_singles();
@@ -277,7 +287,8 @@ impl Replicas {
     pub fn is_clean(&self, shared: &Shared) -> bool {
         let lossless = |node: usize| {
             let in_sync = self.of(node, |target| target.role == Role::InSync);
-            in_sync.len() < 2 || in_sync.iter().all(|target| shared.target(*target).is_flushed())
+            let flushed = in_sync.len() < 2 || in_sync.iter().all(|target| shared.target(*target).is_flushed());
+            flushed && !in_sync.iter().any(|target| shared.target(*target).has_lost())
         };
         self.is_settled() && (planted(Bug::StopIsFlush) || (0..self.nodes.len()).all(lossless))
     }
@@ -301,6 +312,11 @@ impl Replicas {
     pub fn handle(&mut self, event: Event, now: Time) {
         match event {
             Event::Report(Report::Failed { target, .. }) => self.targets[target].failed = true,
+            Event::Report(Report::Fenced { target }) => {
+                let volume = self.view.targets[target].volume;
+                self.tell(News::Fenced { volume });
+            }
+            Event::Report(Report::Lost { target }) => self.lost(target),
             Event::Report(Report::Diverged { node }) => self.nodes[node].diverged = true,
             Event::Adopted { node, version } => self.adopted(node, version, now),
             Event::Saved(durable) => self.saved(durable, now),
@@ -350,7 +366,7 @@ impl Replicas {
     /// Leaves what has failed; true when there was something.
     fn leave(&mut self, node: usize) -> bool {
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
-        let in_sync = self.of(node, |target| target.role == Role::InSync);
+        let in_sync = self.whole(node);
         let fine = |target: &usize| !self.targets[*target].failed && self.targets[*target].gone.is_none();
         let good = in_sync.iter().copied().filter(fine).collect::<Vec<_>>();
         let keepers = if good.is_empty() { &in_sync } else { &good };
@@ -544,6 +560,7 @@ impl Replicas {
         match steer {
             Steer::Freeze { node } => self.freeze(node),
             Steer::Thaw { node } => self.thaw(node),
+            Steer::AcceptLoss { node } => self.accept_loss(node),
             Steer::Fail { node } => self.fail(node),
             Steer::Attach { node, target, volume } => {
                 self.attach(node, target, volume, Standing::Filling { from: Lba(0) });

@@ -274,6 +274,9 @@ impl Shard {
             gauge.set_error(Some(error));
         }
         let fenced = self.links[target].state == LinkState::Fenced;
+        if fenced {
+            self.report_fenced(target);
+        }
         if planted(Bug::HoldEndsAtDown) && std::mem::take(&mut self.links[target].holds) {
             self.shared.target(target).release();
         }
@@ -424,7 +427,10 @@ impl Shard {
             let header = Header::request(Op::Keepalive, KEEPALIVE_TAG, 0, self.view.epoch, Extent::default());
             return Some(Outgoing { header, data: None, crc: None });
         }
-        let place = self.first_free(target)?;
+        let place = match self.first_free(target)? {
+            _ if self.has_lost(target) => return self.refuse_lost(target),
+            place => place,
+        };
         let index = self.links[target].queue[place];
         let part = *self.parts.at(index);
         let held = self.shared.target(target).is_held() && !planted(Bug::IgnoreHold);

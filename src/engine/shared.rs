@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::bugs::{Bug, planted};
+use crate::engine::losses::Losses;
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::Time;
@@ -218,14 +219,24 @@ impl TargetShared {
 
     /// What a server tells of losses with each HELLO. A new one counts if anything was acknowledged there and not flushed.
     pub(crate) fn told_losses(&self, losses: u64) {
-        let before = self.losses.swap(losses.saturating_add(1), Ordering::SeqCst);
-        if before != 0
-            && before != losses.saturating_add(1)
-            && self.flush_mark().is_some()
-            && !planted(Bug::LossIgnored)
-        {
+        let (before, now) = (self.losses.load(Ordering::SeqCst), losses.saturating_add(1));
+        // In this order: whoever writes down the new count knows what went with it.
+        if before != 0 && before != now && self.flush_mark().is_some() && !planted(Bug::LossIgnored) {
             self.lost.store(true, Ordering::SeqCst);
         }
+        self.losses.store(now, Ordering::SeqCst);
+    }
+
+    /// What was known of it when the array was last shown. Before any shard begins.
+    pub fn begin(&self, known: Losses) {
+        self.lost.store(known.lost, Ordering::SeqCst);
+        self.losses.store(known.told.saturating_add(1), Ordering::SeqCst);
+    }
+
+    /// What its server has told last, and whether something is missed; `None`: it has told nothing yet.
+    pub fn losses(&self) -> Option<Losses> {
+        let told = self.losses.load(Ordering::SeqCst).checked_sub(1)?;
+        Some(Losses { told, lost: self.has_lost() })
     }
 
     /// Whether it lacks something that was acknowledged. A node that has no other copy serves nothing any more.
@@ -243,8 +254,8 @@ impl TargetShared {
         self.flush_failed.store(false, Ordering::SeqCst);
     }
 
-    /// Everything is going to be copied to it.
-    pub(crate) fn forget_loss(&self) {
+    /// Everything is going to be copied to it, or what it has was accepted.
+    pub fn forget_loss(&self) {
         self.lost.store(false, Ordering::SeqCst);
     }
 
@@ -366,9 +377,23 @@ mod tests {
         assert!(target.has_lost() && target.has_failed_flush());
         target.renew();
         assert!(!target.has_lost() && !target.has_failed_flush() && !target.is_flushed());
+        assert_eq!(target.losses(), None);
         // The next volume's machine has lost something before it came here: that is none of this array's.
         target.told_losses(7);
         assert!(!target.has_lost());
+    }
+
+    #[test]
+    fn a_loss_while_no_daemon_ran_is_noticed() {
+        let shared = Shared::new(2, 1);
+        for (target, told) in [(0, 4), (1, 3)] {
+            let target = shared.target(target);
+            target.begin(Losses { told: 3, lost: false });
+            target.told_losses(told);
+            assert_eq!(target.losses(), Some(Losses { told, lost: told == 4 }));
+        }
+        shared.target(0).forget_loss();
+        assert_eq!(shared.target(0).losses(), Some(Losses { told: 4, lost: false }));
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub enum Steer {
         /// The node.
         node: usize,
     },
+    /// What a node's machines have lost is accepted, durably: what is left is served. Not answered.
+    AcceptLoss {
+        /// The node.
+        node: usize,
+    },
     /// A volume, assigned, claimed and recorded as one that is to be filled, becomes a replica of a node in the background. When
     /// it is full that is made durable as every change of the replicas.
     Attach {
@@ -119,6 +124,11 @@ pub enum News {
         node: usize,
         /// Everything that was acknowledged there is durable, so that a flush has nothing to wait for. False: it cannot be reached.
         flushed: bool,
+    },
+    /// Another owner has claimed a volume: nothing of this data path is written any more, and all of it is to end.
+    Fenced {
+        /// The volume.
+        volume: Id,
     },
     /// A replica is no longer used.
     Detached {

@@ -218,6 +218,7 @@ mod tests {
     use super::*;
     use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
     use crate::control::spec::{Alg, NodeSpec, Phase, RunOptions};
+    use crate::engine::losses::Memory;
     use crate::units::{Epoch, Lba, NodeId};
 
     /// A directory that goes away with the test.
@@ -261,6 +262,7 @@ mod tests {
             migrations: Vec::new(),
             migrated: 0,
             clean: false,
+            memory: Memory::default(),
             run: RunOptions::default(),
         }
     }

@@ -131,7 +131,7 @@ impl Server {
         };
         let (owners, mailboxes): (Vec<_>, Vec<_>) =
             (0..threads).map(|_| mpsc::channel(limits::SERVER_MAILBOX_MAX)).unzip();
-        let registry = Arc::new(Registry::open(&config.pool, owners.clone())?);
+        let registry = Arc::new(Registry::open(&config.pool, boot, owners.clone())?);
         let (stop, stopping) = watch::channel(false);
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let mut server = Server { addresses, instance, stop, threads: Vec::new() };

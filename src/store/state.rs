@@ -49,6 +49,11 @@ impl State {
         self.boot.is_nil()
     }
 
+    /// Whether what was acknowledged before may be lost, in this boot of the machine, and is not counted yet.
+    pub fn has_lost(&self, boot: Id) -> bool {
+        self.dirty && self.boot != boot
+    }
+
     /// The bytes of a slot; whole sectors, at most `SLOT_BYTES`.
     pub fn encode(&self, volume: Id, sequence: u64) -> Vec<u8> {
         let label = self.label.as_deref().unwrap_or_default().as_bytes();

@@ -258,7 +258,7 @@ impl Volume {
     /// A volume of `sectors` sectors that nobody is attached to, with what its former server has left in its state file.
     pub fn new(config: Config, sectors: u64, book: Book, log: Option<Log>) -> Volume {
         let kept = book.durable();
-        let lost = kept.dirty && kept.boot != config.boot && !planted(Bug::LossNotCounted);
+        let lost = kept.has_lost(config.boot) && !planted(Bug::LossNotCounted);
         Volume {
             config,
             lost,

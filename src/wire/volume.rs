@@ -33,6 +33,9 @@ pub struct Volume {
     pub array: Option<Member>,
     /// Connections attached to it now.
     pub connections: u32,
+    /// How often its machine has come back without what was not flushed, as the next HELLO is told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub losses: u64,
     /// Who holds it; nobody until an array has attached it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
@@ -42,6 +45,11 @@ pub struct Volume {
     /// Why it is not served; then only the name is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who holds a volume: the latest claim that a HELLO of its array made.

@@ -10,13 +10,13 @@ use nix::sys::signal::Signal;
 
 use crate::farm::{Farm, Host};
 
-fn says(text: &str, words: &[&str]) {
+pub(crate) fn says(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "'{word}' is not in: {text}");
     }
 }
 
-fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(Instant::now() < until, "{what}");
@@ -25,10 +25,10 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// An NBD client that says what it wants and what came of it.
-struct Client(UnixStream);
+pub(crate) struct Client(UnixStream);
 
 impl Client {
-    fn new(path: &Path) -> Client {
+    pub(crate) fn new(path: &Path) -> Client {
         let mut stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.read_exact(&mut [0; 18]).unwrap();
@@ -46,12 +46,16 @@ impl Client {
     }
 
     fn send(&mut self, command: u16) {
+        self.ask(command, 4096);
+    }
+
+    fn ask(&mut self, command: u16, bytes: u32) {
         let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
         request.extend([0, 0]);
         request.extend(command.to_be_bytes());
         request.extend(7u64.to_be_bytes());
         request.extend(0u64.to_be_bytes());
-        request.extend(4096u32.to_be_bytes());
+        request.extend(bytes.to_be_bytes());
         self.0.write_all(&request).unwrap();
     }
 
@@ -63,13 +67,27 @@ impl Client {
         u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]])
     }
 
-    fn write(&mut self, byte: u8) -> u32 {
+    pub(crate) fn write(&mut self, byte: u8) -> u32 {
         self.send_write(byte);
         self.answer()
     }
 
+    /// The error number of a flush.
+    pub(crate) fn flush(&mut self) -> u32 {
+        self.ask(3, 0);
+        self.answer()
+    }
+
+    /// The error number of a read that must fail.
+    pub(crate) fn read_fails(&mut self) -> u32 {
+        self.send(0);
+        let errno = self.answer();
+        assert_ne!(errno, 0, "it is served");
+        errno
+    }
+
     /// The byte that fills the block at the start.
-    fn read(&mut self) -> u8 {
+    pub(crate) fn read(&mut self) -> u8 {
         self.send(0);
         assert_eq!(self.answer(), 0);
         let mut block = vec![0; 4096];

@@ -10,6 +10,7 @@ mod corpus;
 mod farm;
 mod host;
 mod hosts;
+mod losses;
 mod migrate;
 mod nbd;
 mod replicas;

@@ -449,7 +449,7 @@ fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_bef
     shard.handle_link(ms(4), 0, LinkEvent::Down(Errno::ECONNRESET));
     shard.handle_timeout(ms(200));
     up(&mut shard, 0, 1);
-    assert_eq!(shard.poll_report(), Some(Report::Failed { target: 0, errno: Errno::EIO }));
+    assert_eq!(shard.poll_report(), Some(Report::Lost { target: 0 }));
     shard.handle_request(ms(202), Tag(1), write);
     assert!(shard.poll_send(0).is_none(), "what has lost something is not written");
     let reply = shard.poll_send(1).unwrap().header.reply(Err(Errno::EIO));
@@ -457,4 +457,24 @@ fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_bef
     assert_eq!(shard.poll_complete(), Some((Tag(1), Err(Errno::EIO))));
     // Else its range stays taken for ever.
     assert_eq!(shard.poll_report(), Some(Report::Diverged { node: 0 }));
+}
+
+#[test]
+fn what_waits_for_a_machine_that_has_lost_something_is_refused() {
+    let mut bench = Bench::new(1, 1);
+    bench.written(0, 0, 1);
+    bench.shards[0].handle_link(ms(2), 0, LinkEvent::Down(Errno::ECONNRESET));
+    bench.ask(0, 3, 1, RequestOp::Read, 0, 8);
+    bench.ask(0, 3, 2, RequestOp::Flush, 0, 0);
+    bench.shards[0].handle_timeout(ms(200));
+    let terms = Terms { sectors: SECTORS, volume: VOLUME, losses: 1, requests_max: 64, bytes_max: 1 << 20 };
+    bench.shards[0].handle_link(ms(201), 0, LinkEvent::Up(terms));
+    assert!(bench.sent(0, 0).is_none(), "older data would be read");
+    assert_eq!((bench.done(0), bench.done(0)), (Some((1, Err(Errno::EIO))), Some((2, Err(Errno::EIO)))));
+    bench.ask(0, 202, 1, RequestOp::Read, 0, 8);
+    assert_eq!(bench.done(0), Some((1, Err(Errno::EIO))));
+    // No flush has failed: when the loss is accepted everything goes on.
+    bench.shared.target(0).forget_loss();
+    bench.written(0, 0, 203);
+    assert_eq!(bench.flush(0, 204), [0]);
 }

@@ -35,6 +35,8 @@ const STOP_TIME: u64 = 100 * MILLI;
 pub(crate) struct Daemon {
     up: bool,
     pub(crate) life: u32,
+    /// Which boot of its machine this is.
+    pub(crate) boot: u8,
     /// It is being stopped and takes no more requests.
     stopping: bool,
     /// Reasons why it stands still.
@@ -91,6 +93,7 @@ impl Daemon {
         Daemon {
             up: false,
             life: 0,
+            boot: 1,
             stopping: false,
             paused: 0,
             later: Vec::new(),
@@ -118,6 +121,10 @@ impl World {
         if self.daemon.up || self.daemon.life != life {
             return;
         }
+        if !self.muster() {
+            self.queue.push(self.now + 10 * MILLI, Event::DaemonStart { life });
+            return;
+        }
         self.daemon.up = true;
         self.trace.note(self.now, 200, u64::from(life));
         self.trace.say(self.now, || format!("the daemon serves, life {life}"));
@@ -142,7 +149,7 @@ impl World {
         view.region_sectors = self.plan.region;
         view.replica_timeout = Duration::from_nanos(self.plan.patience);
         let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
-        let owner = Owner::new(view, &self.record);
+        let owner = Owner::new(view, &self.record, &shared);
         let view = Arc::clone(owner.rules.view());
         self.show_gates(&view);
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();
@@ -150,8 +157,8 @@ impl World {
             let syncers = (0..self.plan.volumes.len()).map(|_| self.sync_host(&crate::owner::idle(&view), &shared, 0));
             let syncers: Vec<Host> = syncers.collect();
             self.daemon.hosts.extend(syncers);
-            self.queue.push(self.now, Event::OwnerTick { life });
         }
+        self.queue.push(self.now, Event::OwnerTick { life });
         self.daemon.owner = Some(owner);
         self.daemon.shared = Some(shared);
         self.record.clean = false;
@@ -184,18 +191,16 @@ impl World {
 
     /// The daemon dies; what was outstanding has failed. It is started again after `lasts`.
     pub(crate) fn kill_daemon(&mut self, lasts: u64, power: bool) {
+        if power {
+            self.daemon.boot = self.daemon.boot.wrapping_add(1);
+        }
         if !std::mem::replace(&mut self.daemon.up, false) {
-            return;
+            return self.device_dies();
         }
         self.trace.note(self.now, 201, u64::from(self.daemon.life));
         self.trace.say(self.now, || "!! the daemon dies".to_owned());
         self.judge.daemon_died(self.now);
-        // The next daemon does not know what this one was not told in time.
-        for target in 0..self.nodes.len() {
-            if std::mem::take(&mut self.lossy[target]) {
-                self.judge.device_died(u16::try_from(self.plan.node_of(target)).unwrap_or(0));
-            }
-        }
+        self.device_dies();
         let mut ends: Vec<usize> = Vec::new();
         for link in self.daemon.hosts.iter().flat_map(|host| &host.links) {
             if link.state != State::Idle {
@@ -216,6 +221,7 @@ impl World {
         // Its requests wait for its return as they would for a device.
         self.daemon_trouble(true);
         self.queue.push(self.now + lasts, Event::DaemonStart { life: self.daemon.life });
+        self.reboot_meanwhile(lasts);
     }
 
     /// The daemon is asked to stop: first what is in flight may end by itself.
@@ -250,6 +256,9 @@ impl World {
         let shared = self.daemon.shared.clone();
         let clean = |owner: &Owner| shared.is_some_and(|shared| owner.rules.is_clean(&shared));
         self.record.clean = settled && self.daemon.owner.as_ref().is_some_and(clean);
+        if self.record.clean {
+            self.record.memory.shown = None;
+        }
         self.kill_daemon(lasts, false);
         if self.plan.mortal && self.daemon.life % 2 == 1 {
             // What it has left unflushed is lost on some machines while nobody looks.

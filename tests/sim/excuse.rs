@@ -57,6 +57,8 @@ struct Device {
     suspends: Vec<(u64, u64)>,
     /// A flush has failed there: writes and flushes may fail for ever (2.2).
     flush_failed: Option<u64>,
+    /// When it had lost what was acknowledged, and until when that was not accepted.
+    lost: Vec<(u64, u64)>,
     /// Another owner has claimed it.
     fenced: Option<u64>,
     /// One of its copies was touched by a fault: it may take longer, but not fail.
@@ -129,6 +131,16 @@ impl Excuses {
         suspends.map(|(_, until)| (*until).min(now)).max().unwrap_or(0)
     }
 
+    /// What the device had acknowledged is lost from now on, or that is accepted.
+    pub(crate) fn lost(&mut self, now: u64, device: u16, begins: bool) {
+        let lost = &mut self.devices[usize::from(device)].lost;
+        match lost.last_mut().filter(|(_, until)| *until == u64::MAX) {
+            Some(last) if !begins => last.1 = now,
+            None if begins => lost.push((now, u64::MAX)),
+            _ => {}
+        }
+    }
+
     /// A copy of the device was touched by a fault.
     pub(crate) fn blemished(&mut self, device: u16) {
         self.devices[usize::from(device)].blemished = true;
@@ -177,6 +189,14 @@ impl Excuses {
             errno::ETIMEDOUT => return self.check_timeout(now, record, devices, io_timeout),
             errno::EINVAL => record.what != What::Flush && (record.sectors == 0 || last >= sectors as u64),
             errno::EBADE => devices.iter().map(touched).any(|device| since(device.fenced)),
+            errno::EIO
+                if devices
+                    .iter()
+                    .flat_map(|device| &touched(device).lost)
+                    .any(|(_, until)| *until >= record.invoked_at) =>
+            {
+                true
+            }
             errno::EIO if self.aborted.is_some_and(|aborted| aborted >= record.invoked_at) => true,
             errno::EIO
                 if changes && devices.iter().any(|device| bare(device) && since(touched(device).flush_failed)) =>
@@ -274,6 +294,7 @@ impl Excuses {
         for device in &mut self.devices {
             device.outages.retain(|outage| outage.over() >= oldest);
             device.suspends.retain(|(_, until)| *until >= oldest);
+            device.lost.retain(|(_, until)| *until >= oldest);
         }
     }
 }

@@ -86,6 +86,11 @@ impl Kept {
         self.bytes[at..at + bytes].copy_from_slice(&write.bytes[..bytes]);
     }
 
+    /// What the next HELLO will be told of losses.
+    pub(crate) fn losses_told(&self) -> u64 {
+        self.found().map_or(0, |(_, state)| state.losses + u64::from(state.has_lost(self.boot_id())))
+    }
+
     /// The id of this boot.
     pub(crate) fn boot_id(&self) -> Id {
         Id([self.boot; 16])

@@ -15,6 +15,7 @@ mod history;
 mod judge;
 mod kept;
 mod links;
+mod losses;
 mod net;
 mod operator;
 mod owner;

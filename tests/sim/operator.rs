@@ -217,6 +217,7 @@ impl World {
                     self.record.standings[target] = Standing::Absent;
                 }
             }
+            News::Fenced { volume } => self.fail("4.2", format!("{volume} is said to be another owner's, and is not")),
             News::Moved { node, result } => {
                 let Some(spec) = self.record.asked.moves[node].take() else { return };
                 let Some(to) = self.target_of(spec.to) else { return };

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dst::bugs::{Bug, planted};
 use dst::engine::copy::{Content, Copied, Copy, CopyConfig, CopyError, Look, Task};
+use dst::engine::losses::{Losses, Memory};
 use dst::engine::region::SyncMap;
 use dst::engine::replicas::{Effect, Event as Told, Replicas, Standing};
 use dst::engine::request::{RequestOp, ShardConfig};
@@ -40,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) standings: Vec<Standing>,
     /// Nothing was in flight when it was last served.
     pub(crate) clean: bool,
+    /// What is known of machines that lose what they had acknowledged.
+    pub(crate) memory: Memory,
     /// What the operator has asked for.
     pub(crate) asked: Asked,
 }
@@ -49,9 +52,11 @@ impl Record {
         let replicas = plan.volumes.len() * plan.copies;
         let standing = |target| if target < replicas { Standing::InSync } else { Standing::Absent };
         let standings = (0..plan.server_of.len()).map(standing).collect();
-        Record { standings, clean: true, asked: Asked::new(plan.volumes.len()) }
+        Record { standings, clean: true, memory: Memory::default(), asked: Asked::new(plan.volumes.len()) }
     }
 }
+
+type Saving = (Vec<(Id, Standing)>, Vec<(Id, Losses)>);
 
 /// The owner's memory.
 pub(crate) struct Owner {
@@ -59,7 +64,7 @@ pub(crate) struct Owner {
     /// Every view that was published.
     views: Vec<Arc<View>>,
     /// What is being saved.
-    saving: Option<Vec<(Id, Standing)>>,
+    saving: Option<Saving>,
     /// By node: the region logs that are asked before its sync begins.
     surveys: BTreeMap<usize, Survey>,
 }
@@ -76,8 +81,10 @@ struct Survey {
 }
 
 impl Owner {
-    pub(crate) fn new(view: View, record: &Record) -> Owner {
-        let mut rules = Replicas::new(view, &record.standings, record.clean);
+    pub(crate) fn new(view: View, record: &Record, shared: &Shared) -> Owner {
+        let known = |target| record.memory.volumes.get(&id_of(target)).copied();
+        let known: Vec<Option<Losses>> = (0..record.standings.len()).map(known).collect();
+        let mut rules = Replicas::new(view, &record.standings, record.clean).with_losses(&known, shared);
         for (node, _) in record.asked.frozen.iter().enumerate().filter(|(_, deeds)| **deeds > 0) {
             rules.begin_frozen(node);
         }
@@ -104,7 +111,11 @@ impl World {
         let reachable = (0..self.nodes.len()).map(reachable).collect();
         let settled = self.daemon.owner.as_ref().is_some_and(|owner| owner.rules.is_settled());
         self.queue.push(self.now + if settled { TICK } else { TICK_BUSY }, Event::OwnerTick { life });
+        if let (Some(owner), Some(shared)) = (&mut self.daemon.owner, &self.daemon.shared) {
+            owner.rules.look_at_losses(shared);
+        }
         self.owner_hears(life, Told::Tick(reachable));
+        self.accept_losses();
     }
 
     pub(crate) fn owner_hears(&mut self, life: u32, told: Told) {
@@ -144,12 +155,18 @@ impl World {
             }
             Effect::Save(standings) => {
                 self.trace.say(self.now, || format!("  owner saves {standings:?}"));
-                owner.saving = Some(standings.clone());
+                let losses = self.daemon.shared.as_ref().map(|shared| owner.rules.losses(shared)).unwrap_or_default();
+                owner.saving = Some((standings.clone(), losses));
                 self.check_commit(&standings);
                 // Long enough, now and then, for much to happen before it is durable.
                 let longest = if self.rng.one_in(4) { 400 * MILLI } else { 10 * MILLI };
                 let at = self.now + self.rng.below(longest);
                 self.queue.push(at, Event::Recorded { life });
+            }
+            Effect::Forgive { target } => {
+                if let Some(shared) = &self.daemon.shared {
+                    shared.target(target).forget_loss();
+                }
             }
             Effect::Sync { node, source, target, map, task, .. } if map.needs_survey() => {
                 self.begin_survey(life, node, (source, target), map, task);
@@ -191,12 +208,19 @@ impl World {
     }
 
     fn record_durable(&mut self) {
-        if let Some(standings) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
+        if let Some((standings, losses)) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
             for (volume, standing) in standings {
                 if let Some(target) = self.target_of(volume) {
                     self.record.standings[target] = standing;
                 }
             }
+            for (volume, losses) in losses {
+                self.record.memory.keep(volume, losses);
+            }
+            let standings = &self.record.standings;
+            let is_ours =
+                |volume| (0..standings.len()).any(|of| id_of(of) == volume && standings[of] != Standing::Absent);
+            self.record.memory.retain(is_ours);
             self.condemn();
         }
     }

@@ -212,9 +212,9 @@ impl World {
             if power {
                 self.nodes[node].held.clear();
                 self.nodes[node].disk.power_cut(&mut self.rng);
-                if self.daemon.is_up() {
-                    // The array lives on: from another copy nothing may be missing.
-                    self.lossy[node] = true;
+                if self.device_lives() {
+                    // The array lives on: nothing may be missing, or nothing is served.
+                    self.loses(node);
                 } else {
                     self.judge.device_died(device);
                 }

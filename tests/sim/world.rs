@@ -238,6 +238,8 @@ pub(crate) struct World {
     pub(crate) spoiled: Vec<bool>,
     /// Targets whose cache was lost while the array lived on.
     pub(crate) lossy: Vec<bool>,
+    /// Targets of which the loss was accepted, and nothing lost since.
+    pub(crate) accepted: Vec<bool>,
     pub(crate) phase: Phase,
     pub(crate) stats: Stats,
     /// Which faults of the plan are on.
@@ -285,6 +287,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         record: Record::new(&plan),
         spoiled: vec![false; plan.server_of.len()],
         lossy: vec![false; plan.server_of.len()],
+        accepted: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
         phase: Phase::Work,
@@ -440,7 +443,7 @@ impl World {
         let idle = self.judge.pending() == 0 && self.daemon.is_up() && self.daemon.script.is_empty();
         match self.phase {
             Phase::Heal if idle => {
-                self.enter(Phase::Settle, SETTLE * 2);
+                self.enter(Phase::Settle, SETTLE * 3);
                 self.queue.push(self.now + SETTLE, Event::Phase);
             }
             Phase::Sweep | Phase::SweepAgain if idle => self.queue.push(self.now, Event::Phase),
@@ -458,6 +461,10 @@ impl World {
     fn advance(&mut self) {
         match self.phase {
             Phase::Work => self.heal(),
+            // A server that was being stopped may take its time, and have the only good copy of something.
+            Phase::Settle if self.servers.iter().any(|server| !server.up || server.since + 8 * SECOND > self.now) => {
+                self.queue.push(self.now + 5 * SECOND, Event::Phase);
+            }
             Phase::Settle => {
                 self.check_asked();
                 self.check_replicas();

@@ -15,6 +15,7 @@ use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
 use crate::control::transfer::{Stage, Transfer};
+use crate::engine::losses::Memory;
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
@@ -263,6 +264,7 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
         epoch,
         nodes,
         clean: false,
+        memory: Memory::default(),
         debts: Vec::new(),
         migrations: Vec::new(),
         migrated: 0,

@@ -14,7 +14,8 @@ use crate::control::command::{Answer, Refusal};
 use crate::control::node::{NodeAsk, Suspended};
 use crate::control::status::ArrayStatus;
 use crate::control::transfer::Transfer;
-use crate::engine::steer::News;
+use crate::engine::losses::Memory;
+use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::units::{Epoch, Id, NodeId, Time};
 
@@ -31,6 +32,8 @@ pub(super) enum After {
     Failing(usize, Ticket),
     /// The errand of a node goes on.
     Errand(usize),
+    /// What a node has lost is accepted; this was known before.
+    Accepted(usize, Ticket, Memory),
     /// Someone is answered.
     Reply(Ticket),
     /// Nothing.
@@ -101,8 +104,8 @@ impl Owner {
             return self.pay(array, now, effects);
         }
         array.live.saving = std::mem::take(&mut array.live.wanted);
-        if let Some((standings, fresh)) = asked {
-            regroup::apply(array, &standings, fresh);
+        if let Some(asked) = asked {
+            regroup::apply(array, &asked);
             array.live.saving.push(After::Standings);
         }
         let live = &array.live;
@@ -185,6 +188,14 @@ impl Owner {
             }
             After::Failing(node, ticket) => self.failing(array, node, ticket, record, effects),
             After::Errand(node) => self.errand_saved(array, node, record, now, effects),
+            After::Accepted(node, ticket, former) => {
+                match record {
+                    Ok(()) => effects.push(Effect::Steer(array.spec.name.clone(), Steer::AcceptLoss { node })),
+                    Err(_) => array.spec.memory = former,
+                }
+                let answer = record.clone().map(|()| array.answer());
+                effects.push(Effect::Reply(ticket, answer));
+            }
             After::Reply(ticket) => {
                 let answer = record.clone().map(|()| array.answer());
                 effects.push(Effect::Reply(ticket, answer));
@@ -206,8 +217,13 @@ impl Owner {
         (fresh, now): (Id, Time),
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
+        if ask == NodeAsk::AcceptLoss {
+            return self.accept_loss(ticket, array, node, now, effects);
+        }
         let at = array.served_node(node)?;
         match ask {
+            // Asked of arrays that are not in use, too.
+            NodeAsk::AcceptLoss => Ok(()),
             NodeAsk::Suspend(suspend) => self.suspend(ticket, array, at, &suspend, now),
             NodeAsk::Resume => self.thaw(ticket, array, at, effects),
             NodeAsk::Fail => Owner::fail(ticket, array, at),
@@ -224,6 +240,7 @@ impl Owner {
         let Some(mut array) = self.arrays.remove(name) else { return };
         if array.spec.epoch == epoch && array.is_served() {
             match news {
+                News::Fenced { volume } => self.fenced(&mut array, volume, effects),
                 News::Frozen { node, flushed } => array.frozen(node, flushed, effects),
                 News::Detached { node, volume } => self.detached(&mut array, node, volume, now, effects),
                 News::Moved { node, result } if array.is_swapping(node) => {
@@ -264,6 +281,7 @@ impl Owner {
             After::Held(_, ticket, _) | After::Thawed(_, ticket) | After::Failing(_, ticket) | After::Reply(ticket) => {
                 Some(ticket)
             }
+            After::Accepted(_, ticket, _) => Some(ticket),
             After::Standings | After::Errand(_) | After::Quiet => None,
         });
         let tickets = waiting

@@ -10,6 +10,7 @@ use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec};
+use crate::engine::losses::{Losses, Memory, Past, Ruling, Verdict, Witness, judge};
 use crate::errno::Errno;
 use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
 
@@ -18,6 +19,8 @@ use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
 pub(super) struct Muster {
     /// Which replicas are there, in the order of [`ArraySpec::replicas`].
     pub(super) present: Vec<bool>,
+    /// Of each, what its server tells of losses, if it is there, and what follows from it.
+    heard: Vec<(Option<u64>, Verdict)>,
     /// The epoch of the new claim: greater than any that was ever seen.
     pub(super) epoch: Epoch,
 }
@@ -33,6 +36,8 @@ pub(super) struct Intent<'a> {
     pub(super) patient: bool,
     /// The array's name as people type it.
     pub(super) name: &'a str,
+    /// This boot of the daemon's machine.
+    pub(super) boot: Id,
 }
 
 /// A node with what was found of each of its replicas.
@@ -57,29 +62,78 @@ pub(super) fn muster(
     refuse(spec, &met, |met| wrong(spec, *met))?;
     refuse(spec, &met, |met| fenced(*met, &intent))?;
     refuse(spec, &met, |met| away(*met, &intent))?;
+    let past = Past { outlived: spec.memory.has_outlived(intent.boot), clean: spec.clean };
+    refuse(spec, &met, |met| bereft(spec, past, *met))?;
+    let heard = met.iter().flat_map(|met| verdicts(&spec.memory, past, *met)).collect();
     let claims = found.iter().flatten().filter_map(|found| found.claim).map(|claim| claim.epoch);
     let labels = found.iter().flatten().filter_map(label).map(|label| label.epoch);
     let greatest = claims.chain(labels).fold(spec.epoch, Epoch::max);
     let present = found.iter().map(Result::is_ok).collect();
-    Ok(Muster { present, epoch: Epoch(greatest.0.saturating_add(1)) })
+    Ok(Muster { present, heard, epoch: Epoch(greatest.0.saturating_add(1)) })
 }
 
-/// Calls the replicas that are away stale. Each node whose set changes by it gets a new generation.
-pub(super) fn go_without(spec: &mut ArraySpec, present: &[bool], fresh: Id) {
-    let mut present = present.iter();
+/// Calls the replicas stale that are away, or behind. Each node whose set changes by it gets a new generation. What servers have told
+/// of losses is in the record before anything can be lost anew; `outlived`: what those who are away tell later is compared with
+/// what is known.
+pub(super) fn go_without(spec: &mut ArraySpec, muster: &Muster, outlived: bool, fresh: Id) {
+    let mut heard = muster.heard.iter();
     for node in &mut spec.nodes {
         let mut changed = false;
         for replica in &mut node.replicas {
-            let there = present.next().copied().unwrap_or(false);
-            if !there && replica.state.is_in_sync() {
+            let (told, verdict) = heard.next().copied().unwrap_or((None, Verdict::Whole));
+            if replica.state.is_in_sync() && (told.is_none() || verdict == Verdict::Behind) {
                 replica.state = ReplicaState::Stale;
                 changed = true;
+            }
+            match told {
+                Some(told) => {
+                    let lost = verdict == Verdict::Lost;
+                    spec.memory.volumes.insert(replica.volume, Losses { told, lost });
+                }
+                None if !outlived => drop(spec.memory.volumes.remove(&replica.volume)),
+                None => {}
             }
         }
         if changed {
             node.generation = node.generation.next(fresh);
         }
     }
+}
+
+/// The replicas of a node that the record calls in sync: their places, and what is known of them.
+fn witnesses(memory: &Memory, (node, found): Met<'_>) -> (Vec<usize>, Vec<Witness>) {
+    let witness = |(at, (replica, found)): (usize, (&ReplicaSpec, &Result<Found, Refusal>))| {
+        let told = found.as_ref().ok().map(|found| found.losses);
+        let known = memory.volumes.get(&replica.volume).copied();
+        replica.state.is_in_sync().then_some((at, Witness { known, told }))
+    };
+    node.replicas.iter().zip(found).enumerate().filter_map(witness).unzip()
+}
+
+/// What is to become of each replica of a node.
+fn verdicts(memory: &Memory, past: Past, met: Met<'_>) -> Vec<(Option<u64>, Verdict)> {
+    let told = |found: &Result<Found, Refusal>| (found.as_ref().ok().map(|found| found.losses), Verdict::Whole);
+    let mut all: Vec<(Option<u64>, Verdict)> = met.1.iter().map(told).collect();
+    let (places, witnesses) = witnesses(memory, met);
+    if let Ruling::Go(verdicts) = judge(past, &witnesses) {
+        for (at, verdict) in places.into_iter().zip(verdicts) {
+            all[at].1 = verdict;
+        }
+    }
+    all
+}
+
+/// All replicas that are there lack something that was acknowledged, and one may have it that is away.
+fn bereft(spec: &ArraySpec, past: Past, met: Met<'_>) -> Option<Trouble> {
+    let (node, _) = met;
+    let (places, witnesses) = witnesses(&spec.memory, met);
+    let Ruling::Wait(away) = judge(past, &witnesses) else { return None };
+    let (name, start, away) = (&spec.name, node.start, &node.replicas[places[away]].target);
+    let text = format!(
+        "node {start}: the machines of the replicas that are there have come back without writes that they had acknowledged; {away} may have \
+         them, and is away: bring it back, or go on without them: 'dst accept-loss {name} {start}'"
+    );
+    Some((Errno::EIO, text))
 }
 
 fn label(found: &Found) -> Option<MemberLabel> {

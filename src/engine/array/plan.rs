@@ -7,11 +7,12 @@ use crate::control::command::{Create, Refusal};
 use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
 use crate::control::spec::{Alg, ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::target::Target;
+use crate::engine::losses::Memory;
 use crate::errno::Errno;
 use crate::geometry::map::{BadGeometry, Geometry};
 use crate::limits;
 use crate::units::{Epoch, Id, Lba, NodeId, SECTOR_BYTES, check_name, format_size};
-use crate::wire::volume::Member;
+use crate::wire::volume::{Claim, Member};
 
 /// Volumes are used in whole pages of sectors, so that any logical block fits.
 const PAGE_SECTORS: u64 = 8;
@@ -300,6 +301,34 @@ pub(super) fn half_gone(spec: &ArraySpec, left: &str) -> Refusal {
     Refusal::new(Errno::EBUSY, text)
 }
 
+/// Another owner has taken a volume of the array.
+pub(super) fn fenced(name: &str) -> String {
+    format!(
+        "fenced: another owner has claimed its volumes, and nothing of this host is written any more. 'dst stop {name}' puts it away; 'dst start \
+         {name} --take-over' takes it back"
+    )
+}
+
+/// The same, when it is known who that is.
+pub(super) fn taken(name: &str, place: &str, claim: &Claim, host: Id) -> String {
+    let who = match claim.host == host {
+        true => "another daemon with a copy of this state directory",
+        false => "another host",
+    };
+    format!(
+        "fenced: {who} ({}, epoch {}) has taken the array, as {place} says; nothing of this host is written any more. 'dst stop {name}' puts it \
+         away; to take it back, stop it there, then 'dst start {name} --take-over'",
+        claim.host, claim.epoch.0
+    )
+}
+
+/// Nothing is known to be lost that could be accepted.
+pub(super) fn no_loss(name: &str, node: NodeId) -> Refusal {
+    let text =
+        format!("node {node} of array '{name}' has lost nothing that is known: 'dst status {name}' shows what ails it");
+    Refusal::new(Errno::EINVAL, text)
+}
+
 /// A start that was stopped before it came up.
 pub(super) fn given_up(name: &str) -> Refusal {
     Refusal::new(
@@ -330,6 +359,7 @@ pub(super) fn nameless(name: &str) -> ArraySpec {
         epoch: Epoch(0),
         nodes: Vec::new(),
         clean: false,
+        memory: Memory::default(),
         debts: Vec::new(),
         migrations: Vec::new(),
         migrated: 0,

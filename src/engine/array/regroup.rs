@@ -1,8 +1,8 @@
 //! What a data path has asked to be made durable of its replicas, put into the record. A label that is newer than the record would
 //! say that the record is an old copy, so the record is written first.
 
-use super::Array;
 use super::errand::{Errand, Purpose, Step};
+use super::{Array, Regroup};
 use crate::control::migration::MigrationState;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::NodeSpec;
@@ -11,8 +11,8 @@ use crate::engine::replicas::Standing;
 use crate::units::Id;
 
 /// Puts the standings into the record; a node whose in-sync set has changed has a new generation, and its labels are to be written.
-pub(super) fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) {
-    let standing = |volume: Id| standings.iter().find(|(of, _)| *of == volume).map(|(_, standing)| *standing);
+pub(super) fn apply(array: &mut Array, asked: &Regroup) {
+    let standing = |volume: Id| asked.standings.iter().find(|(of, _)| *of == volume).map(|(_, standing)| *standing);
     let mut released = Vec::new();
     for (at, node) in array.spec.nodes.iter_mut().enumerate() {
         let before = in_sync(node);
@@ -34,10 +34,14 @@ pub(super) fn apply(array: &mut Array, standings: &[(Id, Standing)], fresh: Id) 
             released.push(at);
         }
         if in_sync(node) != before {
-            node.generation = node.generation.next(fresh);
+            node.generation = node.generation.next(asked.fresh);
             array.live.owed.insert(at);
         }
     }
+    for (volume, losses) in &asked.losses {
+        array.spec.memory.keep(*volume, *losses);
+    }
+    array.forget_losses();
     for node in released {
         // It ended when the node had moved.
         array.close_transfer(node, MigrationState::Done, None, 0);

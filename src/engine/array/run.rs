@@ -9,7 +9,7 @@ use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::target::Target;
 use crate::errno::Errno;
 use crate::limits;
-use crate::units::{Epoch, Id, Time};
+use crate::units::{Epoch, Id, NodeId, Time};
 use crate::wire::session::features;
 use crate::wire::volume::Claim;
 
@@ -86,14 +86,23 @@ impl Owner {
     /// A data path has ended by itself. Whatever of it is left must not stay in the way of the next one.
     pub(super) fn bury(&mut self, name: &str, epoch: Epoch, why: String, effects: &mut Vec<Effect>) {
         let Some(mut array) = self.arrays.remove(name) else { return };
-        if array.spec.epoch == epoch && matches!(array.life, Life::Started(_) | Life::Regrouping(_)) {
-            self.give_up_job(&mut array);
-            array.regroup = None;
-            self.not_served(&mut array, effects);
-            let halt = Work::Halt { name: name.to_owned(), force: true };
-            self.work(&mut array, Life::Reaping(why), halt, effects);
+        if array.spec.epoch == epoch && array.is_served() {
+            self.reap(&mut array, (why, None), effects);
         }
         self.arrays.insert(name.to_owned(), array);
+    }
+
+    /// Another owner has taken a volume: all of the data path ends, and that is no failure of a replica.
+    pub(super) fn fenced(&mut self, array: &mut Array, volume: Id, effects: &mut Vec<Effect>) {
+        self.reap(array, (plan::fenced(&array.spec.name), Some(volume)), effects);
+    }
+
+    fn reap(&mut self, array: &mut Array, (why, by): (String, Option<Id>), effects: &mut Vec<Effect>) {
+        self.give_up_job(array);
+        array.regroup = None;
+        self.not_served(array, effects);
+        let halt = Work::Halt { name: array.spec.name.clone(), force: true };
+        self.work(array, Life::Reaping(why, by), halt, effects);
     }
 
     /// The part of [`Owner::advance`] that starts and stops.
@@ -108,7 +117,8 @@ impl Owner {
         match (array.life.clone(), outcome) {
             (Life::Checking(asker, run, terms), Outcome::Surveyed(found)) => {
                 let patient = asker.is_none() && array.tries < limits::PATIENT_TRIES;
-                let intent = Intent { host: self.host, terms, patient, name: &array.spec.name };
+                let (host, boot, name) = (self.host, self.boot, array.spec.name.as_str());
+                let intent = Intent { host, terms, patient, name, boot };
                 match muster::muster(&array.spec, &found, intent) {
                     Ok(_) if self.closing => array.abandon(asker, effects),
                     Ok(muster) => {
@@ -198,6 +208,9 @@ impl Owner {
             }
             (Life::Halting(asker, _), Outcome::Halted(Ok(settled))) => {
                 array.spec.clean = settled;
+                if settled {
+                    array.spec.memory.shown = None;
+                }
                 self.not_served(array, effects);
                 match asker {
                     Some(ticket) => self.park(array, ticket, effects),
@@ -211,7 +224,20 @@ impl Owner {
                 array.life = Life::Started(device);
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));
             }
-            (Life::Reaping(why), Outcome::Halted(_)) => array.life = Life::Failed(why),
+            (Life::Reaping(why, None), Outcome::Halted(_)) => array.life = Life::Failed(why),
+            (Life::Reaping(why, Some(volume)), Outcome::Halted(_)) => {
+                let target: Vec<Target> = array.place_of(volume).map(|(_, target)| target).into_iter().collect();
+                self.work(array, Life::Identifying(why, volume), Work::Survey(target), effects);
+            }
+            (Life::Identifying(why, volume), Outcome::Surveyed(found)) => {
+                let claim = found.into_iter().flatten().find_map(|found| found.claim);
+                let by = claim.filter(|claim| claim.epoch > array.spec.epoch);
+                let place = array.place_of(volume).map(|(node, target)| format!("node {node} ({target})"));
+                array.life = Life::Failed(match (by, place) {
+                    (Some(claim), Some(place)) => plan::taken(&array.spec.name, &place, &claim, self.host),
+                    _ => why,
+                });
+            }
             (Life::Parking(ticket, failed), Outcome::Saved(Ok(()))) => {
                 array.life = Life::Stopped;
                 let answer = failed.map_or_else(|| Ok(array.answer()), Err);
@@ -238,16 +264,18 @@ impl Owner {
         (fresh, now): (Id, Time),
         effects: &mut Vec<Effect>,
     ) {
-        let Muster { present, epoch } = muster;
         array.spec.run = run;
-        array.spec.epoch = epoch;
+        array.spec.epoch = muster.epoch;
         // Until the array has been stopped in order it is not known what its last writes have reached.
         array.was_clean = std::mem::take(&mut array.spec.clean);
+        array.was_shown = array.spec.memory.shown.replace(self.boot);
         array.regroup = None;
         self.lapse(array, now);
         self.settle_transfers(array, now);
-        muster::go_without(&mut array.spec, &present, fresh);
-        self.save(array, Phase::Started, Life::Minting(asker, present), effects);
+        let outlived = array.was_shown == Some(self.boot);
+        muster::go_without(&mut array.spec, &muster, outlived, fresh);
+        array.forget_losses();
+        self.save(array, Phase::Started, Life::Minting(asker, muster.present), effects);
     }
 
     fn label_all(
@@ -275,6 +303,8 @@ impl Owner {
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
+        // It was not shown, and nothing was written.
+        array.spec.memory.shown = array.was_shown;
         if let Some(stop) = array.stop.take() {
             effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));
             return self.save(array, Phase::Stopped, Life::Parking(stop, None), effects);
@@ -287,6 +317,15 @@ impl Owner {
 }
 
 impl Array {
+    /// Where a volume lives that is the array's, and its node.
+    fn place_of(&self, volume: Id) -> Option<(NodeId, Target)> {
+        let replicas = self.spec.replicas().map(|(node, of)| (node.start, of.volume, &of.target));
+        let moving = self.spec.nodes.iter().filter_map(|node| Some((node.start, node.transfer.as_ref()?)));
+        let moving = moving.map(|(start, of)| (start, of.to, &of.status.to));
+        let found = replicas.chain(moving).find(|(_, of, _)| *of == volume);
+        found.map(|(start, _, target)| (start, target.clone()))
+    }
+
     /// The replicas that are there, each with the places of its node and of itself.
     fn there(&self, present: &[bool]) -> impl Iterator<Item = (usize, usize, &ReplicaSpec)> {
         let places = |(node, spec): (usize, &'_ NodeSpec)| (0..spec.replicas.len()).map(move |replica| (node, replica));

@@ -19,6 +19,7 @@ mod background;
 mod claims;
 mod create;
 mod import;
+mod losses;
 mod nodes;
 mod regroup;
 
@@ -61,7 +62,12 @@ impl Daemon {
             (name.clone(), ArraySpec::decode(name, bytes).map_err(|bad| format!("its record is {bad}")))
         };
         let wall = world.wall;
-        daemon.event(Event::Boot { host: world.host, wall, records: world.records.iter().map(decode).collect() });
+        daemon.event(Event::Boot {
+            host: world.host,
+            boot: world.boot,
+            wall,
+            records: world.records.iter().map(decode).collect(),
+        });
         daemon
     }
 

@@ -1,6 +1,7 @@
 //! The owner's arrays as they are shown.
 
 use super::{Array, Life};
+use crate::control::replica::ReplicaSpec;
 use crate::control::spec::NodeSpec;
 use crate::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, SpecStatus, State};
 use crate::engine::array::plan;
@@ -16,7 +17,8 @@ pub(super) fn state(life: &Life) -> State {
         Life::Halting(..) | Life::Parking(..) => State::Stopping,
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
         Life::Visiting(_) | Life::Dooming(..) | Life::Freeing(..) => State::Removing,
-        Life::Failed(_) | Life::Reaping(_) => State::Failed,
+        Life::Failed(_) | Life::Reaping(..) | Life::Identifying(..) => State::Failed,
+        Life::Accepting(_, life, _) => state(life),
         Life::Stopped | Life::Adopting(..) | Life::Changing(..) | Life::Mending | Life::Mended => State::Stopped,
         Life::Corrupt(_) => State::Corrupt,
     }
@@ -36,9 +38,12 @@ fn gate(array: &Array, node: usize) -> Gate {
 pub(super) fn status(array: &Array) -> ArrayStatus {
     let spec = &array.spec;
     let why = match &array.life {
-        Life::Waiting(_, why) | Life::Stuck(_, why) | Life::Failed(why) | Life::Reaping(why) | Life::Corrupt(why) => {
-            Some(why.clone())
-        }
+        Life::Waiting(_, why)
+        | Life::Stuck(_, why)
+        | Life::Failed(why)
+        | Life::Reaping(why, _)
+        | Life::Corrupt(why) => Some(why.clone()),
+        Life::Identifying(why, _) => Some(why.clone()),
         // What is tried again in the background still has the trouble of the last time.
         Life::Checking(None, ..) | Life::Minting(None, _) | Life::Claiming(None, _) => array.trouble.clone(),
         Life::Labelling(None, ..) | Life::Launching(None) => array.trouble.clone(),
@@ -51,6 +56,10 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         Life::Started(device) | Life::Regrouping(device) | Life::Halting(_, device) => Some(device.clone()),
         _ => None,
     };
+    let replica = |replica: &ReplicaSpec| {
+        let lost = replica.state.is_in_sync() && spec.memory.has_lost(replica.volume);
+        ReplicaStatus { lost, ..ReplicaStatus::detached(replica) }
+    };
     let node = |(at, node): (usize, &NodeSpec)| NodeStatus {
         name: node.start.to_string(),
         start: node.start,
@@ -60,7 +69,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         parked: 0,
         suspend: node.suspend.clone(),
         migration: node.transfer.as_ref().map(|transfer| transfer.status.clone()),
-        replicas: node.replicas.iter().map(ReplicaStatus::detached).collect(),
+        replicas: node.replicas.iter().map(replica).collect(),
         counters: Counters::default(),
     };
     let known = SpecStatus {

@@ -3,6 +3,7 @@
 use crate::control::command::{Answer, Command, Refusal};
 use crate::control::spec::ArraySpec;
 use crate::control::target::Target;
+use crate::engine::losses::Losses;
 use crate::engine::replicas::Standing;
 use crate::engine::steer::{News, Steer};
 use crate::units::{Epoch, Id};
@@ -23,6 +24,8 @@ pub enum Event {
     Boot {
         /// The id of the state directory.
         host: Id,
+        /// This boot of the machine.
+        boot: Id,
         /// The time of day, seconds since 1970.
         wall: u64,
         /// The records that were found, or could not be read, and why.
@@ -63,6 +66,8 @@ pub enum Event {
         epoch: Epoch,
         /// What each replica is, by the id of its volume.
         standings: Vec<(Id, Standing)>,
+        /// What is known of their machines.
+        losses: Vec<(Id, Losses)>,
         /// Random: the generation of the nodes that have changed.
         fresh: Id,
     },
@@ -180,4 +185,6 @@ pub struct Found {
     pub claim: Option<Claim>,
     /// What its array has stored with it.
     pub label: Option<String>,
+    /// How often its machine has come back without what was not flushed.
+    pub losses: u64,
 }

@@ -83,7 +83,10 @@ impl Replicas {
 
     /// Whom a node's data is copied from: the one whose place is to be taken, or the first in sync.
     pub(super) fn source(&self, node: usize, target: usize) -> Option<usize> {
-        let good = self.of(node, |state| state.role == Role::InSync && state.reachable);
+        let good = self.of(node, |state| {
+            let lost = state.losses.is_some_and(|losses| losses.lost);
+            state.role == Role::InSync && state.reachable && !lost
+        });
         let from = self.nodes[node].moving_to(target).map(Moving::from).filter(|from| good.contains(from));
         from.or_else(|| good.first().copied())
     }

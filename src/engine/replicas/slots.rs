@@ -46,6 +46,7 @@ impl Replicas {
         self.stop_job(node);
         let state = &mut self.targets[target];
         (state.role, state.standing, state.failed, state.reachable) = (Role::Stale, standing, false, false);
+        state.losses = None;
         self.effects.push_back(Effect::Attach { target, at, volume });
         self.publish();
         Some(target)

@@ -86,6 +86,36 @@ fn copied() -> (Bench, Vec<Effect>) {
 }
 
 #[test]
+fn the_one_that_has_everything_is_kept() {
+    for lost in 0..2 {
+        let mut bench = Bench::new(&[Standing::InSync, Standing::InSync]);
+        let shared = Shared::new(limits::TARGETS_PER_NODE_MAX, 1);
+        for target in 0..2 {
+            shared.target(target).begin(Losses { told: 3, lost: target == lost });
+        }
+        bench.rules.look_at_losses(&shared);
+        // The other one does not answer.
+        bench.tick(&[1 - lost]);
+        bench.tell(Event::Report(Report::Failed { target: 1 - lost, errno: Errno::ETIMEDOUT }));
+        let expected = if lost == 0 { [Role::Leaving, Role::InSync] } else { [Role::InSync, Role::Leaving] };
+        assert_eq!([bench.rules.role(0), bench.rules.role(1)], expected);
+        assert!(bench.rules.losses(&shared).iter().all(|(_, losses)| !losses.lost), "it is no loss");
+    }
+    // Both have lost something: one of them stays, and says so.
+    let mut bench = Bench::new(&[Standing::InSync, Standing::InSync]);
+    let shared = Shared::new(limits::TARGETS_PER_NODE_MAX, 1);
+    (0..2).for_each(|target| shared.target(target).begin(Losses { told: 3, lost: true }));
+    bench.rules.look_at_losses(&shared);
+    bench.tick(&[]);
+    assert_eq!([bench.rules.role(0), bench.rules.role(1)], [Role::InSync, Role::Leaving]);
+    let kept: Vec<bool> = bench.rules.losses(&shared).iter().map(|(_, losses)| losses.lost).collect();
+    assert_eq!(kept, [true, false]);
+    assert!(!bench.rules.is_clean(&shared));
+    let effects = bench.tell(Event::Steer(Steer::AcceptLoss { node: 0 }));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Forgive { target: 0 })), "{effects:?}");
+}
+
+#[test]
 fn what_is_left_is_not_recorded_while_a_copy_still_reads_from_it() {
     let mut bench = Bench::new(&[Standing::InSync, Standing::InSync, Standing::Stale]);
     bench.tick(&[]);

@@ -4,7 +4,7 @@ use crate::bugs::{Bug, planted};
 use crate::engine::link::{Due, Link, LinkCommand, LinkState};
 use crate::engine::part::PartState;
 use crate::engine::request::Tag;
-use crate::engine::shard::Shard;
+use crate::engine::shard::{Outgoing, Shard};
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::Time;
@@ -119,6 +119,23 @@ impl Shard {
             self.count(&part, Err(error));
             self.release(index, false, Err(error));
         }
+    }
+
+    /// Whether what is sent to a target now would find older data than was acknowledged.
+    pub(super) fn has_lost(&self, target: usize) -> bool {
+        self.is_up(target) && self.shared.target(target).has_lost()
+    }
+
+    /// What has waited for such a target is refused, as what comes is; but for what waits at a gate.
+    pub(super) fn refuse_lost(&mut self, target: usize) -> Option<Outgoing> {
+        while let Some(index) = self.first_free(target).map(|place| self.links[target].queue[place]) {
+            let part = *self.parts.at(index);
+            self.unqueue(index);
+            self.count(&part, Err(Errno::EIO));
+            self.release(index, true, Err(Errno::EIO));
+        }
+        self.look_again();
+        None
     }
 
     pub(super) fn unqueue(&mut self, index: u16) {

@@ -96,6 +96,16 @@ pub enum Report {
         /// Why.
         errno: Errno,
     },
+    /// A target's machine has come back without something that was acknowledged.
+    Lost {
+        /// Which.
+        target: usize,
+    },
+    /// A target is another owner's.
+    Fenced {
+        /// Which.
+        target: usize,
+    },
     /// A write that failed may be on some targets of a node and not on others.
     Diverged {
         /// Which.
@@ -504,11 +514,14 @@ impl Shard {
         }
     }
 
+    /// Another owner has claimed a target: whatever else was reported, that ends the array.
+    pub(super) fn report_fenced(&mut self, target: usize) {
+        self.reports.push_back(Report::Fenced { target });
+    }
+
     /// A target has come back without something that was acknowledged: it is left, if another one has it.
     pub(super) fn report_loss(&mut self, target: usize) {
-        if !self.view.is_single(self.view.targets[target].node) {
-            self.report(target, Report::Failed { target, errno: Errno::EIO });
-        }
+        self.report(target, Report::Lost { target });
     }
 
     fn tell(&mut self, index: u16, result: Result<(), Errno>) {

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::control::target::Target;
 use crate::engine::copy::{Copied, Copy, CopyConfig, CopyError, Task};
+use crate::engine::losses::Losses;
 use crate::engine::region::SyncMap;
 use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, Standing};
 use crate::engine::shard::Report;
@@ -38,8 +39,8 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// What the keeper tells the owner of arrays.
 #[derive(Clone, Debug)]
 pub enum Told {
-    /// What is known of each replica is to be made durable. The answer comes by [`KeeperHandle::saved`].
-    Save(Vec<(Id, Standing)>),
+    /// What is known of each replica, and of its machine, is to be made durable. The answer comes by [`KeeperHandle::saved`].
+    Save(Vec<(Id, Standing)>, Vec<(Id, Losses)>),
     /// Something that was asked for has ended.
     News(News),
 }
@@ -300,7 +301,7 @@ impl Work {
                 tick_at = tick_at.min(Instant::now() + wait);
             }
             if tick_at <= Instant::now() {
-                self.handle(Event::Tick(self.reachable()));
+                self.look();
                 tick_at = Instant::now() + self.tick();
             }
             match self.config.notes.recv_timeout(tick_at.saturating_duration_since(Instant::now())) {
@@ -345,11 +346,17 @@ impl Work {
             Note::Steer(steer) => {
                 info!(array = self.config.name, ?steer, "asked");
                 // What is asked for right after a start must not find the links as they were before.
-                self.handle(Event::Tick(self.reachable()));
+                self.look();
                 self.handle(Event::Steer(steer));
             }
             Note::End => {}
         }
+    }
+
+    /// Looks at the links of the I/O threads.
+    fn look(&mut self) {
+        self.config.rules.look_at_losses(&self.config.shared);
+        self.handle(Event::Tick(self.reachable()));
     }
 
     /// Which targets every thread could use now.
@@ -371,7 +378,11 @@ impl Work {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Publish(view) => self.publish(&view),
-            Effect::Save(standings) => (self.config.tell)(Told::Save(standings)),
+            Effect::Save(standings) => {
+                let losses = self.config.rules.losses(&self.config.shared);
+                (self.config.tell)(Told::Save(standings, losses));
+            }
+            Effect::Forgive { target } => self.config.shared.target(target).forget_loss(),
             Effect::Flush { ticket, target } => {
                 // Any thread will do.
                 let asked = self.config.threads.first().map(|thread| thread.post(Order::Flush { ticket, target }));

@@ -105,7 +105,8 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
             ReplicaState::Stale => Standing::Stale,
             ReplicaState::Syncing { from } => Standing::Filling { from },
         };
-        Ok(NodeTarget { place, volume: replica.volume, standing })
+        let losses = spec.memory.volumes.get(&replica.volume).copied();
+        Ok(NodeTarget { place, volume: replica.volume, standing, losses })
     };
     let node = |node: &NodeSpec| node.replicas.iter().map(replica).collect::<Result<Vec<_>, Refusal>>();
     let queues = match spec.run.queues {
@@ -282,12 +283,7 @@ fn live(target: &TargetShared) -> ReplicaLive {
     let tries = gauges.iter().map(|gauge| u64::from(gauge.attempts.load(Ordering::Relaxed))).max();
     let now = clock::now();
     let down = gauges.iter().filter_map(Gauge::down_since).map(|since| now.since(since)).max().unwrap_or_default();
-    let last_error = if target.has_lost() {
-        Some(
-            "its machine has come back without writes that it had acknowledged and not flushed: nothing is served from here;              'dst stop' and 'dst start' accept that"
-                .to_owned(),
-        )
-    } else if target.has_failed_flush() {
+    let last_error = if target.has_failed_flush() {
         Some(
             "a flush has failed: nothing more is written here; stop the array and look at the server's disk".to_owned(),
         )
@@ -302,6 +298,7 @@ fn live(target: &TargetShared) -> ReplicaLive {
         tries: tries.unwrap_or(0),
         down,
         last_error,
+        lost: target.has_lost(),
         counters,
     }
 }

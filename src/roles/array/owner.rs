@@ -13,6 +13,7 @@ use crate::control::status::{ArrayStatus, State};
 use crate::control::why::{Why, explain};
 use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
 use crate::errno::Errno;
+use crate::io::boot::boot_id;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
 use crate::limits;
@@ -141,7 +142,9 @@ impl OwnerLoop {
         let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
         self.performer.clear_away();
         let host = self.performer.state.host();
-        self.turn(Event::Boot { host, wall: wall(), records });
+        // Without the kernel's word it is always the same boot: what is lost is asked about too often, never forgotten.
+        let boot = boot_id().unwrap_or(host);
+        self.turn(Event::Boot { host, boot, wall: wall(), records });
         Ok(())
     }
 
@@ -299,7 +302,7 @@ fn tell(messages: &SyncSender<Message>, work: &Work) -> Tell {
         let name = name.clone();
         let event = match told {
             Told::News(news) => Event::News { name, epoch, news },
-            Told::Save(standings) => Event::Regroup { name, epoch, standings, fresh: random_id() },
+            Told::Save(standings, losses) => Event::Regroup { name, epoch, standings, losses, fresh: random_id() },
         };
         let _ = messages.send(Message::Event(event));
     })

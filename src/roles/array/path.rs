@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use crate::engine::losses::Losses;
 use crate::engine::replicas::{Replicas, Standing};
 use crate::engine::request::ShardConfig;
 use crate::engine::shard::Shard;
@@ -50,6 +51,8 @@ pub struct NodeTarget {
     pub volume: Id,
     /// What the record says of it.
     pub standing: Standing,
+    /// And of its machine.
+    pub losses: Option<Losses>,
 }
 
 /// What is started.
@@ -192,7 +195,8 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
     let first = View::new(config.geometry.clone(), &volumes, config.epoch).with_spares(limits::TARGETS_PER_NODE_MAX);
     places.resize(first.targets.len(), None);
     let shared = Arc::new(Shared::with_sync(first.targets.len(), config.queues, 1));
-    let mut rules = Replicas::new(first, &standings, config.clean);
+    let losses: Vec<Option<Losses>> = config.targets().map(|(_, target)| target.losses).collect();
+    let mut rules = Replicas::new(first, &standings, config.clean).with_losses(&losses, &shared);
     for (node, _) in config.frozen.iter().enumerate().filter(|(_, frozen)| **frozen) {
         rules.begin_frozen(node);
     }

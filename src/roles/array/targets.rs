@@ -35,6 +35,7 @@ pub fn look(target: &Target) -> Result<Found, Refusal> {
                 member: found.array,
                 claim: found.claim,
                 label: found.label,
+                losses: found.losses,
             })
         }
         Target::Local(path) => {
@@ -47,6 +48,8 @@ pub fn look(target: &Target) -> Result<Found, Refusal> {
                 member: label.array,
                 claim: label.claim,
                 label: label.text,
+                // It has no memory that this machine could outlive.
+                losses: 0,
             })
         }
     }

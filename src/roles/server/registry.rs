@@ -64,6 +64,8 @@ pub(crate) struct Registry {
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     owners: Vec<mpsc::Sender<Mail>>,
     rude: Rude,
+    /// This boot of the machine.
+    boot: Id,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -115,7 +117,7 @@ fn missing(name: &str) -> Refusal {
 
 impl Registry {
     /// Opens the pool and takes its volumes into the list.
-    pub(crate) fn open(path: &Path, owners: Vec<mpsc::Sender<Mail>>) -> Result<Registry, Refusal> {
+    pub(crate) fn open(path: &Path, boot: Id, owners: Vec<mpsc::Sender<Mail>>) -> Result<Registry, Refusal> {
         let (pool, found) = DirPool::open(path)?;
         let mut entries = BTreeMap::new();
         for (name, found) in found {
@@ -128,7 +130,7 @@ impl Registry {
             };
             entries.insert(name.clone(), Entry::new(&name, known));
         }
-        Ok(Registry { pool, entries: Mutex::new(entries), owners, rude: Rude::default() })
+        Ok(Registry { pool, entries: Mutex::new(entries), owners, rude: Rude::default(), boot })
     }
 
     /// Where peers that do not speak the protocol are told of.
@@ -176,6 +178,7 @@ impl Registry {
     fn describe(&self, entry: &Entry, record: Record) -> Volume {
         let found = self.state(entry, &record);
         let blank = found.as_ref().is_some_and(State::is_blank);
+        let losses = found.as_ref().map_or(0, |state| state.losses + u64::from(state.has_lost(self.boot)));
         // Without a claim of its array there is nothing that is the array's.
         let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
         let kept = found.as_ref().and_then(|state| state.label.clone());
@@ -192,6 +195,7 @@ impl Registry {
             blank,
             array: record.array,
             connections: entry.connections(),
+            losses,
             claim: state.claim.map(told),
             label,
             problem: None,

@@ -40,6 +40,7 @@ fn one_is_added_and_taken_while_the_array_is_in_use() {
         name: "a".to_owned(),
         epoch: Epoch(1),
         standings: vec![(volume, Standing::InSync)],
+        losses: Vec::new(),
         fresh: fresh(),
     });
     path.settle(&mut daemon, &mut world);
@@ -78,6 +79,7 @@ fn what_cannot_be_is_refused() {
         name: "a".to_owned(),
         epoch: Epoch(1),
         standings: vec![(world.volumes["s2:1/v"].id, Standing::Stale)],
+        losses: Vec::new(),
         fresh: fresh(),
     });
     path.settle(&mut daemon, &mut world);

@@ -68,7 +68,7 @@ impl Path {
     fn steer(&mut self, daemon: &mut Daemon, world: &World, steer: Steer) {
         match steer {
             Steer::Freeze { node } => news(daemon, world, News::Frozen { node, flushed: true }),
-            Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } => {}
+            Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } | Steer::AcceptLoss { .. } => {}
             Steer::Attach { node, volume, .. } => self.change(&[(volume, node, Standing::Stale)], Then::Nothing),
             Steer::Detach { node, volume } => {
                 self.change(&[(volume, node, Standing::Absent)], Then::Tell(News::Detached { node, volume }));
@@ -135,7 +135,7 @@ impl Path {
         {
             self.asked = true;
             let (name, epoch, standings) = ("a".to_owned(), world.spec().epoch, standings.clone());
-            daemon.event(Event::Regroup { name, epoch, standings, fresh: fresh() });
+            daemon.event(Event::Regroup { name, epoch, standings, losses: Vec::new(), fresh: fresh() });
             return true;
         }
         if self.seen < daemon.steered.len() {

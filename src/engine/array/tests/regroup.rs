@@ -11,7 +11,7 @@ fn regroup(world: &World, epoch: u64, in_sync: [bool; 4]) -> Event {
     let spec = world.spec();
     let volumes = spec.replicas().map(|(_, replica)| replica.volume);
     let (name, standings) = ("a".to_owned(), volumes.zip(in_sync.map(standing)).collect());
-    Event::Regroup { name, epoch: Epoch(epoch), standings, fresh: FRESH }
+    Event::Regroup { name, epoch: Epoch(epoch), standings, losses: Vec::new(), fresh: FRESH }
 }
 
 fn served() -> (World, Daemon) {
@@ -105,7 +105,13 @@ fn how_far_a_replica_is_filled_is_in_the_record() {
         let told = spec.replicas().map(|(_, replica)| (replica.volume, Standing::InSync));
         let mut standings: Vec<(Id, Standing)> = told.collect();
         standings[1].1 = state;
-        daemon.event(Event::Regroup { name: "a".to_owned(), epoch: Epoch(1), standings, fresh: FRESH });
+        daemon.event(Event::Regroup {
+            name: "a".to_owned(),
+            epoch: Epoch(1),
+            standings,
+            losses: Vec::new(),
+            fresh: FRESH,
+        });
         daemon.settle(&mut world);
         if state != Standing::Stale {
             assert_eq!(states(&world)[1], ReplicaState::Syncing { from: Lba(from) });

@@ -212,7 +212,13 @@ fn a_change_of_the_replicas_is_not_held_up() {
     let ticket = daemon.ask(node("n-2048", NodeAsk::Suspend(Suspend::default())));
     let volumes: Vec<Id> = world.spec().replicas().map(|(_, replica)| replica.volume).collect();
     let standings = vec![(volumes[0], Standing::InSync), (volumes[1], Standing::Stale)];
-    daemon.event(Event::Regroup { name: "a".to_owned(), epoch: Epoch(1), standings, fresh: fresh() });
+    daemon.event(Event::Regroup {
+        name: "a".to_owned(),
+        epoch: Epoch(1),
+        standings,
+        losses: Vec::new(),
+        fresh: fresh(),
+    });
     world.reach("s1:1/v", false);
     daemon.settle(&mut world);
     // The label of a node that has nothing to do with it cannot be written.

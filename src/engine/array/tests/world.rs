@@ -15,6 +15,8 @@ pub(super) struct Volume {
     pub(super) reachable: bool,
     /// Nothing was ever written to it.
     pub(super) blank: bool,
+    /// How often its machine has come back without what was not flushed.
+    pub(super) losses: u64,
 }
 
 /// Everything outside the owner: volumes, records, data paths. It outlives the daemon.
@@ -22,6 +24,8 @@ pub(super) struct Volume {
 pub(super) struct World {
     /// The machine that the next daemon lives on.
     pub(super) host: Id,
+    /// And this boot of it.
+    pub(super) boot: Id,
     /// The time of day when it starts, seconds since 1970.
     pub(super) wall: u64,
     pub(super) volumes: BTreeMap<String, Volume>,
@@ -65,6 +69,7 @@ impl World {
             label: None,
             reachable: true,
             blank: true,
+            losses: 0,
         };
         let volumes = volumes.iter().zip(1u8..).map(|(name, at)| ((*name).to_owned(), volume(at))).collect();
         World { host: HOST, volumes, ..World::default() }
@@ -199,8 +204,10 @@ impl World {
             return Err(Refusal::new(Errno::EEXIST, "the volume exists"));
         }
         let (id, sectors) = (fresh(), bytes / 512);
-        self.volumes
-            .insert(name, Volume { sectors, id, member: None, claim: None, label: None, reachable: true, blank: true });
+        self.volumes.insert(
+            name,
+            Volume { sectors, id, member: None, claim: None, label: None, reachable: true, blank: true, losses: 0 },
+        );
         Ok(())
     }
 
@@ -228,8 +235,8 @@ impl World {
                 let mut look = |target| {
                     let volume = self.volume(target)?;
                     let identity = volume.id.to_string();
-                    let Volume { sectors, id, member, claim, label, .. } = volume.clone();
-                    Ok(Found { sectors, identity, volume: id, member, claim, label })
+                    let Volume { sectors, id, member, claim, label, losses, .. } = volume.clone();
+                    Ok(Found { sectors, identity, volume: id, member, claim, label, losses })
                 };
                 Outcome::Surveyed(targets.iter().map(&mut look).collect())
             }
