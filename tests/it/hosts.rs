@@ -1,7 +1,7 @@
 //! Two machines and one array: who may serve it, what becomes of the writes of the one that lost it, what is imported and what is
 //! refused by name. A machine is a state directory: each has its own daemon here.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,6 +24,14 @@ pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+const ESHUTDOWN: u32 = 108;
+
+/// What a host says of its array when another one has taken it: it has ended by itself.
+fn has_ended(host: &Host) -> bool {
+    let status = host.dst("status one");
+    status.contains("one: failed") && status.contains("another host (")
+}
+
 /// An NBD client that says what it wants and what came of it.
 pub(crate) struct Client(UnixStream);
 
@@ -42,7 +50,7 @@ impl Client {
     /// Sends a write of one block at the start.
     fn send_write(&mut self, byte: u8) {
         self.send(1);
-        self.0.write_all(&[byte; 4096]).unwrap();
+        let _ = self.0.write_all(&[byte; 4096]);
     }
 
     fn send(&mut self, command: u16) {
@@ -56,13 +64,17 @@ impl Client {
         request.extend(7u64.to_be_bytes());
         request.extend(0u64.to_be_bytes());
         request.extend(bytes.to_be_bytes());
-        self.0.write_all(&request).unwrap();
+        // An array that was fenced has ended: the answer says so.
+        let _ = self.0.write_all(&request);
     }
 
-    /// The error number of the answer.
+    /// The error number of the answer; that of a connection which has ended, if there is none.
     fn answer(&mut self) -> u32 {
         let mut reply = [0; 16];
-        self.0.read_exact(&mut reply).unwrap();
+        if let Err(error) = self.0.read_exact(&mut reply) {
+            assert!(!matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "no answer");
+            return ESHUTDOWN;
+        }
         assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
         u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]])
     }
@@ -125,9 +137,10 @@ fn the_host_that_lost_an_array_writes_nothing_more() {
     assert_eq!(new.write(b'B'), 0);
     assert_ne!(old.write(b'C'), 0);
     assert_eq!(new.read(), b'B');
-    wait_for("the first host knows that it is fenced", || first.dst("status one").contains("fenced"));
+    wait_for("the first host has stopped by itself", || has_ended(&first));
+    says(&first.dst("status one"), &["fenced", "epoch 2) has taken the array", "dst start one --take-over"]);
     drop(old);
-    first.dst("stop one --force");
+    first.dst("stop one");
     let error = first.dst_fails(&format!("start one --frontend nbd:{}", nbd(&farm, "first").display()));
     says(&error, &["claimed by another host", "epoch 2"]);
     says(&first.dst_fails("remove one"), &["another host has claimed", "remove it there"]);
@@ -155,6 +168,35 @@ fn a_daemon_that_stood_still_through_a_take_over_overwrites_nothing() {
     first.process.signal(Signal::SIGCONT);
     assert_ne!(old.answer(), 0, "it is too late for this write");
     assert_eq!(new.read(), b'B');
+}
+
+#[test]
+fn a_host_that_is_fenced_while_a_replica_is_away_calls_nothing_done() {
+    let mut farm = Farm::new(2);
+    let (a, b) = (farm.volume(0, "a", "8M"), farm.volume(1, "b", "8M"));
+    let (first, second) = (farm.host("first"), farm.host("second"));
+    first.dst(&format!("create one --alg linear --replicas 2 {a},{b}"));
+    let mut old = start(&farm, &first, "first", "--io-timeout 30s");
+    assert_eq!(old.write(b'A'), 0);
+    second.dst(&format!("import {a}"));
+    first.process.freeze();
+    old.send_write(b'C');
+    farm.servers[1].kill();
+    let mut new = start(&farm, &second, "second", "--take-over --force");
+    assert_eq!((new.read(), new.write(b'B')), (b'A', 0));
+    // That one replica does not answer, and the other one is another host's, makes no write that could be acknowledged.
+    first.process.signal(Signal::SIGCONT);
+    assert_ne!(old.answer(), 0, "it is nowhere");
+    wait_for("the first host has stopped by itself", || has_ended(&first));
+    assert_eq!(new.read(), b'B');
+    farm.servers[1].start();
+    wait_for("in sync", || second.dst("status one --json").matches("\"in_sync\"").count() == 2);
+    assert_eq!(new.read(), b'B');
+    drop(new);
+    second.dst("stop one --force");
+    let [one, other] =
+        [(0, "a"), (1, "b")].map(|(at, name)| std::fs::read(farm.servers[at].pool().join(name)).unwrap());
+    assert!(one[..4096].iter().all(|byte| *byte == b'B') && one == other);
 }
 
 #[test]

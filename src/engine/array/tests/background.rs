@@ -70,3 +70,36 @@ fn an_array_that_died_can_be_stopped_and_started() {
     daemon.run(&mut world, stop(false)).unwrap();
     assert_eq!(daemon.state("a"), Some(State::Stopped));
 }
+
+#[test]
+fn an_array_that_another_host_has_taken_ends_and_says_who() {
+    let (mut world, mut daemon) = started();
+    let held = Claim { epoch: Epoch(7), owner: Id([9; 16]), host: OTHER };
+    world.volumes.get_mut(THREE[1]).unwrap().claim = Some(held);
+    let volume = world.volumes[THREE[1]].id;
+    let fenced = |epoch| Event::News { name: "a".to_owned(), epoch, news: News::Fenced { volume } };
+    daemon.event(fenced(Epoch(9)));
+    assert_eq!(daemon.state("a"), Some(State::Started), "that was another life");
+    daemon.event(fenced(Epoch(1)));
+    // Each of its threads tells it.
+    daemon.event(fenced(Epoch(1)));
+    assert_eq!(daemon.state("a"), Some(State::Failed));
+    assert!(daemon.why("a").starts_with("fenced: another owner"), "{}", daemon.why("a"));
+    daemon.settle(&mut world);
+    assert!(world.running.is_empty());
+    let why = daemon.why("a");
+    for word in ["fenced", &OTHER.to_string(), "epoch 7", "node n-128 (s2:1/v)", "dst start a --take-over"] {
+        assert!(why.contains(word), "{word}: {why}");
+    }
+    assert!(daemon.error(&mut world, start()).contains("claimed by another host"));
+    daemon.run(&mut world, start_on(TAKE)).unwrap();
+    assert_eq!(world.running["a"], Epoch(8));
+    // Who has it cannot be told by a volume that is away.
+    world.reach(THREE[0], false);
+    let volume = world.volumes[THREE[0]].id;
+    daemon.event(Event::News { name: "a".to_owned(), epoch: Epoch(8), news: News::Fenced { volume } });
+    daemon.settle(&mut world);
+    assert!(daemon.why("a").starts_with("fenced: another owner"), "{}", daemon.why("a"));
+    daemon.run(&mut world, stop(false)).unwrap();
+    assert_eq!(daemon.state("a"), Some(State::Stopped));
+}
