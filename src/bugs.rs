@@ -66,6 +66,7 @@ bugs! {
     EnospcIsEio "a full disk is reported as a broken one"
     ServerAcksEarly "the server answers a write before its disk has it"
     ServerIgnoresFua "the server does not make durable what must be"
+    WriteThroughIgnored "a volume that is to be written through answers writes that are not durable"
     ServerFuaZero "the server answers a durable zeroing before it is flushed"
     ServerStartsClean "a new server takes it that nothing is unflushed"
     ServerJoinsSync "a flush is answered with a sync that began before the writes it must cover"

@@ -167,6 +167,9 @@ pub(crate) enum VolumeVerb {
         /// Take space as it is written
         #[arg(long)]
         sparse: bool,
+        /// Make every write durable before it is answered: slower, but nothing is lost with the machine's memory
+        #[arg(long)]
+        write_through: bool,
     },
     /// Lists the volumes of a server
     List {
@@ -359,7 +362,7 @@ mod tests {
     #[test]
     fn what_is_documented_parses() {
         for line in [
-            "dst volume create h:1/v --size 10G --sparse",
+            "dst volume create h:1/v --size 10G --sparse --write-through",
             "dst volume list h:1",
             "dst volume stat h/v",
             "dst volume resize h/v --size 20G --force",

@@ -146,8 +146,9 @@ fn run_status(daemon: &Daemon, array: Option<&str>, watch: bool, json: bool) -> 
 
 fn run_volume(verb: VolumeVerb, json: bool) -> Result<(), String> {
     match verb {
-        VolumeVerb::Create { volume: VolumeTarget { server, volume: name }, size, sparse } => {
-            let made: Volume = ask_server(&server, Op::VolumeCreate, &volume::Create { name, size, sparse })?;
+        VolumeVerb::Create { volume: VolumeTarget { server, volume: name }, size, sparse, write_through } => {
+            let ask = volume::Create { name, size, sparse, write_through };
+            let made: Volume = ask_server(&server, Op::VolumeCreate, &ask)?;
             render::one(&made, json, |made| render::volume_done("created", &server, made))
         }
         VolumeVerb::List { server } => {

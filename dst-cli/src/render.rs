@@ -374,7 +374,7 @@ pub(crate) fn volumes(volumes: &[Volume]) -> String {
             &volume.name,
             &format_size(volume.size),
             &format_size(volume.allocated),
-            if volume.sparse { "sparse" } else { "preallocated" },
+            &kind(volume),
             array,
             node,
             &volume.connections.to_string(),
@@ -384,9 +384,16 @@ pub(crate) fn volumes(volumes: &[Volume]) -> String {
     columns(&rows)
 }
 
+/// How a volume takes its space, and when it answers.
+fn kind(volume: &Volume) -> String {
+    let space = if volume.sparse { "sparse" } else { "preallocated" };
+    format!("{space}{}", if volume.write_through { ", write-through" } else { "" })
+}
+
 /// What was done with a volume.
 pub(crate) fn volume_done(what: &str, server: &ServerAddress, volume: &Volume) -> String {
-    let kind = if volume.sparse { ", sparse" } else { "" };
+    let sparse = if volume.sparse { ", sparse" } else { "" };
+    let kind = format!("{sparse}{}", if volume.write_through { ", write-through" } else { "" });
     format!("{what} {server}/{} ({}{kind})", volume.name, format_size(volume.size))
 }
 

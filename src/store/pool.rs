@@ -17,7 +17,7 @@ pub fn create(ask: &Create, id: Id) -> Result<Record, Refusal> {
     let invalid = |text| (Errno::EINVAL, text);
     check_volume_name(&ask.name).map_err(invalid)?;
     check_size(ask.size).map_err(invalid)?;
-    Ok(Record { id, size: ask.size, sparse: ask.sparse, array: None })
+    Ok(Record { id, size: ask.size, sparse: ask.sparse, write_through: ask.write_through, array: None })
 }
 
 /// The record after a change of size.
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn record(array: Option<Member>) -> Record {
-        Record { id: Id([1; 16]), size: 1 << 20, sparse: false, array }
+        Record { id: Id([1; 16]), size: 1 << 20, sparse: false, write_through: false, array }
     }
 
     fn named(array: Option<u8>, force: bool) -> Named {
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn creating_checks_name_and_size() {
-        let ask = |name: &str, size| Create { name: name.to_owned(), size, sparse: false };
+        let ask = |name: &str, size| Create { name: name.to_owned(), size, sparse: false, write_through: false };
         assert!(create(&ask("v", 4096), Id([1; 16])).is_ok());
         assert_eq!(errno(create(&ask("v/", 4096), Id([1; 16]))), Errno::EINVAL);
         assert_eq!(errno(create(&ask("v", 1), Id([1; 16]))), Errno::EINVAL);

@@ -9,8 +9,8 @@ use crate::limits;
 use crate::units::{Id, SECTOR_BYTES, check_name, format_size};
 use crate::wire::volume::Member;
 
-/// The version of the record that this program writes and reads.
-pub const VERSION: u32 = 1;
+/// The newest version of the record that this program reads. It is written where it is needed alone: version 1 knows no write-through.
+pub const VERSION: u32 = 2;
 
 /// What a volume knows of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Record {
     pub size: u64,
     /// Space is taken as it is written.
     pub sparse: bool,
+    /// Every change is durable before it is answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_through: bool,
     /// The array it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub array: Option<Member>,
@@ -31,9 +34,14 @@ impl Record {
     /// The bytes to store.
     pub fn encode(&self) -> Result<Vec<u8>, String> {
         let body = serde_json::to_vec_pretty(self).map_err(|error| format!("the record cannot be written: {error}"))?;
-        let mut bytes = format!("dst volume {VERSION} {:08x}\n", crc32c::crc32c(&body)).into_bytes();
+        let mut bytes = format!("dst volume {} {:08x}\n", self.version(), crc32c::crc32c(&body)).into_bytes();
         bytes.extend_from_slice(&body);
         Ok(bytes)
+    }
+
+    /// A server that does not know of it must not serve a volume that is to be written through.
+    fn version(&self) -> u32 {
+        1 + u32::from(self.write_through)
     }
 
     /// Checks and decodes; the error says what is wrong.
@@ -45,14 +53,17 @@ impl Record {
             .strip_prefix("dst volume ")
             .and_then(|rest| rest.split_once(' '))
             .ok_or("it does not start with a dst volume line")?;
-        if version != VERSION.to_string() {
-            return Err(format!("it has version {version}, and this program reads version {VERSION}"));
+        if !(1..=VERSION).any(|known| version == known.to_string()) {
+            return Err(format!("it has version {version}, and this program reads up to version {VERSION}"));
         }
         if crc != format!("{:08x}", crc32c::crc32c(body)) {
             return Err("its checksum does not match".to_owned());
         }
         let record: Record = serde_json::from_slice(body).map_err(|error| format!("its content is wrong: {error}"))?;
         check_size(record.size)?;
+        if version != record.version().to_string() {
+            return Err(format!("its content is not that of version {version}"));
+        }
         Ok(record)
     }
 
@@ -93,13 +104,19 @@ mod tests {
 
     fn record() -> Record {
         let array = Member { id: Id([7; 16]), name: "storage".to_owned(), node: "n-800".to_owned() };
-        Record { id: Id([3; 16]), size: 1 << 20, sparse: true, array: Some(array) }
+        Record { id: Id([3; 16]), size: 1 << 20, sparse: true, write_through: false, array: Some(array) }
     }
 
     #[test]
     fn it_round_trips() {
-        for record in [record(), Record { array: None, ..record() }] {
-            assert_eq!(Record::decode(&record.encode().unwrap()), Ok(record));
+        for record in [record(), Record { array: None, ..record() }, Record { write_through: true, ..record() }] {
+            let bytes = record.encode().unwrap();
+            let version = if record.write_through { 2 } else { 1 };
+            assert!(
+                bytes.starts_with(format!("dst volume {version} ").as_bytes()),
+                "older servers refuse what they would not do"
+            );
+            assert_eq!(Record::decode(&bytes), Ok(record));
         }
     }
 
@@ -112,8 +129,10 @@ mod tests {
             assert!(Record::decode(&bad).is_err(), "byte {at}");
             assert!(Record::decode(&good[..at]).is_err(), "cut at {at}");
         }
-        let newer = String::from_utf8(good).unwrap().replacen("volume 1", "volume 2", 1);
-        assert!(Record::decode(newer.as_bytes()).unwrap_err().contains("version 2"));
+        for other in 2..4 {
+            let newer = String::from_utf8(good.clone()).unwrap().replacen("volume 1", &format!("volume {other}"), 1);
+            assert!(Record::decode(newer.as_bytes()).unwrap_err().contains(&format!("version {other}")));
+        }
         let odd = Record { size: 4095, ..record() }.encode().unwrap();
         assert!(Record::decode(&odd).unwrap_err().contains("4096"));
     }

@@ -54,6 +54,8 @@ pub struct Config {
     pub boot: Id,
     /// Space is taken as it is written, and given back by a discard.
     pub sparse: bool,
+    /// Every change is durable before it is answered, so that nothing is lost with the machine's memory.
+    pub write_through: bool,
 }
 
 /// What happened.
@@ -258,7 +260,7 @@ impl Volume {
     /// A volume of `sectors` sectors that nobody is attached to, with what its former server has left in its state file.
     pub fn new(config: Config, sectors: u64, book: Book, log: Option<Log>) -> Volume {
         let kept = book.durable();
-        let lost = kept.has_lost(config.boot) && !planted(Bug::LossNotCounted);
+        let lost = kept.has_lost(config.boot) && !config.write_through && !planted(Bug::LossNotCounted);
         Volume {
             config,
             lost,
@@ -336,7 +338,8 @@ impl Volume {
     /// Answers what the disk has done. What has no durable form of its own is made durable by a flush.
     fn answer(&mut self, conn: Conn, slot: Slot, header: &Header, op: DiskOp, result: Result<(), Errno>) {
         let zeroes = matches!(op, DiskOp::Zero | DiskOp::Punch);
-        let flushes = header.is_fua() && zeroes && !planted(Bug::ServerFuaZero);
+        let durable = header.is_fua() || self.config.write_through;
+        let flushes = durable && zeroes && !planted(Bug::ServerFuaZero);
         match result {
             Ok(()) if flushes => self.flush(conn, slot, header),
             _ => self.reply(conn, slot, header, result),

@@ -24,6 +24,9 @@ pub struct Volume {
     pub size: u64,
     /// Space is taken as it is written, not in advance.
     pub sparse: bool,
+    /// Every change is durable before it is answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_through: bool,
     /// Space taken on the disk now, bytes.
     pub allocated: u64,
     /// Nothing was ever written to it: it reads as zeros.
@@ -84,6 +87,9 @@ pub struct Create {
     /// Take space as it is written.
     #[serde(default)]
     pub sparse: bool,
+    /// Make every change durable before it is answered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_through: bool,
 }
 
 /// Body of VOLUME_STAT, VOLUME_FREE and VOLUME_REMOVE; the answer is the [`Volume`] (as it last was).

@@ -62,7 +62,7 @@ fn member() -> Member {
 /// Makes a volume for the generator.
 pub(crate) fn make_volume(address: &str, name: &str, size: u64) {
     let mut stream = connect(address);
-    let create = Create { name: name.to_owned(), size, sparse: false };
+    let create = Create { name: name.to_owned(), size, sparse: false, write_through: false };
     let _: Volume = call(&mut stream, Op::VolumeCreate, &create).unwrap();
     let _: Volume = call(&mut stream, Op::VolumeAssign, &Assign { name: name.to_owned(), array: member() }).unwrap();
 }

@@ -44,7 +44,7 @@ struct World {
 pub fn run(script: &[u8]) {
     let id = |byte| Id([byte; 16]);
     let sparse = script.len().is_multiple_of(2);
-    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), boot: id(7), sparse };
+    let config = Config { name: "v".to_owned(), id: id(9), instance: id(8), boot: id(7), sparse, write_through: false };
     let layout = Layout { region_sectors: 64, regions: (SECTORS + 256 * 8).div_ceil(64) };
     let log = Some(Log::load(&region::fresh(0..layout.pages()), layout));
     let volume = Volume::new(config, SECTORS, Book::new(id(9), (0, State::default())), log);

@@ -145,3 +145,19 @@ fn after_a_power_cut_of_the_whole_site_the_array_starts() {
     assert_eq!((client.read(), client.write(b'B'), client.flush()), (0, 0, 0));
     in_sync(&farm, 2);
 }
+
+#[test]
+fn what_is_written_through_is_not_lost() {
+    let mut farm = Farm::new(1);
+    let volume = format!("{}/a", farm.servers[0].address);
+    says(&farm.dst(&format!("volume create {volume} --size 8M --write-through")), &["8M, write-through"]);
+    says(&farm.dst(&format!("volume list {}", farm.servers[0].address)), &["preallocated, write-through"]);
+    drop(written(&farm, &[volume]));
+    farm.kill_array();
+    farm.servers[0].kill();
+    reboot(&farm, 0, "a");
+    farm.servers[0].start();
+    let mut client = next_daemon(&mut farm);
+    assert_eq!((client.read(), client.flush()), (b'A', 0));
+    assert!(!farm.dst("status one").contains("lost"));
+}

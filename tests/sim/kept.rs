@@ -87,8 +87,9 @@ impl Kept {
     }
 
     /// What the next HELLO will be told of losses.
-    pub(crate) fn losses_told(&self) -> u64 {
-        self.found().map_or(0, |(_, state)| state.losses + u64::from(state.has_lost(self.boot_id())))
+    pub(crate) fn losses_told(&self, write_through: bool) -> u64 {
+        let lost = |state: &State| !write_through && state.has_lost(self.boot_id());
+        self.found().map_or(0, |(_, state)| state.losses + u64::from(lost(&state)))
     }
 
     /// The id of this boot.
@@ -189,7 +190,11 @@ impl World {
             self.nodes[node].kept.ended_early();
         }
         if power {
-            self.nodes[node].kept.reboot();
+            let kept = &mut self.nodes[node].kept;
+            if self.plan.write_through {
+                (kept.asked, kept.changed) = (false, false);
+            }
+            kept.reboot();
         }
     }
 

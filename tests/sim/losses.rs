@@ -57,7 +57,7 @@ impl World {
     /// What the server of a target tells of losses, if it is there.
     fn told(&self, target: usize) -> Option<u64> {
         let node = &self.nodes[target];
-        self.servers[node.server].up.then(|| node.kept.losses_told())
+        self.servers[node.server].up.then(|| node.kept.losses_told(self.plan.write_through))
     }
 
     /// What a start makes of what servers tell. Whether it goes on; else somebody is waited for.

@@ -115,6 +115,8 @@ pub(crate) struct Plan {
     pub(crate) server_of: Vec<usize>,
     pub(crate) servers: usize,
     pub(crate) sparse: bool,
+    /// Every change is durable before it is answered.
+    pub(crate) write_through: bool,
     pub(crate) shards: usize,
     pub(crate) depth: usize,
     pub(crate) io_timeout: u64,
@@ -174,6 +176,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         server_of: (0..nodes).flat_map(|_| some_servers(rng, servers, copies)).collect(),
         servers,
         sparse: rng.percent(30),
+        write_through: false,
         shards: rng.index(4) + 1,
         // On replicas overlapping requests go one by one: many of them at the slowest disk would only wait.
         depth: rng.pick(&[1, 2, 4, 8, 16, 32, 64]).min(if copies == 1 { 64 } else { 6 }),

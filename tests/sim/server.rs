@@ -174,6 +174,7 @@ impl World {
                 instance: Id(instance),
                 boot: self.nodes[node].kept.boot_id(),
                 sparse: self.plan.sparse,
+                write_through: self.plan.write_through,
             };
             let (book, log) = self.found_state(node);
             self.nodes[node].rules = Some(Volume::new(config, self.nodes[node].sectors, book, log));
@@ -212,11 +213,12 @@ impl World {
             if power {
                 self.nodes[node].held.clear();
                 self.nodes[node].disk.power_cut(&mut self.rng);
-                if self.device_lives() {
+                match self.device_lives() {
+                    // Whatever was acknowledged is there.
+                    _ if self.plan.write_through => {}
                     // The array lives on: nothing may be missing, or nothing is served.
-                    self.loses(node);
-                } else {
-                    self.judge.device_died(device);
+                    true => self.loses(node),
+                    false => self.judge.device_died(device),
                 }
             }
         }

@@ -137,7 +137,7 @@ pub fn make(target: &Target, bytes: u64) -> Result<(), Refusal> {
     let Target::Remote { server, volume } = target else {
         return Err(Refusal::new(Errno::EINVAL, "it is not a volume of a server: make the file or device first"));
     };
-    let ask = Create { name: volume.clone(), size: bytes, sparse: false };
+    let ask = Create { name: volume.clone(), size: bytes, sparse: false, write_through: false };
     let mut stream =
         connect_within(&resolve(server)?, limits::VOLUME_CALL_TIMEOUT).map_err(|error| silent(server, &error))?;
     let made: Result<Volume, CallError> = call(&mut stream, Op::VolumeCreate, &ask);

@@ -155,7 +155,8 @@ impl Owner {
             );
         }
         let (instance, boot) = (self.instance, self.boot);
-        let config = Config { name: name.clone(), id: record.id, instance, boot, sparse: record.sparse };
+        let (sparse, write_through) = (record.sparse, record.write_through);
+        let config = Config { name: name.clone(), id: record.id, instance, boot, sparse, write_through };
         let rules = Volume::new(config, record.sectors(), book, log);
         let disks = (UringDisk::new(data), UringDisk::new(state));
         self.hosts.insert(record.id, Host::new(name, rules, disks, shown, Rc::clone(&self.pool)));

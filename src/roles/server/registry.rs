@@ -178,7 +178,8 @@ impl Registry {
     fn describe(&self, entry: &Entry, record: Record) -> Volume {
         let found = self.state(entry, &record);
         let blank = found.as_ref().is_some_and(State::is_blank);
-        let losses = found.as_ref().map_or(0, |state| state.losses + u64::from(state.has_lost(self.boot)));
+        let lost = |state: &State| !record.write_through && state.has_lost(self.boot);
+        let losses = found.as_ref().map_or(0, |state| state.losses + u64::from(lost(state)));
         // Without a claim of its array there is nothing that is the array's.
         let is_ours = |claim: &Claim| record.array.as_ref().is_some_and(|member| member.id == claim.array);
         let kept = found.as_ref().and_then(|state| state.label.clone());
@@ -191,6 +192,7 @@ impl Registry {
             id: record.id,
             size: record.size,
             sparse: record.sparse,
+            write_through: record.write_through,
             allocated: self.pool.allocated(&entry.name),
             blank,
             array: record.array,
@@ -258,7 +260,7 @@ impl Registry {
                     Known::Damaged(why) => why,
                     _ => "it was removed".to_owned(),
                 };
-                let nothing = Record { id: Id::NIL, size: 0, sparse: false, array: None };
+                let nothing = Record { id: Id::NIL, size: 0, sparse: false, write_through: false, array: None };
                 Volume { problem: Some(problem), ..self.describe(entry, nothing) }
             }
         }

@@ -62,7 +62,10 @@ impl Volume {
     fn disk_op(&self, header: &Header) -> Option<DiskOp> {
         match header.op {
             Op::Read => Some(DiskOp::Read),
-            Op::Write => Some(DiskOp::Write { durable: header.is_fua() && !planted(Bug::ServerIgnoresFua) }),
+            Op::Write => {
+                let through = self.config.write_through && !planted(Bug::WriteThroughIgnored);
+                Some(DiskOp::Write { durable: through || (header.is_fua() && !planted(Bug::ServerIgnoresFua)) })
+            }
             Op::Discard if self.config.sparse => Some(DiskOp::Punch),
             Op::Discard | Op::WriteZeroes => Some(DiskOp::Zero),
             Op::Digest => Some(DiskOp::Digest),

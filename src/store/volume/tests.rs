@@ -30,13 +30,25 @@ const VOLUME: Id = Id([1; 16]);
 
 /// A volume whose server begins to serve with this state file.
 fn volume_from(file: &[u8]) -> Volume {
-    let config = Config { name: "v".to_owned(), id: VOLUME, instance: Id([2; 16]), boot: BOOT, sparse: true };
+    let config = Config {
+        name: "v".to_owned(),
+        id: VOLUME,
+        instance: Id([2; 16]),
+        boot: BOOT,
+        sparse: true,
+        write_through: false,
+    };
     let log = Log::load(&file[state::SLOTS_BYTES..], LAYOUT);
     Volume::new(config, SECTORS, Book::new(VOLUME, state::load(file, VOLUME).unwrap()), Some(log))
 }
 
 fn volume(sparse: bool) -> Volume {
-    let config = Config { name: "v".to_owned(), id: Id([1; 16]), instance: Id([2; 16]), boot: BOOT, sparse };
+    volume_with(sparse, false)
+}
+
+fn volume_with(sparse: bool, write_through: bool) -> Volume {
+    let (name, instance) = ("v".to_owned(), Id([2; 16]));
+    let config = Config { name, id: Id([1; 16]), instance, boot: BOOT, sparse, write_through };
     Volume::new(config, SECTORS, Book::new(Id([1; 16]), (0, State::default())), None)
 }
 
@@ -104,7 +116,10 @@ fn answer(effects: &[Effect]) -> Result<(), Errno> {
 }
 
 fn attached(sparse: bool) -> Volume {
-    let mut volume = volume(sparse);
+    served(volume(sparse))
+}
+
+fn served(mut volume: Volume) -> Volume {
     let welcome = attach(&mut volume, 0, 1, 1, 0);
     assert!(matches!(welcome[..], [Effect::Welcome { .. }]), "{welcome:?}");
     // The first change of a server's life waits until it is durable that there may be something to lose.
@@ -141,6 +156,30 @@ fn each_op_becomes_its_work() {
         let expected = asked.reply(Ok(()));
         assert_eq!(header, if op == Op::Flush { expected.with_point(point) } else { expected });
     }
+}
+
+#[test]
+fn a_volume_that_is_written_through_has_nothing_to_flush_and_nothing_to_lose() {
+    let mut volume = served(volume_with(false, true));
+    let first = work(&ask(&mut volume, 0, &header(Op::Flush, 1, false)));
+    assert_eq!(first.op, DiskOp::Sync, "what was written before this server started is not known");
+    done(&mut volume, first, Ok(()));
+    let write = work(&ask(&mut volume, 0, &header(Op::Write, 1, false)));
+    assert_eq!(write.op, DiskOp::Write { durable: true });
+    assert_eq!(answer(&done(&mut volume, write, Ok(()))), Ok(()));
+    assert_eq!(answer(&ask(&mut volume, 0, &header(Op::Flush, 1, false))), Ok(()), "at once");
+    let zero = work(&ask(&mut volume, 0, &header(Op::WriteZeroes, 1, false)));
+    let sync = work(&done(&mut volume, zero, Ok(())));
+    assert_eq!(sync.op, DiskOp::Sync, "it is durable before it is answered");
+    assert_eq!(answer(&done(&mut volume, sync, Ok(()))), Ok(()));
+    // Another boot of its machine.
+    let config = Config { boot: Id([7; 16]), ..volume.config.clone() };
+    let state = volume.state().clone();
+    assert!(state.dirty);
+    let mut next = Volume::new(config, SECTORS, Book::new(Id([1; 16]), (1, state)), None);
+    let all = attach(&mut next, 0, 1, 1, 0);
+    let [Effect::Welcome { welcome, .. }] = all[..] else { panic!("{all:?}") };
+    assert_eq!(welcome.losses, 0);
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub(crate) fn refusal<A: std::fmt::Debug>(result: Result<A, CallError>) -> (Errn
 }
 
 pub(crate) fn create(address: SocketAddr, name: &str, size: u64, sparse: bool) -> Volume {
-    ask(address, Op::VolumeCreate, &Create { name: name.to_owned(), size, sparse }).unwrap()
+    ask(address, Op::VolumeCreate, &Create { name: name.to_owned(), size, sparse, write_through: false }).unwrap()
 }
 
 pub(crate) fn named(name: &str, force: bool) -> Named {

@@ -166,7 +166,7 @@ fn a_full_disk_reaches_the_answer_as_enospc() {
     };
     let (_server, address) = start(small.0.path());
     // A volume that does not fit is not made, and one that cannot grow stays as it was.
-    let full = Create { name: "full".to_owned(), size: 64 << 20, sparse: false };
+    let full = Create { name: "full".to_owned(), size: 64 << 20, sparse: false, write_through: false };
     let (errno, text) = refusal(ask::<_, Volume>(address, Op::VolumeCreate, &full));
     assert!(errno == Errno::ENOSPC && text.contains("--sparse"), "{text}");
     assert_eq!(std::fs::read_dir(small.0.path()).unwrap().count(), 1, "only the lock is left");

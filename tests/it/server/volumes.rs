@@ -21,7 +21,7 @@ fn a_volume_lives_and_goes() {
     assert!(made.allocated >= 1 << 20);
     assert_eq!(stat(address, "v"), made);
     assert_eq!(create(address, "s", 1 << 30, true).allocated, 0);
-    let again = Create { name: "v".to_owned(), size: 4096, sparse: false };
+    let again = Create { name: "v".to_owned(), size: 4096, sparse: false, write_through: false };
     let (errno, text) = refusal(ask::<_, Volume>(address, Op::VolumeCreate, &again));
     assert_eq!(errno, Errno::EEXIST);
     assert!(text.contains("'v'"), "{text}");
@@ -108,12 +108,12 @@ fn bad_names_and_sizes_are_refused() {
     for (name, size) in
         [("", 4096), ("../x", 4096), (".x", 4096), ("x.dst", 4096), ("x", 0), ("x", 4095), ("x", u64::MAX)]
     {
-        let question = Create { name: name.to_owned(), size, sparse: true };
+        let question = Create { name: name.to_owned(), size, sparse: true, write_through: false };
         assert_eq!(refusal(ask::<_, Volume>(address, Op::VolumeCreate, &question)).0, Errno::EINVAL, "{name} {size}");
     }
     assert_eq!(refusal(ask::<_, Volume>(address, Op::VolumeStat, &named("../x", false))).0, Errno::EINVAL);
     // More than any disk has: nothing is left behind.
-    let huge = Create { name: "x".to_owned(), size: 1 << 50, sparse: false };
+    let huge = Create { name: "x".to_owned(), size: 1 << 50, sparse: false, write_through: false };
     let (errno, text) = refusal(ask::<_, Volume>(address, Op::VolumeCreate, &huge));
     assert!(matches!(errno, Errno::ENOSPC), "{errno:?}");
     assert!(text.contains("'x'"), "{text}");

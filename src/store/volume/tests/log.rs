@@ -31,8 +31,14 @@ struct Side {
 impl Side {
     fn new(instance: u8) -> Side {
         let file = state::fresh(VOLUME, Some(LAYOUT));
-        let config =
-            Config { name: "v".to_owned(), id: VOLUME, instance: Id([instance; 16]), boot: BOOT, sparse: false };
+        let config = Config {
+            name: "v".to_owned(),
+            id: VOLUME,
+            instance: Id([instance; 16]),
+            boot: BOOT,
+            sparse: false,
+            write_through: false,
+        };
         let log = Log::load(&file[state::SLOTS_BYTES..], LAYOUT);
         let rules = Volume::new(config, SECTORS, Book::new(VOLUME, state::load(&file, VOLUME).unwrap()), Some(log));
         let holds = vec![vec![(0, 0)]; PLACES.len()];

@@ -188,7 +188,7 @@ fn a_server_dies_while_it_makes_a_volume() {
 }
 
 fn new(address: &str, sparse: bool) -> Result<(), CallError> {
-    call(address, Op::VolumeCreate, &Create { name: "new".to_owned(), size: 64 << 10, sparse })
+    call(address, Op::VolumeCreate, &Create { name: "new".to_owned(), size: 64 << 10, sparse, write_through: false })
 }
 
 fn resize(address: &str, size: usize) -> Result<(), CallError> {
