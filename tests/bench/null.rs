@@ -10,7 +10,7 @@ use dst::wire::nbd::export::{Export, Terms};
 use dst::wire::nbd::handshake::{Handshake, Step};
 use dst::wire::nbd::transmission::{Command, REQUEST_BYTES, Reply, Work};
 
-/// Serves one client after the other on both, until it is killed.
+/// Serves clients on both, each in a thread, until it is killed.
 pub(crate) fn serve(address: &str, socket: &Path, bytes: u64) -> ! {
     let export = Export {
         name: String::new(),
@@ -25,12 +25,14 @@ pub(crate) fn serve(address: &str, socket: &Path, bytes: u64) -> ! {
     std::thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
             let _ = stream.set_nodelay(true);
-            let _ = client(&mut stream, &other);
+            let export = other.clone();
+            std::thread::spawn(move || client(&mut stream, &export));
         }
     });
     loop {
         let Ok((mut stream, _)) = unix.accept() else { continue };
-        let _ = client(&mut stream, &export);
+        let export = export.clone();
+        std::thread::spawn(move || client(&mut stream, &export));
     }
 }
 
