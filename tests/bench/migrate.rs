@@ -17,6 +17,8 @@ use crate::{MEMORY, is_quick, results, wanted};
 const FREEZE_WANTED_MS: f64 = 5.0;
 /// The nodes of the arrays that are moved a hundred times.
 const SMALL_NODE: &str = "16M";
+/// How often a move is looked at: seldom enough that looking is no load.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs everything that is wanted, and shows it.
 pub(crate) fn run() {
@@ -197,7 +199,7 @@ fn copy_rate(farm: &Farm, target: &str) -> f64 {
         if migration["state"] == "copying" {
             looks.push((now, copied));
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(LOOK);
     }
     match (looks.first(), looks.last()) {
         (Some((from, begun)), Some((to, ended))) if to > from => {
