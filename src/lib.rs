@@ -68,6 +68,7 @@ pub mod wire {
 /// What people and programs ask for, and what is persisted of it.
 pub mod control {
     pub mod command;
+    pub mod device;
     pub mod label;
     pub mod member;
     pub mod metrics;
@@ -126,6 +127,7 @@ pub mod roles {
     /// Arrays: the owner, and the I/O threads.
     pub mod array {
         pub mod daemon;
+        pub mod devices;
         pub mod keeper;
         pub mod launch;
         pub mod owner;

@@ -28,10 +28,12 @@ phase_power() {
     [ -n "$program" ] || { echo "the integration tests do not build"; return 1; }
     tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/power-test.sh "$PWD/$program"
 }
+# The device outlives its daemon; RAW=n and FS=n rounds.
+phase_recover() { tests/vm/boot.sh --memory 3G --timeout 900 tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
 phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it bench chaos sim ublk vm power'
+all='setup fmt build clippy floors unit it bench chaos sim ublk vm recover power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

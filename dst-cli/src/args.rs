@@ -109,6 +109,9 @@ pub(crate) enum Verb {
     Replica(ReplicaVerb),
     #[command(flatten)]
     Node(NodeVerb),
+    /// Shows the block devices of arrays on this machine, and what to do with one that a dead daemon has left
+    #[command(subcommand)]
+    Device(DeviceVerb),
     /// Shows the control tree: every path with its value
     #[command(
         after_help = "The same strings as the files of 'dstd array --tree DIR'. Example:\n  dst tree devices/storage/n-800"
@@ -249,6 +252,34 @@ pub(crate) enum ReplicaVerb {
         #[arg(value_name = "K")]
         replica: usize,
     },
+}
+
+/// What is to be done with block devices. A device whose daemon has died waits, with whatever uses it, until it is served on.
+#[derive(Subcommand)]
+pub(crate) enum DeviceVerb {
+    /// Lists the block devices of arrays, and who serves them
+    List,
+    /// Starts the array of a device that a dead daemon has left: who uses it goes on
+    Recover {
+        /// N of /dev/ublkbN
+        #[arg(value_name = "N", value_parser = device)]
+        id: u32,
+    },
+    /// Removes a device that a dead daemon has left
+    Delete {
+        /// N of /dev/ublkbN
+        #[arg(value_name = "N", value_parser = device)]
+        id: u32,
+        /// Even while it is in use: what uses it gets I/O errors
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `3`, `ublkb3` or `/dev/ublkb3`.
+fn device(text: &str) -> Result<u32, String> {
+    let number = text.trim_start_matches("/dev/").trim_start_matches("ublkb");
+    number.parse().map_err(|_| format!("'{text}' is no device: give its number, or /dev/ublkbN"))
 }
 
 /// A volume on a server.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use dst::control::command::{Answer, Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
+use dst::control::device::{Device, DeviceState, Devices};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
 use dst::control::spec::RunOptions;
 use dst::control::status::ArrayStatus;
@@ -16,7 +17,9 @@ use dst::wire::frame::Op;
 use dst::wire::volume;
 use dst::wire::volume::{List, Named, Page, Resize, Volume};
 
-use crate::args::{Arguments, CreateArguments, ReplicaVerb, StartArguments, Verb, VolumeTarget, VolumeVerb};
+use crate::args::{
+    Arguments, CreateArguments, DeviceVerb, ReplicaVerb, StartArguments, Verb, VolumeTarget, VolumeVerb,
+};
 use crate::client::{Daemon, ask_server};
 use crate::nodes;
 use crate::render;
@@ -67,6 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             render::one(&array.nodes, json, |_| render::replicas(&array))
         }
         Verb::Node(verb) => nodes::run(&daemon, verb, json),
+        Verb::Device(verb) => run_device(&daemon, verb, json),
         Verb::Why { array } => {
             let why: Why = daemon.ask("GET", &format!("/v1/arrays/{array}/why"), &())?;
             render::one(&why, json, render::why)
@@ -105,6 +109,39 @@ fn run_get(daemon: &Daemon, path: &str, json: bool) -> Result<(), String> {
             None => Err(format!("{path} cannot be read: it is there to be written, with 'dst set'")),
         },
         _ => Err(format!("{path} is a directory: 'dst tree {path}' shows what is in it")),
+    }
+}
+
+fn run_device(daemon: &Daemon, verb: DeviceVerb, json: bool) -> Result<(), String> {
+    let found: Devices = daemon.ask("GET", "/v1/devices", &())?;
+    match verb {
+        DeviceVerb::List => render::one(&found.devices, json, |_| render::devices(&found.devices)),
+        DeviceVerb::Delete { id, force } => {
+            let query = if force { "?force=true" } else { "" };
+            let gone: Device = daemon.ask("DELETE", &format!("/v1/devices/{id}{query}"), &())?;
+            render::one(&gone, json, |gone| format!("deleted {}", gone.path))
+        }
+        DeviceVerb::Recover { id } => {
+            let device = found.devices.into_iter().find(|device| device.id == id);
+            let device = device
+                .ok_or_else(|| format!("there is no device {id} of dst: 'dst device list' shows those there are"))?;
+            let path = &device.path;
+            let array = match (device.state, &device.array) {
+                (DeviceState::Served, _) => return Err(format!("{path} is served already")),
+                (DeviceState::Dead, _) => {
+                    return Err(format!("{path} is gone: 'dst device delete {id}' frees its number"));
+                }
+                (DeviceState::Waiting, None) => {
+                    return Err(format!("this dstd has no array for {path}: 'dst device delete {id}' removes it"));
+                }
+                (DeviceState::Waiting, Some(array)) => array,
+            };
+            let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{array}"), &())?;
+            let run = array.spec.map(|spec| spec.run).unwrap_or_default();
+            let start = Start { run, terms: Terms::default() };
+            let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{}/start", array.name), &start)?;
+            render::one(&started, json, |array| array.device.clone().unwrap_or_default())
+        }
     }
 }
 

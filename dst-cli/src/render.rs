@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
+use dst::control::device::{Device, DeviceState};
 use dst::control::migration::MigrationStatus;
 use dst::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
@@ -123,6 +124,25 @@ pub(crate) fn arrays(arrays: &[ArrayStatus]) -> String {
         if let Some(why) = &array.why {
             let _ = writeln!(text, "{}: {why}", array.name);
         }
+    }
+    text
+}
+
+/// The table of `device list`.
+pub(crate) fn devices(devices: &[Device]) -> String {
+    if devices.is_empty() {
+        return "no devices: 'dst start' makes one".to_owned();
+    }
+    let mut rows = vec![cells(["DEVICE", "ARRAY", "STATE", "PID", "QUEUES", "DEPTH"])];
+    for device in devices {
+        let array = device.array.as_deref().unwrap_or("-");
+        let pid = device.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let (queues, depth) = (device.queues.to_string(), device.depth.to_string());
+        rows.push(cells([&device.path, array, device.state.word(), &pid, &queues, &depth]));
+    }
+    let mut text = columns(&rows);
+    if devices.iter().any(|device| device.state == DeviceState::Waiting) {
+        text.push_str("whoever uses a waiting device waits until 'dst device recover N', or 'dst device delete N'\n");
     }
     text
 }

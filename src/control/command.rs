@@ -191,6 +191,10 @@ pub enum Ask {
     Why(String),
     /// The figures of all arrays, for Prometheus.
     Metrics,
+    /// The block devices of this machine that are dst's.
+    Devices,
+    /// Removes one that a dead daemon has left, also while it is in use if that is said.
+    DeleteDevice(u32, bool),
     /// The control tree at and below a path.
     Tree(String),
     /// A value is written to a path of the control tree; answered when what it asks for is done.
@@ -332,12 +336,12 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             Ok(Ask::Do(Command::Stop { name: named(name)?, force }))
         }
         ("DELETE", ["v1", "arrays", name]) => {
-            let force = match query {
-                "" | "force=false" => false,
-                "force=true" => true,
-                _ => return Err(Refusal::new(Errno::EINVAL, format!("unknown query '{}'", query.escape_default()))),
-            };
-            Ok(Ask::Do(Command::Remove { name: named(name)?, force }))
+            Ok(Ask::Do(Command::Remove { name: named(name)?, force: forced(query)? }))
+        }
+        ("GET", ["v1", "devices"]) => Ok(Ask::Devices),
+        ("DELETE", ["v1", "devices", id]) => {
+            let bad = |_| Refusal::new(Errno::EINVAL, format!("'{}' is no device's number", id.escape_default()));
+            Ok(Ask::DeleteDevice(id.parse().map_err(bad)?, forced(query)?))
         }
         ("GET", ["v1", "arrays", name, "why"]) => Ok(Ask::Why(named(name)?)),
         ("GET", ["v1", "tree", path @ ..]) => Ok(Ask::Tree(path.join("/"))),
@@ -366,7 +370,8 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             _,
             ["v1" | "metrics"]
             | ["v1", "tree", ..]
-            | ["v1", "import" | "arrays"]
+            | ["v1", "import" | "arrays" | "devices"]
+            | ["v1", "devices", _]
             | ["v1", "arrays", _]
             | ["v1", "arrays", _, "start" | "stop" | "why"]
             | ["v1", "arrays", _, "nodes"]
@@ -378,6 +383,14 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             Err(Refusal::new(Errno::EOPNOTSUPP, format!("{path} does not know {}", method.escape_default())))
         }
         _ => Err(Refusal::new(Errno::ENOENT, format!("there is nothing at {}", path.escape_default()))),
+    }
+}
+
+fn forced(query: &str) -> Result<bool, Refusal> {
+    match query {
+        "" | "force=false" => Ok(false),
+        "force=true" => Ok(true),
+        _ => Err(Refusal::new(Errno::EINVAL, format!("unknown query '{}'", query.escape_default()))),
     }
 }
 

@@ -44,7 +44,7 @@ mod transfer;
 mod view;
 mod words;
 
-pub use words::{Effect, Enlisted, Event, Found, JobId, Outcome, Ticket, Work};
+pub use words::{Effect, Enlisted, Event, Found, Halt, JobId, Outcome, Ticket, Work};
 
 /// What an array is doing. Every state but the last six has one piece of work under way.
 #[derive(Clone, Debug)]
@@ -79,6 +79,8 @@ enum Life {
     Regrouping(String),
     /// Stop: the data path ends.
     Halting(Option<Ticket>, String),
+    /// Stop of what is not served: what a dead daemon has left of it is cleared away. It goes back to this if that is refused.
+    Clearing(Ticket, Box<Life>),
     /// Stop, or a failed start: the record is written as `stopped`; then this is answered.
     Parking(Ticket, Option<Refusal>),
     /// Ended by itself: what is left of it is cleared away. If another owner has taken a volume: which one.
@@ -299,7 +301,8 @@ impl Owner {
             if let Some(mut array) = self.arrays.remove(&name) {
                 if let Life::Started(device) = &array.life {
                     let life = Life::Halting(None, device.clone());
-                    self.work(&mut array, life, Work::Halt { name: name.clone(), force: true }, effects);
+                    let halt = array.halt(Halt::Leaving);
+                    self.work(&mut array, life, halt, effects);
                 }
                 self.arrays.insert(name, array);
             }
@@ -345,7 +348,7 @@ impl Owner {
         let name = array.spec.name.clone();
         let result = match command {
             Command::Start { run, terms, .. } => self.start(ticket, &mut array, run, terms, effects),
-            Command::Stop { force, .. } => self.stop(ticket, &mut array, force, effects),
+            Command::Stop { force, .. } => self.stop(ticket, &mut array, force, now, effects),
             Command::Remove { force, .. } => self.remove(ticket, &mut array, force, effects),
             Command::AddReplica { node, target, .. } if array.is_served() => {
                 self.attach_replica(ticket, &mut array, (node, &target), now, effects)

@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::control::command::{API_VERSION, Answer, Arrays, Ask, Command, Refusal, Version, route};
+use crate::control::device::{Device, Devices};
 use crate::control::metrics;
 use crate::control::status::ArrayStatus;
 use crate::control::tree;
@@ -46,6 +47,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// What an array's requests wait for; `None`: there is none of that name. Waits a little for I/O threads, never for I/O.
     fn why(&self, name: &str) -> Option<Why>;
+
+    /// The block devices of this machine that are dst's. Waits for the driver, within bounds.
+    fn devices(&self) -> Result<Vec<Device>, Refusal>;
+
+    /// Removes one that a dead daemon has left; refused while it is in use, unless `force`. Waits for the driver, within bounds.
+    fn delete_device(&self, id: u32, force: bool) -> Result<Device, Refusal>;
 
     /// Hands a command on. Never waits: when too many are waiting it is answered at once.
     fn submit(&self, command: Command, reply: Reply);
@@ -225,16 +232,29 @@ async fn respond(request: Request<Incoming>, shared: &Arc<dyn Service>) -> Resul
             None => Err(Refusal::no_such_array(&name)),
         },
         Ask::Why(name) => {
-            let (asked, service) = (name.clone(), Arc::clone(shared));
-            let why = tokio::task::spawn_blocking(move || service.why(&asked)).await;
-            let failed = |_| Refusal::new(Errno::EIO, "a defect of dstd: see its log");
-            Ok(json(200, &why.map_err(failed)?.ok_or_else(|| Refusal::no_such_array(&name))?))
+            let asked = name.clone();
+            let why = aside(shared, move |service| service.why(&asked)).await?;
+            Ok(json(200, &why.ok_or_else(|| Refusal::no_such_array(&name))?))
+        }
+        Ask::Devices => Ok(json(200, &Devices { devices: aside(shared, |service| service.devices()).await?? })),
+        Ask::DeleteDevice(id, force) => {
+            Ok(json(200, &aside(shared, move |service| service.delete_device(id, force)).await??))
         }
         Ask::Metrics => Ok(figures(&service.list())),
         Ask::Tree(path) => Ok(json(200, &tree::entries(&about(service, &path), &path)?)),
         Ask::Store(path, value) => perform(tree::store(&about(service, &path), &path, &value)?, service).await,
         Ask::Do(command) => perform(command, service).await,
     }
+}
+
+/// Asks something for which must be waited, in a thread that may.
+async fn aside<A: Send + 'static>(
+    service: &Arc<dyn Service>,
+    ask: impl FnOnce(&dyn Service) -> A + Send + 'static,
+) -> Result<A, Refusal> {
+    let service = Arc::clone(service);
+    let answer = tokio::task::spawn_blocking(move || ask(&*service)).await;
+    answer.map_err(|_| Refusal::new(Errno::EIO, "a defect of dstd: see its log"))
 }
 
 /// The arrays that a path of the control tree is about.
@@ -289,6 +309,14 @@ mod tests {
             None
         }
 
+        fn devices(&self) -> Result<Vec<Device>, Refusal> {
+            Ok(Vec::new())
+        }
+
+        fn delete_device(&self, _: u32, _: bool) -> Result<Device, Refusal> {
+            Err(Refusal::new(Errno::EBUSY, "busy"))
+        }
+
         fn submit(&self, command: Command, reply: Reply) {
             match command {
                 Command::Stop { .. } => drop(reply),
@@ -328,6 +356,9 @@ mod tests {
             ("POST /v1/arrays/a/stop", "503", "dstd ended"),
             ("DELETE /v1/arrays/a", "503", "full"),
             ("GET /v1/arrays/a/why", "404", "there is no array 'a'"),
+            ("GET /v1/devices", "200", "{\"devices\":[]}"),
+            ("DELETE /v1/devices/3?force=true", "409", "busy"),
+            ("DELETE /v1/devices/x", "400", "no device's number"),
             ("GET /v1/tree", "200", "{\"tree\":[]}"),
             ("GET /v1/tree/devices/a/alg", "404", "there is no 'a' in devices/"),
             ("PUT /v1/tree/devices/a/alg", "400", "not understood"),

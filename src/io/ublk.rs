@@ -32,8 +32,10 @@
 //!
 //! # Death
 //!
-//! Without recovery flags the kernel ends a dead daemon's device with EIO. What remains is `/dev/ublkcN`; [`leftovers`] finds such
-//! remains of dst (the kernel remembers a mark that ADD_DEV gave it) and [`delete_leftover`] removes them.
+//! A dead daemon's device waits, with all its requests, for the next one ([`UblkDevice::recover`]: START_USER_RECOVERY, which answers when the
+//! kernel has noticed the death; the queues fetch; END_USER_RECOVERY, and the requests that the dead one had come again). [`leftovers`] finds
+//! such devices of dst (the kernel remembers a mark that ADD_DEV gave it) and [`delete_leftover`] removes them: then requests end with EIO.
+//! From START_USER_RECOVERY on a failure ends the process: the commands of its queues could be taken back only together with the device.
 //! If the daemon dies while all tags of a queue are with it, a kernel before 6.16 notices only by its request timer;
 //! so that timer is set to [`UBLK_BLOCK_TIMEOUT`](crate::limits::UBLK_BLOCK_TIMEOUT).
 //!
@@ -50,6 +52,7 @@
 //! - Its default completion queue holds `depth` entries: the ring is ours, eight times that.
 //! - `DEFER_TASKRUN` needs `TASKRUN_FLAG`, or a turn that does not wait sees nothing: both are set.
 //! - A second set of fixed files on a ring is refused: sockets and files are pushed as plain descriptors.
+//! - For a device that it did not make it looks for that record, and complains on standard error that there is none: nothing depends on it.
 //! - It writes its own record of the device to a directory that everyone may write (`/run/ublksrvd`): it is not asked to.
 //! - START_DEV names this process as the server: fork before `create`, never after.
 //! - The daemon must not be the last process in a mount namespace in which its own device is mounted, or its exit writes to a device
@@ -71,7 +74,7 @@ use crate::errno::Errno;
 pub use claim::{BlockUse, in_use};
 pub use config::UblkConfig;
 pub use control::{QueueMain, UblkDevice, UblkEnd};
-pub use leftover::{Leftover, delete_leftover, leftovers};
+pub use leftover::{Leftover, delete_leftover, devices, leftovers};
 pub use preflight::{check, usable_queues};
 pub use queue::{UblkQueue, become_io_flusher};
 

@@ -267,7 +267,8 @@ fn has_function(folder: &str, path: &str) -> bool {
 fn what_the_reliability_page_names_exists() {
     let text = std::fs::read_to_string(root().join("docs/RELIABILITY.md")).unwrap();
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
-    let (bugs, checks) = (read("src/bugs.rs"), read("tests/vm/guest-test.sh"));
+    let bugs = read("src/bugs.rs");
+    let checks = read("tests/vm/guest-test.sh") + &read("tests/vm/recover-test.sh");
     let parts: Vec<&str> = text.split('`').collect();
     assert!(parts.len() % 2 == 1, "a backtick is missing");
     let mut named = 0;

@@ -280,31 +280,6 @@ roam_is_whole() {
 writes_of() { awk '{ print $5 }' "/sys/block/$(basename "$(device "$1")")/stat"; }
 more_writes() { [ "$(writes_of "$1")" -gt "$2" ]; }
 
-# The array daemon dies under load: the device ends with EIO.
-daemon_killed() {
-    head -c 4M /dev/urandom >"$T/before"
-    dd if="$T/before" of="$(device wide)" bs=1M oflag=direct conv=fsync status=none
-    dd if=/dev/zero of="$(device wide)" bs=64k seek=128 count=1000000 oflag=direct >"$T/dd.out" 2>&1 &
-    local writer=$!
-    sleep 1
-    # shellcheck disable=SC2154 # start_daemon sets it
-    kill -KILL "$pid_array"
-    until_true 30 gone "$writer"
-    wait "$writer" && { echo "the writer succeeded"; return 1; }
-    cat "$T/dd.out"
-    grep -Eq 'Input/output error|No such device' "$T/dd.out"
-}
-daemon_back() {
-    until_true 40 dst_shows_started wide
-    local left=(/dev/ublkc*)
-    equal 'ublk devices, those of the dead daemon are deleted' 2 "${#left[@]}"
-    dst status
-    grep -o '/dev/ublkb[0-9]*' <(readlink -f /dev/dst/wide) >"$T/dev.wide"
-    cmp -n $((4 * M)) "$T/before" "$(device wide)"
-    dd if=/dev/urandom of="$(device wide)" bs=64k count=4 oflag=direct conv=fsync status=none
-}
-dst_shows_started() { [ -b "/dev/dst/$1" ] && dst status "$1"; }
-
 make_sick() {
     dst volume create 127.0.0.1:20074/sick --size 32M
     dst create sick --alg linear 127.0.0.1:20074/sick
@@ -422,9 +397,6 @@ check "ext4 on a linear array of four nodes" make_roam
 check "a node moves to another server while files are written" migrate_busy
 check "one of four nodes is suspended for 10 s: fsync elsewhere goes on" suspend_one_of_four
 check "e2fsck finds nothing, and no I/O error was logged" roam_is_whole
-check "the array daemon is killed: EIO" daemon_killed
-start_array_daemon
-check "the next one deletes the remains and serves the data" daemon_back
 
 step "disks that fail"
 check "an array on a disk that will fail" make_sick

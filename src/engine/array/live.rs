@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::debts::Payer;
 use super::errand::Errand;
 use super::suspend::Hold;
-use super::{Array, Effect, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
+use super::{Array, Effect, Halt, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
 use crate::control::command::{Answer, Refusal};
 use crate::control::node::{NodeAsk, Suspended};
 use crate::control::status::ArrayStatus;
@@ -156,7 +156,7 @@ impl Owner {
         }
         let stop = array.stop.take();
         if stop.is_some() || self.closing {
-            let halt = Work::Halt { name: array.spec.name.clone(), force: self.closing };
+            let halt = array.halt(if self.closing { Halt::Leaving } else { Halt::Polite });
             self.work(array, Life::Halting(stop, device), halt, effects);
         }
     }

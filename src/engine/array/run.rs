@@ -1,7 +1,7 @@
 //! The owner's part that starts and stops arrays.
 
 use super::muster::{Intent, Muster};
-use super::{Array, Effect, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
+use super::{Array, Effect, Halt, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaSpec;
@@ -42,24 +42,26 @@ impl Owner {
         ticket: Ticket,
         array: &mut Array,
         force: bool,
+        now: Time,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
+        let how = if force { Halt::Forced } else { Halt::Polite };
         match &array.life {
             Life::Stopped => Err(Refusal::new(Errno::EINVAL, format!("array '{}' is not started", array.spec.name))),
             Life::Started(device) => {
                 let life = Life::Halting(Some(ticket), device.clone());
-                let halt = Work::Halt { name: array.spec.name.clone(), force };
-                self.work(array, life, halt, effects);
+                self.work(array, life, array.halt(how), effects);
                 Ok(())
             }
             Life::Failed(_) | Life::Waiting(..) => {
-                self.park(array, ticket, effects);
+                self.clear(array, ticket, how, effects);
                 Ok(())
             }
             Life::Checking(None, ..) | Life::Tracing(None, ..) => {
                 // A survey changes nothing: what it reports does not matter any more.
                 self.give_up_job(array);
-                self.park(array, ticket, effects);
+                array.life = Life::Waiting(now, array.trouble.clone().unwrap_or_default());
+                self.clear(array, ticket, how, effects);
                 Ok(())
             }
             Life::Minting(..)
@@ -75,6 +77,12 @@ impl Owner {
             }
             _ => Err(array.busy()),
         }
+    }
+
+    /// It is not served, but a dead daemon's device may be there, with somebody's filesystem on it.
+    fn clear(&mut self, array: &mut Array, ticket: Ticket, how: Halt, effects: &mut Vec<Effect>) {
+        let back = std::mem::replace(&mut array.life, Life::Stopped);
+        self.work(array, Life::Clearing(ticket, Box::new(back)), array.halt(how), effects);
     }
 
     /// It is stopped: nothing waits any more, so nothing is held when it is started again.
@@ -101,7 +109,7 @@ impl Owner {
         self.give_up_job(array);
         array.regroup = None;
         self.not_served(array, effects);
-        let halt = Work::Halt { name: array.spec.name.clone(), force: true };
+        let halt = array.halt(Halt::Forced);
         self.work(array, Life::Reaping(why, by), halt, effects);
     }
 
@@ -199,7 +207,7 @@ impl Owner {
                     self.served(array, now, effects);
                 }
                 if stop.is_some() || self.closing {
-                    let halt = Work::Halt { name: array.spec.name.clone(), force: self.closing };
+                    let halt = array.halt(if self.closing { Halt::Leaving } else { Halt::Polite });
                     self.work(array, Life::Halting(stop, device), halt, effects);
                 }
             }
@@ -223,6 +231,11 @@ impl Owner {
             (Life::Halting(asker, device), Outcome::Halted(Err(why))) => {
                 array.life = Life::Started(device);
                 effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));
+            }
+            (Life::Clearing(ticket, _), Outcome::Halted(Ok(_))) => self.park(array, ticket, effects),
+            (Life::Clearing(ticket, back), Outcome::Halted(Err(why))) => {
+                array.life = *back;
+                effects.push(Effect::Reply(ticket, Err(why)));
             }
             (Life::Reaping(why, None), Outcome::Halted(_)) => array.life = Life::Failed(why),
             (Life::Reaping(why, Some(volume)), Outcome::Halted(_)) => {
@@ -306,8 +319,12 @@ impl Owner {
         // It was not shown, and nothing was written.
         array.spec.memory.shown = array.was_shown;
         if let Some(stop) = array.stop.take() {
+            array.life = match asker {
+                None => Life::Waiting(now, why.text.clone()),
+                Some(_) => Life::Failed(why.text.clone()),
+            };
             effects.extend(asker.map(|ticket| Effect::Reply(ticket, Err(why))));
-            return self.save(array, Phase::Stopped, Life::Parking(stop, None), effects);
+            return self.clear(array, stop, Halt::Polite, effects);
         }
         match asker {
             Some(ticket) => self.save(array, Phase::Stopped, Life::Parking(ticket, Some(why)), effects),
@@ -324,6 +341,10 @@ impl Array {
         let moving = moving.map(|(start, of)| (start, of.to, &of.status.to));
         let found = replicas.chain(moving).find(|(_, of, _)| *of == volume);
         found.map(|(start, _, target)| (start, target.clone()))
+    }
+
+    pub(super) fn halt(&self, how: Halt) -> Work {
+        Work::Halt { name: self.spec.name.clone(), array: self.spec.id, how }
     }
 
     /// The replicas that are there, each with the places of its node and of itself.

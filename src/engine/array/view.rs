@@ -14,7 +14,7 @@ pub(super) fn state(life: &Life) -> State {
         Life::Checking(..) | Life::Minting(..) | Life::Claiming(..) | Life::Labelling(..) => State::Starting,
         Life::Launching(_) | Life::Waiting(..) | Life::Tracing(..) | Life::Fencing(..) => State::Starting,
         Life::Started(_) | Life::Regrouping(_) => State::Started,
-        Life::Halting(..) | Life::Parking(..) => State::Stopping,
+        Life::Halting(..) | Life::Clearing(..) | Life::Parking(..) => State::Stopping,
         Life::Undoing(..) | Life::Forgetting(..) | Life::Stuck(..) => State::Removing,
         Life::Visiting(_) | Life::Dooming(..) | Life::Freeing(..) => State::Removing,
         Life::Failed(_) | Life::Reaping(..) | Life::Identifying(..) => State::Failed,

@@ -131,13 +131,26 @@ pub enum Work {
     Launch(Box<ArraySpec>, Claim),
     /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Regrouped`].
     Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
-    /// Ends the data path of an array; refused while the device is in use, unless `force`. Answered by [`Outcome::Halted`].
+    /// Ends the data path of an array, or what a dead daemon has left of it. Answered by [`Outcome::Halted`].
     Halt {
-        /// The array.
+        /// The array's name.
         name: String,
-        /// Even while it is in use.
-        force: bool,
+        /// Its id.
+        array: Id,
+        /// What becomes of a device that is in use.
+        how: Halt,
     },
+}
+
+/// What becomes of a device that is in use when its array ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// The array does not end.
+    Polite,
+    /// Its requests end with EIO.
+    Forced,
+    /// The daemon ends: it waits for the next one.
+    Leaving,
 }
 
 /// How work has ended.

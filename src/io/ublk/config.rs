@@ -67,6 +67,25 @@ impl UblkConfig {
         Err(UblkError::Config(format!("ublk device '{}' cannot have {wrong}", self.name)))
     }
 
+    /// Whether a device with these parameters is the one that is described: its users keep its size and its blocks.
+    pub(super) fn same_disk(&self, found: &sys::ublk_params) -> Result<(), UblkError> {
+        let wanted = self.params();
+        let (found, wanted) = (&found.basic, &wanted.basic);
+        let differs = |what: &str, found: u64, wanted: u64| {
+            (found != wanted).then(|| {
+                UblkError::Config(format!(
+                    "the device that a dead daemon of '{}' has left has {what} {found}, not {wanted}: it is not served; 'dst device delete' removes it",
+                    self.name
+                ))
+            })
+        };
+        let wrong = differs("sectors:", found.dev_sectors, wanted.dev_sectors)
+            .or_else(|| differs("a block shift of", found.logical_bs_shift.into(), wanted.logical_bs_shift.into()))
+            .or_else(|| differs("a chunk of", found.chunk_sectors.into(), wanted.chunk_sectors.into()))
+            .or_else(|| differs("requests of", found.max_sectors.into(), wanted.max_sectors.into()));
+        wrong.map_or(Ok(()), Err)
+    }
+
     /// The driver's parameters. Flush and FUA reach a server only with both VOLATILE_CACHE and FUA.
     pub(super) fn params(&self) -> sys::ublk_params {
         let mut params = sys::ublk_params {
@@ -148,6 +167,20 @@ mod tests {
             assert_eq!(error.errno(), crate::errno::Errno::EINVAL, "{bad:?}");
         }
         assert!(UblkConfig { block_bytes: 512, sectors: 9, ..good() }.check().is_ok());
+    }
+
+    #[test]
+    fn another_disk_is_not_taken_for_this_one() {
+        assert!(good().same_disk(&good().params()).is_ok());
+        for other in [
+            UblkConfig { sectors: 1 << 20, ..good() },
+            UblkConfig { block_bytes: 512, ..good() },
+            UblkConfig { chunk_sectors: 256, ..good() },
+            UblkConfig { buffer_bytes: 64 << 10, ..good() },
+        ] {
+            let error = good().same_disk(&other.params()).unwrap_err();
+            assert!(error.to_string().contains("dst device delete"), "{error}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
@@ -20,11 +22,13 @@ use libublk::UblkFlags;
 use libublk::ctrl::UblkCtrl;
 use libublk::ctrl::UblkCtrlBuilder;
 use libublk::io::UblkDev;
+use libublk::sys;
 
 use super::UblkConfig;
 use super::UblkError;
 use super::answered;
 use super::claim::claim;
+use super::leftover::Leftover;
 use super::leftover::mark;
 use super::preflight;
 use super::queue::UblkQueue;
@@ -32,6 +36,9 @@ use super::queue::become_io_flusher;
 use crate::errno::Errno;
 use crate::io::ring::Frontend;
 use crate::limits;
+
+/// A dead daemon's device waits for the next one, which gets its requests again.
+pub(super) const FEATURES: u64 = (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE) as u64;
 
 /// What one queue's thread runs. It returns when the queue is no longer up; a return before that ends the device.
 pub type QueueMain = Box<dyn FnOnce(&mut UblkQueue<'_>) -> io::Result<()> + Send>;
@@ -48,6 +55,7 @@ pub struct UblkDevice {
     id: u32,
     events: Sender<Event>,
     step: Step,
+    left: AtomicBool,
 }
 
 /// What reaches the control thread.
@@ -88,18 +96,39 @@ impl UblkDevice {
         workers: Vec<QueueMain>,
         on_end: impl FnOnce(UblkEnd) + Send + 'static,
     ) -> Result<UblkDevice, UblkError> {
+        UblkDevice::begin(config, Origin::New, workers, on_end)
+    }
+
+    /// Serves a device on that its dead daemon has left: one worker per queue that it has. Requests that the dead one had are given out again,
+    /// so whatever it has begun must be over for good. It waits until the kernel has noticed the death.
+    pub fn recover(
+        leftover: Leftover,
+        config: UblkConfig,
+        workers: Vec<QueueMain>,
+        on_end: impl FnOnce(UblkEnd) + Send + 'static,
+    ) -> Result<UblkDevice, UblkError> {
+        UblkDevice::begin(config, Origin::Left(leftover), workers, on_end)
+    }
+
+    fn begin(
+        config: UblkConfig,
+        origin: Origin,
+        workers: Vec<QueueMain>,
+        on_end: impl FnOnce(UblkEnd) + Send + 'static,
+    ) -> Result<UblkDevice, UblkError> {
         config.check()?;
         preflight::check()?;
         let (events, inbox) = mpsc::channel();
         let (started, wait) = mpsc::channel();
         let step = Step::new();
-        let control = Control { config, sender: events.clone(), inbox, backlog: VecDeque::new(), step: step.clone() };
+        let sender = events.clone();
+        let control = Control { config, origin, sender, inbox, backlog: VecDeque::new(), step: step.clone() };
         std::thread::Builder::new()
             .name("ublk-control".to_owned())
             .spawn(move || control.run(workers, started, on_end))
             .map_err(|error| UblkError::Refused { step: "control thread".to_owned(), errno: Errno::from(&error) })?;
         match wait.recv_timeout(limits::UBLK_START) {
-            Ok(Ok(id)) => Ok(UblkDevice { id, events, step }),
+            Ok(Ok(id)) => Ok(UblkDevice { id, events, step, left: AtomicBool::new(false) }),
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 // Whatever it makes when the kernel answers at last, it shall undo.
@@ -142,17 +171,37 @@ impl UblkDevice {
     }
 }
 
+impl UblkDevice {
+    /// From now on dropping it does not stop it: it is served until the process ends, and then waits for the next one.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Drop for UblkDevice {
     fn drop(&mut self) {
+        if self.left.load(Ordering::SeqCst) {
+            return;
+        }
         if let Err(error) = self.stop(true, limits::UBLK_STOP) {
             tracing::error!(device = self.id, %error, "ublk: the device could not be stopped");
         }
     }
 }
 
+/// Where a device comes from.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// It is made.
+    New,
+    /// A dead daemon has left it.
+    Left(Leftover),
+}
+
 /// The control thread's state before there is a device.
 struct Control {
     config: UblkConfig,
+    origin: Origin,
     sender: Sender<Event>,
     inbox: Receiver<Event>,
     /// Events that came while others were waited for.
@@ -162,7 +211,7 @@ struct Control {
 
 /// What the control thread owns of a device that was added.
 struct Added {
-    /// Deletes the device when dropped, on this thread.
+    /// Deletes the device when dropped, on this thread, if it was made here.
     control: UblkCtrl,
     device: Arc<UblkDev>,
     threads: Vec<JoinHandle<()>>,
@@ -170,7 +219,11 @@ struct Added {
 
 impl Control {
     fn run(mut self, workers: Vec<QueueMain>, started: Sender<Result<u32, UblkError>>, on_end: impl FnOnce(UblkEnd)) {
-        let mut added = match self.add(workers.len()) {
+        let added = match self.origin {
+            Origin::New => self.add(workers.len()),
+            Origin::Left(leftover) => self.take_up(leftover, workers.len()),
+        };
+        let mut added = match added {
             Ok(added) => added,
             Err(error) => {
                 let _ = started.send(Err(error));
@@ -179,11 +232,23 @@ impl Control {
         };
         let id = added.device.dev_info.dev_id;
         if let Err(error) = self.start(&mut added, workers) {
+            if let Origin::Left(_) = self.origin {
+                // Its commands can be taken back only with the device, on which somebody's filesystem is. The next daemon tries again.
+                tracing::error!(array = self.config.name, device = id, %error, "ublk: the device cannot be served on; the process ends");
+                std::process::abort();
+            }
             self.tear_down(added);
             let _ = started.send(Err(error));
             return;
         }
-        tracing::info!(array = self.config.name, device = id, queues = added.threads.len(), "ublk: device started");
+        let recovered = matches!(self.origin, Origin::Left(_));
+        tracing::info!(
+            array = self.config.name,
+            device = id,
+            queues = added.threads.len(),
+            recovered,
+            "ublk: device started"
+        );
         let _ = started.send(Ok(id));
 
         let (unasked, reply) = self.serve(&added);
@@ -211,6 +276,7 @@ impl Control {
             .nr_queues(wanted)
             .depth(config.depth)
             .io_buf_bytes(config.buffer_bytes)
+            .ctrl_flags(FEATURES)
             .ctrl_target_flags(mark(config.owner))
             .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
             .build()
@@ -222,8 +288,38 @@ impl Control {
                 info.nr_hw_queues, info.queue_depth, info.max_io_buf_bytes, config.depth, config.buffer_bytes
             )));
         }
-        self.step.begin(format!("opening /dev/ublkc{}", info.dev_id));
-        let params = config.params();
+        self.open(control)
+    }
+
+    /// START_USER_RECOVERY: the device of a dead daemon, if it is the one that is wanted.
+    fn take_up(&self, leftover: Leftover, queues: usize) -> Result<Added, UblkError> {
+        let id = i32::try_from(leftover.id);
+        let id = id.map_err(|_| UblkError::Config(format!("device number {} is too large", leftover.id)))?;
+        if queues != usize::from(leftover.queues) {
+            let text = format!("device {id} has {} queues, not {queues}", leftover.queues);
+            return Err(UblkError::Config(text));
+        }
+        self.step.begin("GET_DEV_INFO");
+        let control = UblkCtrlBuilder::default()
+            .name("dst")
+            .id(id)
+            .nr_queues(leftover.queues)
+            .depth(leftover.depth)
+            .io_buf_bytes(leftover.buffer_bytes)
+            .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
+            .build()
+            .map_err(UblkError::refused("GET_DEV_INFO"))?;
+        let mut params = sys::ublk_params::default();
+        answered("GET_PARAMS", control.get_params(&mut params))?;
+        self.config.same_disk(&params)?;
+        self.step.begin("START_USER_RECOVERY (the kernel notices that the former daemon is dead)");
+        answered("START_USER_RECOVERY", control.start_user_recover())?;
+        self.open(control)
+    }
+
+    fn open(&self, control: UblkCtrl) -> Result<Added, UblkError> {
+        self.step.begin(format!("opening {}", control.get_cdev_path()));
+        let params = self.config.params();
         let init = |device: &mut UblkDev| {
             device.tgt.dev_size = params.basic.dev_sectors * crate::units::SECTOR_BYTES;
             device.tgt.params = params;
@@ -275,8 +371,16 @@ impl Control {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        self.step.begin("START_DEV (the kernel reads the partition table)");
-        answered("START_DEV", added.control.start_dev(&added.device))?;
+        let step = match self.origin {
+            Origin::New => "START_DEV (the kernel reads the partition table)",
+            Origin::Left(_) => "END_USER_RECOVERY",
+        };
+        self.step.begin(step);
+        answered(step, added.control.start_dev(&added.device))?;
+        if let Origin::Left(_) = self.origin {
+            // Its timer is set already; and to set it the kernel would wait for every request, those of a suspended node among them.
+            return Ok(());
+        }
         let timer = format!("/sys/block/ublkb{}/queue/io_timeout", added.device.dev_info.dev_id);
         if let Err(error) = fs::write(&timer, limits::UBLK_BLOCK_TIMEOUT.as_millis().to_string()) {
             tracing::warn!(%error, timer, "ublk: the request timer cannot be set; after a crash requests may hang for 30 s");

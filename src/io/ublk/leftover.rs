@@ -21,8 +21,14 @@ pub struct Leftover {
     pub id: u32,
     /// As given in [`UblkConfig`](super::UblkConfig).
     pub owner: u32,
-    /// Whether the kernel still has a disk for it.
+    /// Whether the kernel still has a disk for it: whoever uses that waits for the next daemon.
     pub live: bool,
+    /// How many queues it has.
+    pub queues: u16,
+    /// Requests in flight per queue.
+    pub depth: u16,
+    /// Data buffer of each request, bytes.
+    pub buffer_bytes: u32,
 }
 
 /// The target flags for a device of `owner`.
@@ -30,19 +36,28 @@ pub(super) fn mark(owner: u32) -> u64 {
     MARK << 32 | u64::from(owner)
 }
 
-/// The devices of dst whose daemon is dead. A device that vanishes meanwhile is none.
+/// The devices of dst whose daemon is dead.
 pub fn leftovers() -> Result<Vec<Leftover>, UblkError> {
+    Ok(devices()?.into_iter().filter(|(_, served)| served.is_none()).map(|(device, _)| device).collect())
+}
+
+/// All devices of dst by number, and the process that serves each. A device that vanishes meanwhile is none.
+pub fn devices() -> Result<Vec<(Leftover, Option<u32>)>, UblkError> {
     let Ok(entries) = std::fs::read_dir("/sys/class/ublk-char") else { return Ok(Vec::new()) };
     let ids =
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_prefix("ublkc")?.parse::<u32>().ok());
     let mut found = Vec::new();
     for id in ids {
         match command::device_info(id) {
-            Ok(info) => found.extend(leftover_of(&info, process_is_alive(info.ublksrv_pid))),
+            Ok(info) => {
+                let served = is_served(&info).then(|| u32::try_from(info.ublksrv_pid).ok()).flatten();
+                found.extend(leftover_of(&info, false).map(|device| (device, served)));
+            }
             Err(error) if matches!(error.errno(), Errno::ENODEV | Errno::ENOENT) => {}
             Err(error) => return Err(error),
         }
     }
+    found.sort_by_key(|(device, _)| device.id);
     Ok(found)
 }
 
@@ -56,7 +71,7 @@ pub fn delete_leftover(leftover: Leftover) -> Result<(), UblkError> {
         Ok(info) => info,
         Err(error) => return gone(error),
     };
-    let Some(now) = leftover_of(&info, process_is_alive(info.ublksrv_pid)) else { return Ok(()) };
+    let Some(now) = leftover_of(&info, is_served(&info)) else { return Ok(()) };
     if now.owner != leftover.owner {
         return Ok(());
     }
@@ -66,17 +81,35 @@ pub fn delete_leftover(leftover: Leftover) -> Result<(), UblkError> {
     command::delete(now.id).or_else(gone)
 }
 
-fn leftover_of(info: &sys::ublksrv_ctrl_dev_info, daemon_is_alive: bool) -> Option<Leftover> {
+fn leftover_of(info: &sys::ublksrv_ctrl_dev_info, served: bool) -> Option<Leftover> {
     let owner = u32::try_from(info.ublksrv_flags & u64::from(u32::MAX)).ok()?;
-    if info.ublksrv_flags >> 32 != MARK || daemon_is_alive {
+    if info.ublksrv_flags >> 32 != MARK || served {
         return None;
     }
-    Some(Leftover { id: info.dev_id, owner, live: u32::from(info.state) != sys::UBLK_S_DEV_DEAD })
+    Some(Leftover {
+        id: info.dev_id,
+        owner,
+        live: is_live(info),
+        queues: info.nr_hw_queues,
+        depth: info.queue_depth,
+        buffer_bytes: info.max_io_buf_bytes,
+    })
 }
 
-/// A stopped device has -1 here; one that was added and not yet started has its maker.
-fn process_is_alive(pid: i32) -> bool {
-    pid > 0 && Path::new(&format!("/proc/{pid}")).exists()
+fn is_live(info: &sys::ublksrv_ctrl_dev_info) -> bool {
+    u32::from(info.state) != sys::UBLK_S_DEV_DEAD
+}
+
+/// Whether the process that the driver names is still its daemon. One that was started is served by who has it open: the number of a
+/// dead process may be another one's by now. One that was only added has its maker there, who opens it next; a stopped one has -1.
+fn is_served(info: &sys::ublksrv_ctrl_dev_info) -> bool {
+    let pid = info.ublksrv_pid;
+    if !is_live(info) {
+        return pid > 0 && Path::new(&format!("/proc/{pid}")).exists();
+    }
+    let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let device = format!("/dev/ublkc{}", info.dev_id);
+    files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok()).any(|file| file == Path::new(&device))
 }
 
 #[cfg(test)]
@@ -86,18 +119,21 @@ mod tests {
     #[test]
     fn only_marked_devices_of_dead_daemons_are_leftovers() {
         let ours = sys::ublksrv_ctrl_dev_info { dev_id: 3, ublksrv_flags: mark(9), ..Default::default() };
-        assert_eq!(leftover_of(&ours, false), Some(Leftover { id: 3, owner: 9, live: false }));
+        let left = Leftover { id: 3, owner: 9, live: false, queues: 0, depth: 0, buffer_bytes: 0 };
+        assert_eq!(leftover_of(&ours, false), Some(left));
         assert_eq!(leftover_of(&ours, true), None);
         let live = sys::ublksrv_ctrl_dev_info { state: 1, ..ours };
-        assert_eq!(leftover_of(&live, false), Some(Leftover { id: 3, owner: 9, live: true }));
+        assert_eq!(leftover_of(&live, false), Some(Leftover { live: true, ..left }));
         let foreign = sys::ublksrv_ctrl_dev_info { ublksrv_flags: 0, ..ours };
         assert_eq!(leftover_of(&foreign, false), None);
     }
 
     #[test]
-    fn processes() {
-        assert!(process_is_alive(i32::try_from(std::process::id()).unwrap()));
-        assert!(!process_is_alive(-1));
-        assert!(!process_is_alive(0));
+    fn a_process_serves_what_it_has_open_or_is_about_to_open() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let added = sys::ublksrv_ctrl_dev_info { dev_id: 4_000_000, ublksrv_pid: own, ..Default::default() };
+        assert!(is_served(&added));
+        assert!(!is_served(&sys::ublksrv_ctrl_dev_info { state: 1, ..added }), "another process has the number by now");
+        assert!(!is_served(&sys::ublksrv_ctrl_dev_info { ublksrv_pid: -1, ..added }));
     }
 }

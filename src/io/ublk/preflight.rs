@@ -43,7 +43,8 @@ pub fn check() -> Result<(), UblkError> {
             "the ublk driver does not tell its features ({error}); use a newer kernel, {OTHERWISE}"
         )),
     })?;
-    if features & u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE) == 0 {
+    let needed = u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE) | super::control::FEATURES;
+    if features & needed != needed {
         return Err(UblkError::Unavailable(format!(
             "the ublk driver is too old (features {features:#x}), {OTHERWISE}"
         )));

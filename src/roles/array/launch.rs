@@ -23,6 +23,7 @@ use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::io::wakeup::Postbox;
 use crate::limits;
+use crate::roles::array::devices::{self, tag};
 use crate::roles::array::keeper::{KeeperHandle, Progress, Tell};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
@@ -44,11 +45,11 @@ impl Launcher for DataPaths {
             Frontend::Ublk => Face::Ublk,
             Frontend::Nbd(address) => {
                 check_listen(spec, address)?;
+                no_device_waits(spec)?;
                 Face::Nbd(address.clone())
             }
         };
-        // The number that a ublk device carries says whose it is after its daemon's death.
-        let tag = crc32c::crc32c(&spec.id.0);
+        let tag = tag(spec.id);
         let died = Mutex::new(Some(died));
         let on_end = move |why| {
             if let Some(died) = died.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -64,18 +65,52 @@ impl Launcher for DataPaths {
         Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, running }))
     }
 
-    fn clear_away(&self) {
+    fn clear_away(&self, started: &[Id]) {
         let leftovers = match ublk::leftovers() {
             Ok(leftovers) => leftovers,
             Err(error) => return tracing::warn!(%error, "cannot look for devices of a dead daemon"),
         };
         for leftover in leftovers {
-            match ublk::delete_leftover(leftover) {
-                Ok(()) => tracing::info!(id = leftover.id, "removed what a dead daemon had left"),
-                Err(error) => tracing::warn!(id = leftover.id, %error, "cannot remove what a dead daemon had left"),
+            let id = leftover.id;
+            if started.iter().any(|array| tag(*array) == leftover.owner) && leftover.live {
+                tracing::info!(id, "a dead daemon's device waits for its array");
+            } else if leftover.live {
+                tracing::warn!(
+                    id,
+                    "a dead daemon has left a device of no array that is started here: see 'dst device list'"
+                );
+            } else {
+                match ublk::delete_leftover(leftover) {
+                    Ok(()) => tracing::info!(id, "removed what a dead daemon had left"),
+                    Err(error) => tracing::warn!(id, %error, "cannot remove what a dead daemon had left"),
+                }
             }
         }
     }
+
+    fn discard(&self, array: Id, force: bool) -> Result<(), Refusal> {
+        let refused = |error: ublk::UblkError| Refusal::new(error.errno(), format!("not stopped: {error}"));
+        for leftover in ublk::leftovers().map_err(refused)? {
+            if leftover.owner == tag(array) {
+                devices::remove(leftover, force).map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An array is shown once: while a dead daemon's device waits for it, with requests that may have begun, it is that device.
+fn no_device_waits(spec: &ArraySpec) -> Result<(), Refusal> {
+    // Without the driver there is none.
+    let left = ublk::leftovers().unwrap_or_default();
+    let Some(device) = left.iter().find(|leftover| leftover.owner == tag(spec.id) && leftover.live) else {
+        return Ok(());
+    };
+    let (name, id) = (&spec.name, device.id);
+    let text = format!(
+        "array '{name}' cannot start: a dead daemon has left /dev/ublkb{id} of it: 'dst start {name}' serves that on, 'dst device delete {id}' removes it"
+    );
+    Err(Refusal::new(Errno::EBUSY, text))
 }
 
 /// NBD has neither encryption nor authentication here: beyond this machine only by the operator's word.
@@ -238,6 +273,10 @@ impl Running for Started {
         running.stop(force, limits::HALT_MAX).map_err(|refusal| {
             Refusal::new(refusal.errno, format!("array '{}' is not stopped: {}", self.name, refusal.text))
         })
+    }
+
+    fn leave(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).leave()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::control::command::{Command, Refusal};
+use crate::control::device::Device;
 use crate::control::status::{ArrayStatus, State};
 use crate::control::why::{Why, explain};
 use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
@@ -17,6 +18,7 @@ use crate::io::boot::boot_id;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
 use crate::limits;
+use crate::roles::array::devices;
 use crate::roles::array::keeper::{Tell, Told};
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::targets;
@@ -77,6 +79,14 @@ impl Service for Handle {
         let shown = shown.iter().find(|(status, _)| status.name == name)?;
         let heard = shown.1.as_ref().map(|running| running.why()).unwrap_or_default();
         Some(explain(&live(shown), &heard, wall()))
+    }
+
+    fn devices(&self) -> Result<Vec<Device>, Refusal> {
+        devices::list(&self.list())
+    }
+
+    fn delete_device(&self, id: u32, force: bool) -> Result<Device, Refusal> {
+        devices::delete(&self.list(), id, force)
     }
 
     fn submit(&self, command: Command, reply: Reply) {
@@ -140,7 +150,7 @@ impl OwnerLoop {
     /// Takes over what the state directory holds, so that all of it is shown; what is to be done about it is done in the background.
     pub fn boot(&mut self) -> Result<(), Refusal> {
         let records = self.performer.state.load().map_err(|error| Refusal::new(error.errno, error.text))?;
-        self.performer.clear_away();
+        self.performer.clear_away(&records);
         let host = self.performer.state.host();
         // Without the kernel's word it is always the same boot: what is lost is asked about too often, never forgotten.
         let boot = boot_id().unwrap_or(host);

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::control::command::Refusal;
-use crate::control::spec::ArraySpec;
+use crate::control::spec::{ArraySpec, Phase};
 use crate::control::status::Live;
 use crate::control::target::Target;
 use crate::control::why::Heard;
-use crate::engine::array::{Outcome, Work};
+use crate::engine::array::{Halt, Outcome, Work};
 use crate::engine::steer::Steer;
+use crate::errno::Errno;
 use crate::io::state_dir::StateDir;
 use crate::limits;
 use crate::roles::array::keeper::Tell;
@@ -38,6 +39,9 @@ pub trait Running: Send + Sync {
     /// Takes no more requests, lets those in flight end within a bound, and ends. Refused while clients use it, unless `force`.
     /// Whether all replicas that are in sync are known to hold the same.
     fn stop(&self, force: bool) -> Result<bool, Refusal>;
+
+    /// Ends with its process, and not before: the next one serves the device on. Whether it can.
+    fn leave(&self) -> bool;
 }
 
 /// Called when a data path ended by itself, with the reason.
@@ -49,8 +53,12 @@ pub trait Launcher: Send + Sync {
     /// `tell` is for changes of its replicas.
     fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal>;
 
-    /// Removes what data paths of a dead daemon have left in the kernel.
-    fn clear_away(&self);
+    /// Removes what data paths of a dead daemon have left in the kernel, but devices that somebody may use: those wait for the next
+    /// start of their array, which `started` may be.
+    fn clear_away(&self, started: &[Id]);
+
+    /// Ends what a dead daemon has left of an array; refused while it is in use, unless `force`. There may be nothing.
+    fn discard(&self, array: Id, force: bool) -> Result<(), Refusal>;
 }
 
 /// What work is performed with.
@@ -98,13 +106,15 @@ impl Performer {
                 let host = self.state.host();
                 Outcome::Each(each(&targets, |(target, remove)| targets::discard(target, array, host, *remove)))
             }
-            Work::Halt { name, force } => Outcome::Halted(self.halt(&name, force)),
+            Work::Halt { name, array, how } => Outcome::Halted(self.halt(&name, array, how)),
         }
     }
 
-    /// Removes what a dead daemon has left.
-    pub fn clear_away(&self) {
-        self.launcher.clear_away();
+    /// Removes what a dead daemon has left, but what arrays of these records go on with.
+    pub fn clear_away(&self, records: &[(String, Result<ArraySpec, String>)]) {
+        let specs = records.iter().filter_map(|(_, record)| record.as_ref().ok());
+        let started = specs.filter(|spec| spec.phase == Phase::Started).map(|spec| spec.id);
+        self.launcher.clear_away(&started.collect::<Vec<_>>());
     }
 
     /// The data paths that run now.
@@ -147,10 +157,20 @@ impl Performer {
         Ok(device)
     }
 
-    fn halt(&self, name: &str, force: bool) -> Result<bool, Refusal> {
+    fn halt(&self, name: &str, array: Id, how: Halt) -> Result<bool, Refusal> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        let Some(running) = running else { return Ok(false) };
-        let settled = running.stop(force)?;
+        let Some(running) = running else {
+            return self.launcher.discard(array, how == Halt::Forced).map(|()| false);
+        };
+        let settled = match (running.stop(how == Halt::Forced), how) {
+            (Err(why), Halt::Leaving) if why.errno == Errno::EBUSY && running.leave() => {
+                tracing::info!(array = name, why = why.text, "left as it is: the next daemon serves it on");
+                std::mem::forget(running);
+                return Ok(false);
+            }
+            (Err(_), Halt::Leaving) => running.stop(true)?,
+            (result, _) => result?,
+        };
         unlink_device(name);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         Ok(settled)

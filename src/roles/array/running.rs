@@ -14,7 +14,7 @@ use crate::errno::Errno;
 use crate::io::greet::Refusal;
 use crate::io::nbd::frontend::NbdFrontend;
 use crate::io::nbd::listener::{Bound, Door, Listener, seat};
-use crate::io::ublk::{QueueMain, UblkConfig, UblkDevice, UblkError, UblkQueue, usable_queues};
+use crate::io::ublk::{self, Leftover, QueueMain, UblkConfig, UblkDevice, UblkError, UblkQueue, usable_queues};
 use crate::io::wakeup::Postbox;
 use crate::limits;
 use crate::roles::array::keeper::{Keeper, KeeperConfig, KeeperHandle, Tell};
@@ -73,14 +73,31 @@ impl Running {
     ) -> Result<Running, RunError> {
         match face {
             Face::Ublk => {
-                config.queues = usize::from(usable_queues(u16::try_from(config.queues).unwrap_or(u16::MAX)));
-                Running::start_ublk(&config, block, tag, on_end, tell)
+                let left = ublk::leftovers().map_err(|error| RunError::Frontend(refusal(&error)))?;
+                let left = left.into_iter().find(|leftover| leftover.owner == tag && leftover.live);
+                match left {
+                    Some(leftover) => {
+                        config.queues = usize::from(leftover.queues);
+                        config.depth = usize::from(leftover.depth);
+                    }
+                    None => {
+                        config.queues = usize::from(usable_queues(u16::try_from(config.queues).unwrap_or(u16::MAX)))
+                    }
+                }
+                Running::start_ublk(&config, block, (tag, left), on_end, tell)
             }
             Face::Nbd(address) => Running::start_nbd(&config, address, block, on_end, tell),
         }
     }
 
-    fn start_ublk(config: &PathConfig, block: u32, tag: u32, on_end: OnEnd, tell: Tell) -> Result<Running, RunError> {
+    /// With a new device, or the one that a dead daemon has left.
+    fn start_ublk(
+        config: &PathConfig,
+        block: u32,
+        (tag, left): (u32, Option<Leftover>),
+        on_end: OnEnd,
+        tell: Tell,
+    ) -> Result<Running, RunError> {
         let (path, seats) = attach(config).map_err(RunError::Node)?;
         let (path, keeper) = with_keeper(config, path, tell)?;
         let main =
@@ -92,8 +109,12 @@ impl Running {
                 on_end(reason);
             }
         };
-        let device = UblkDevice::create(ublk_config(config, block, tag), workers, ended)
-            .map_err(|error| RunError::Frontend(refusal(&error)))?;
+        let shape = ublk_config(config, block, tag);
+        let device = match left {
+            Some(leftover) => UblkDevice::recover(leftover, shape, workers, ended),
+            None => UblkDevice::create(shape, workers, ended),
+        };
+        let device = device.map_err(|error| RunError::Frontend(refusal(&error)))?;
         Ok(Running::new(device.path(), path, Live::Ublk(device), stopping, keeper))
     }
 
@@ -164,6 +185,20 @@ impl Running {
     /// The way to each I/O thread.
     pub fn threads(&self) -> &[Postbox<Order>] {
         &self.orders
+    }
+
+    /// Serves on until the process ends, and its device, if it has one, waits for the next one. Whether it has one.
+    pub fn leave(&mut self) -> bool {
+        match &self.live {
+            Live::Ublk(device) => {
+                device.leave();
+                self.stopping.store(true, Ordering::SeqCst);
+                // What would end with it must not: nobody waits for it any more.
+                std::mem::forget(self.keeper.take());
+                true
+            }
+            Live::Nbd { .. } => false,
+        }
     }
 
     /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,

@@ -51,6 +51,23 @@ fn a_start_can_be_given_up_at_every_step() {
 }
 
 #[test]
+fn a_device_that_a_dead_daemon_has_left_in_use_is_not_taken_away_unless_that_is_said() {
+    let (mut world, _) = started();
+    world.running.clear();
+    world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
+    world.left.insert(world.spec().id);
+    world.busy = true;
+    let mut daemon = Daemon::boot(&world);
+    daemon.settle(&mut world);
+    assert!(daemon.error(&mut world, stop(false)).contains("mounted"));
+    assert_eq!(daemon.state("a"), Some(State::Starting), "it goes on trying");
+    assert_eq!(world.spec().phase, Phase::Started);
+    daemon.run(&mut world, stop(true)).unwrap();
+    assert_eq!((daemon.state("a"), world.left.len()), (Some(State::Stopped), 0));
+    assert_eq!(world.spec().phase, Phase::Stopped);
+}
+
+#[test]
 fn an_array_that_died_can_be_stopped_and_started() {
     let died = |epoch| Event::Died { name: "a".to_owned(), epoch, why: "fenced".to_owned() };
     let (mut world, mut daemon) = started();

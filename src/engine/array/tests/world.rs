@@ -36,11 +36,15 @@ pub(super) struct World {
     /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
     pub(super) newest: Option<BTreeSet<String>>,
     pub(super) running: BTreeMap<String, Epoch>,
+    /// And where.
+    pub(super) runs_on: BTreeMap<String, Id>,
     /// Of each array, the nodes whose requests its data path held from the first one on.
     pub(super) frozen: BTreeMap<String, Vec<bool>>,
     /// Epochs under which a data path was ever launched, by array.
     pub(super) epochs: Vec<(Id, Epoch)>,
     pub(super) busy: bool,
+    /// Arrays whose device a dead daemon has left.
+    pub(super) left: BTreeSet<Id>,
     /// Servers that make no volumes.
     pub(super) down: BTreeSet<String>,
     /// Work of these kinds fails.
@@ -319,16 +323,23 @@ impl World {
                 self.check_launch(&spec, claim);
                 self.epochs.push((spec.id, spec.epoch));
                 self.running.insert(spec.name.clone(), spec.epoch);
+                self.runs_on.insert(spec.name.clone(), self.host);
                 let frozen = spec.nodes.iter().map(|node| node.suspend.is_some()).collect();
                 self.frozen.insert(spec.name.clone(), frozen);
                 "/dev/ublkb0".to_owned()
             })),
-            Work::Halt { name, force } => {
-                if self.busy && !force {
+            Work::Halt { name, array, how } => {
+                let here = self.running.contains_key(&name) && self.runs_on.get(&name) == Some(&self.host);
+                let there = here || self.left.contains(&array);
+                if there && self.busy && how == Halt::Polite {
                     return Outcome::Halted(Err(Refusal::new(Errno::EBUSY, "mounted on /mnt")));
                 }
-                self.running.remove(&name);
-                Outcome::Halted(Ok(!force))
+                if here {
+                    self.running.remove(&name);
+                    self.runs_on.remove(&name);
+                }
+                self.left.remove(&array);
+                Outcome::Halted(Ok(there && how == Halt::Polite))
             }
         }
     }
