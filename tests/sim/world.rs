@@ -260,8 +260,10 @@ pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
     // Decided apart, so that nothing else of a seed changes.
     if Rng::new(seed ^ 0x5eed).percent(15) {
         plan.write_through = true;
-        // A zeroing that was not answered may be seen and gone again: it has no durable form, and is followed by a sync.
+        // What was not answered with success may be seen and gone again after a power cut: a zeroing, which has no durable form and is
+        // followed by a sync, and what a disk has failed at.
         plan.mix[1] += std::mem::take(&mut plan.mix[3]);
+        (plan.rates.disk_eio, plan.rates.disk_enospc) = (0, 0);
     }
     (plan, rng)
 }
