@@ -30,6 +30,7 @@ pub mod engine {
     pub mod region;
     pub mod replicas;
     pub mod request;
+    pub mod scrub;
     pub mod shard;
     pub mod shared;
     pub mod steer;
@@ -76,6 +77,7 @@ pub mod control {
     pub mod node;
     pub mod record;
     pub mod replica;
+    pub mod scrub;
     pub mod spec;
     pub mod status;
     pub mod target;

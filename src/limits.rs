@@ -103,6 +103,12 @@ pub const SYNC_WINDOWS: usize = 4;
 pub const SYNC_RATE: u64 = 200 << 20;
 /// A target that is copied to is flushed this often on the way: so much has to be copied again at most.
 pub const SYNC_CHECKPOINT: Duration = Duration::from_secs(10);
+/// Places that a scrub names of a node, one after the other: a page of them, and a record stays small. All are counted.
+pub const SCRUB_FINDINGS_MAX: usize = 16;
+/// Nodes of an array that are scrubbed at the same time: each of their replicas is read from end to end.
+pub const SCRUBS_AT_ONCE: usize = 2;
+/// A question of a scrub to a replica is given up after this, and asked again later: as long as one that is in sync is waited for.
+pub const SCRUB_TIMEOUT: Duration = REPLICA_TIMEOUT_DEFAULT;
 /// How often the keeper of an array's replicas looks at its links.
 pub const KEEPER_TICK: Duration = Duration::from_millis(500);
 /// The same while something is to be done about a replica.

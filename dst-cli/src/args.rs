@@ -10,6 +10,7 @@ use dst::limits;
 use dst::units::{NodeId, check_name, parse_duration, parse_size};
 
 use crate::nodes::NodeVerb;
+use crate::scrub::ScrubArguments;
 
 /// Where dstd listens unless said otherwise.
 pub(crate) const SOCKET: &str = "/run/dst/dstd.sock";
@@ -112,6 +113,12 @@ pub(crate) enum Verb {
     /// Shows the block devices of arrays on this machine, and what to do with one that a dead daemon has left
     #[command(subcommand)]
     Device(DeviceVerb),
+    /// Compares the replicas of nodes while the array is in use, and puts right what differs
+    #[command(
+        after_help = "Each region is compared by digests that are made where the data is, while no write of it is under way. Only --repair writes         anything. A scrub waits for a resync, a migration or a suspend of its node, and goes on afterwards. Its result is kept until the next         one. Ctrl-C detaches: the scrub goes on. Exit code 1: something differs, or not everything was compared.\n\n\
+        Examples:\n  dst scrub storage\n  dst scrub storage n-800 --repair --from 1 --rate 50M\n  dst scrub storage --show"
+    )]
+    Scrub(ScrubArguments),
     /// Shows the control tree: every path with its value
     #[command(
         after_help = "The same strings as the files of 'dstd array --tree DIR'. Example:\n  dst tree devices/storage/n-800"
@@ -414,6 +421,11 @@ mod tests {
             "dst replace a n-800 --to h:1/w --replica 0 --force",
             "dst migrate a n-800 --to h/ --rate 200M --max-freeze 5ms --no-verify --keep-source --detach",
             "dst migrate a n-800 --to /dev/sdb --keep-source 2h",
+            "dst scrub a",
+            "dst scrub a n-800 --repair --from 1 --rate 50M --detach",
+            "dst scrub a --repair",
+            "dst scrub a --show --json",
+            "dst scrub a n-800 --abort",
             "dst migration list a",
             "dst migration show a n-800 --id 3",
             "dst migration release a n-800",
@@ -448,6 +460,10 @@ mod tests {
             "dst migrate a n-0",
             "dst migrate a n-0 --to v",
             "dst migration explode a n-0",
+            "dst scrub",
+            "dst scrub a --from 1",
+            "dst scrub a --show --repair",
+            "dst scrub a --show --abort",
             "dst get",
             "dst get a?b",
             "dst set devices/a/remove_all_nodes",

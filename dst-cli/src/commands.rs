@@ -23,6 +23,7 @@ use crate::args::{
 use crate::client::{Daemon, ask_server};
 use crate::nodes;
 use crate::render;
+use crate::scrub;
 
 /// How often `status --watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,6 +70,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{array}"), &())?;
             render::one(&array.nodes, json, |_| render::replicas(&array))
         }
+        Verb::Scrub(typed) => scrub::run(&daemon, &typed, json),
         Verb::Node(verb) => nodes::run(&daemon, verb, json),
         Verb::Device(verb) => run_device(&daemon, verb, json),
         Verb::Why { array } => {

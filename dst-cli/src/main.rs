@@ -11,6 +11,7 @@ mod client;
 mod commands;
 mod nodes;
 mod render;
+mod scrub;
 
 fn main() -> ExitCode {
     let typed: Vec<OsString> = std::env::args_os().skip(1).collect();

@@ -17,7 +17,7 @@ use crate::commands::warn;
 use crate::render;
 
 /// How often a migration is looked at while it is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The rate is that of so many looks.
 const RATE_LOOKS: usize = 10;
 /// Characters of a progress bar.
@@ -246,17 +246,13 @@ fn migrate(daemon: &Daemon, typed: MigrateArguments, json: bool) -> Result<(), S
 /// Shows how far it is until the node is on its new target, or stays where it was.
 fn watch(daemon: &Daemon, which: &NodeArguments, number: u64) -> Result<MigrationStatus, String> {
     let terminal = std::io::stderr().is_terminal();
-    let mut looks: Vec<(Instant, u64)> = Vec::new();
+    let mut pace = Pace::default();
     let mut told = None;
     loop {
         let array: ArrayStatus = daemon.ask("GET", &format!("/v1/arrays/{}", which.array), &())?;
         let migration = last(&array, which.node, Some(number))?;
         let over = migration.state.is_over() || migration.state == MigrationState::Committed;
-        looks.push((Instant::now(), migration.copied));
-        if looks.len() > RATE_LOOKS {
-            looks.remove(0);
-        }
-        let line = progress(&migration, &looks);
+        let line = progress(&migration, pace.at(Instant::now(), migration.copied));
         if terminal {
             eprint!("\r\x1b[K{line}{}", if over { "\n" } else { "" });
             let _ = std::io::stderr().flush();
@@ -271,8 +267,36 @@ fn watch(daemon: &Daemon, which: &NodeArguments, number: u64) -> Result<Migratio
     }
 }
 
+/// How fast something goes, by the last looks at it.
+#[derive(Default)]
+pub(crate) struct Pace(Vec<(Instant, u64)>);
+
+impl Pace {
+    /// So much is done now. Bytes a second, once that is known.
+    pub(crate) fn at(&mut self, now: Instant, done: u64) -> Option<u64> {
+        self.0.push((now, done));
+        if self.0.len() > RATE_LOOKS {
+            self.0.remove(0);
+        }
+        let (began, first) = *self.0.first()?;
+        let nanos = now.duration_since(began).as_nanos();
+        if done <= first || nanos == 0 {
+            return None;
+        }
+        Some(u64::try_from(u128::from(done - first) * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1))
+    }
+}
+
+/// A bar, and what it means in numbers.
+pub(crate) fn bar(done: u64, size: u64) -> String {
+    let share = |of: u64| usize::try_from(u128::from(done) * u128::from(of) / u128::from(size.max(1))).unwrap_or(0);
+    let filled = share(BAR as u64);
+    let bar = format!("[{}{}]", "=".repeat(filled), " ".repeat(BAR.saturating_sub(filled)));
+    format!("{bar} {:>3}% of {}", share(100), format_size(size))
+}
+
 /// One line: bar, rate, time that is left, phase.
-fn progress(migration: &MigrationStatus, looks: &[(Instant, u64)]) -> String {
+fn progress(migration: &MigrationStatus, rate: Option<u64>) -> String {
     let done = if migration.state >= MigrationState::Mirroring
         && !matches!(migration.state, MigrationState::Failed | MigrationState::Aborted)
     {
@@ -280,21 +304,11 @@ fn progress(migration: &MigrationStatus, looks: &[(Instant, u64)]) -> String {
     } else {
         migration.copied.min(migration.size)
     };
-    let share =
-        |of: u64| usize::try_from(u128::from(done) * u128::from(of) / u128::from(migration.size.max(1))).unwrap_or(0);
-    let filled = share(BAR as u64);
-    let bar = format!("[{}{}]", "=".repeat(filled), " ".repeat(BAR.saturating_sub(filled)));
-    let mut line = format!("{bar} {:>3}% of {}, {}", share(100), format_size(migration.size), migration.state.word());
+    let mut line = format!("{}, {}", bar(done, migration.size), migration.state.word());
     if migration.paused {
         line += ", paused";
     }
-    if let (Some((began, first)), Some((now, copied))) = (looks.first(), looks.last())
-        && migration.state == MigrationState::Copying
-        && copied > first
-        && now > began
-    {
-        let nanos = now.duration_since(*began).as_nanos().max(1);
-        let rate = u64::try_from(u128::from(copied - first) * 1_000_000_000 / nanos).unwrap_or(u64::MAX).max(1);
+    if let Some(rate) = rate.filter(|_| migration.state == MigrationState::Copying) {
         let left = Duration::from_secs((migration.size - done) / rate);
         line += &format!(", {}/s, {} left", format_size(rate), format_duration(left));
     }
@@ -425,10 +439,12 @@ mod tests {
     #[test]
     fn progress_has_rate_time_and_phase() {
         let now = Instant::now();
-        let looks = [(now, 1 << 27), (now + Duration::from_secs(2), 1 << 28)];
-        let line = progress(&example(), &looks);
+        let mut pace = Pace::default();
+        assert_eq!(pace.at(now, 1 << 27), None);
+        let rate = pace.at(now + Duration::from_secs(2), 1 << 28);
+        let line = progress(&example(), rate);
         assert_eq!(line, "[=======                       ]  25% of 1G, copying, 64M/s, 12s left");
-        let line = progress(&MigrationStatus { state: MigrationState::Verifying, ..example() }, &looks);
+        let line = progress(&MigrationStatus { state: MigrationState::Verifying, ..example() }, rate);
         assert_eq!(line, "[==============================] 100% of 1G, verifying");
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use dst::control::device::{Device, DeviceState};
 use dst::control::migration::MigrationStatus;
+use dst::control::scrub::{ScrubState, ScrubStatus};
 use dst::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
 use dst::control::why::Why;
@@ -270,6 +271,7 @@ fn node_table(array: &ArrayStatus) -> String {
             if at == 0 {
                 errors += &held(node);
             }
+            errors += &hidden(node, replica);
             if let Some(error) = replica.last_error.as_deref().filter(|_| replica.link != LinkState::Connected) {
                 let which = if node.replicas.len() > 1 { format!(" ({})", replica.target) } else { String::new() };
                 let _ = writeln!(errors, "  {}{which}: {error}", node.name);
@@ -302,6 +304,9 @@ fn held(node: &NodeStatus) -> String {
     } else if node.gate != Gate::Open {
         let _ = writeln!(text, "  {}: gate {}{waiting}", node.name, node.gate.word());
     }
+    if let Some(scrub) = &node.scrub {
+        text += &scrubbed(node, scrub);
+    }
     if let Some(migration) = &node.migration {
         let (copied, size) = (format_size(migration.copied), format_size(migration.size));
         let paused = if migration.paused { ", paused" } else { "" };
@@ -316,6 +321,44 @@ fn held(node: &NodeStatus) -> String {
         );
     }
     text
+}
+
+/// A line about what a replica has done wrong and nobody has noticed.
+fn hidden(node: &NodeStatus, replica: &ReplicaStatus) -> String {
+    let counters = &replica.counters;
+    let mut text = String::new();
+    if counters.rescued_reads > 0 {
+        let _ = writeln!(
+            text,
+            "  {} ({}): {} read(s) were refused here and answered by another replica: look at its disk; 'dst scrub' finds where",
+            node.name, replica.target, counters.rescued_reads
+        );
+    }
+    if counters.damaged > 0 {
+        let _ = writeln!(
+            text,
+            "  {} ({}): data arrived damaged {} time(s) and was sent again: a cable, a network card, memory",
+            node.name, replica.target, counters.damaged
+        );
+    }
+    text
+}
+
+/// A line about the scrub of a node, while one is under way or where the last one has left something to be done.
+fn scrubbed(node: &NodeStatus, scrub: &ScrubStatus) -> String {
+    let counts = format!(
+        "{} region(s) differ, {} cannot be read, {} put right",
+        scrub.different, scrub.unreadable, scrub.repaired
+    );
+    let why = scrub.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    match scrub.state {
+        ScrubState::Running => {
+            let (compared, size) = (format_size(scrub.compared), format_size(scrub.size));
+            format!("  {}: being scrubbed, {compared} of {size}, {counts}{why}\n", node.name)
+        }
+        _ if scrub.wrong() > 0 => format!("  {}: the last scrub has found: {counts}{why}\n", node.name),
+        _ => String::new(),
+    }
 }
 
 fn link(replica: &ReplicaStatus) -> String {

@@ -397,7 +397,7 @@ fn forced(query: &str) -> Result<bool, Refusal> {
 /// Whether the rest of a node's path names something that can be asked.
 fn is_verb(verb: &[&str]) -> bool {
     match verb {
-        ["suspend" | "resume" | "fail" | "replace" | "migrate" | "accept-loss"] => true,
+        ["suspend" | "resume" | "fail" | "replace" | "migrate" | "accept-loss" | "scrub"] | ["scrub", "abort"] => true,
         ["migration", word] => Act::ALL.iter().any(|act| act.word() == *word),
         _ => false,
     }
@@ -412,6 +412,8 @@ fn asked(verb: &[&str], body: &[u8]) -> Result<NodeAsk, Refusal> {
         ["accept-loss"] => Ok(NodeAsk::AcceptLoss),
         ["replace"] => parse(body).map(NodeAsk::Replace),
         ["migrate"] => parse(body).map(NodeAsk::Migrate),
+        ["scrub"] => parse_or_default(body).map(NodeAsk::Scrub),
+        ["scrub", ..] => Ok(NodeAsk::EndScrub),
         _ => {
             let act = Act::ALL.into_iter().find(|act| verb.last() == Some(&act.word()));
             let nothing = || Refusal::new(Errno::ENOENT, format!("there is nothing at {}", verb.join("/")));

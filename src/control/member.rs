@@ -223,6 +223,7 @@ mod tests {
             generation: Generation::first(Id([7; 16])),
             suspend: None,
             transfer: None,
+            scrub: None,
         };
         ArraySpec {
             name: "a".to_owned(),

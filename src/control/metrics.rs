@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use crate::control::scrub::{ScrubState, ScrubStatus};
 use crate::control::status::{ArrayStatus, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 
 /// The type of the text, for HTTP.
@@ -59,6 +60,26 @@ const METRICS: &[Metric] = &[
         "dst_node_in_sync_replicas",
         "Replicas that have every write that was acknowledged.",
         Of::Node(|node| Some(node.replicas.iter().filter(|replica| replica.state == Trust::InSync).count() as u64)),
+    ),
+    gauge(
+        "dst_scrub_running",
+        "1 while the replicas of the node are compared.",
+        Of::Node(|node| node.scrub.as_ref().and_then(|scrub| flag(scrub.state == ScrubState::Running))),
+    ),
+    gauge(
+        "dst_scrub_compared_bytes",
+        "Bytes of the node that the scrub under way, or the last one, has compared.",
+        Of::Node(|node| node.scrub.as_ref().map(|scrub| scrub.compared)),
+    ),
+    gauge(
+        "dst_scrub_wrong_regions",
+        "Regions in which that one has found replicas that differ or cannot be read, and that are not put right.",
+        Of::Node(|node| node.scrub.as_ref().map(ScrubStatus::wrong)),
+    ),
+    gauge(
+        "dst_scrub_ended_seconds",
+        "When the last scrub ended, seconds since 1970.",
+        Of::Node(|node| node.scrub.as_ref().and_then(|scrub| scrub.ended)),
     ),
     gauge(
         "dst_migration_size_bytes",
@@ -119,6 +140,16 @@ const METRICS: &[Metric] = &[
         "dst_replica_errors_total",
         "Requests that ended in an error.",
         Of::Replica(|_, replica| Some(replica.counters.errors)),
+    ),
+    counter(
+        "dst_replica_rescued_reads_total",
+        "Reads that this replica has refused, and another one has answered.",
+        Of::Replica(|_, replica| Some(replica.counters.rescued_reads)),
+    ),
+    counter(
+        "dst_replica_damaged_total",
+        "Data that arrived damaged, and was asked for or sent again.",
+        Of::Replica(|_, replica| Some(replica.counters.damaged)),
     ),
 ];
 
@@ -189,6 +220,8 @@ mod tests {
             "dst_node_suspended{array=\"busy\",node=\"n-2048\"} 1",
             "dst_node_in_sync_replicas{array=\"busy\",node=\"n-0\"} 1",
             "dst_migration_copied_bytes{array=\"busy\",node=\"n-0\"} 1024000",
+            "dst_scrub_running{array=\"busy\",node=\"n-0\"} 1",
+            "dst_scrub_wrong_regions{array=\"busy\",node=\"n-0\"} 2",
             "dst_replica_in_sync{array=\"busy\",node=\"n-0\",replica=\"1\",target=\"i:1/b\"} 0",
             "dst_replica_synced_bytes{array=\"busy\",node=\"n-0\",replica=\"1\",target=\"i:1/b\"} 512000",
             "dst_replica_reads_total{array=\"busy\",node=\"n-2048\",replica=\"0\",target=\"k:1/c\"} 0",

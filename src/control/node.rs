@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::scrub::Scrub;
 use crate::control::spec::duration_text;
 use crate::limits;
 use crate::units::{format_duration, format_size, parse_duration};
@@ -279,6 +280,10 @@ pub enum NodeAsk {
     Migration(Act, Which),
     /// What its machines have come back without is accepted: what is left is served. Also of an array that is not started.
     AcceptLoss,
+    /// Its replicas are compared. Answered when that has begun.
+    Scrub(Scrub),
+    /// That ends.
+    EndScrub,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::control::record;
 use crate::control::record::BadRecord;
 use crate::control::replica;
 use crate::control::replica::{Generation, ReplicaSpec, ReplicaState};
+use crate::control::scrub::ScrubStatus;
 use crate::control::target::Target;
 use crate::control::transfer::{Debt, Stage, Transfer};
 use crate::engine::losses::Memory;
@@ -20,7 +21,7 @@ use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duratio
 use crate::wire::nbd::address::NbdAddress;
 
 /// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers, version 3
-/// knew nothing of losses; all are still read.
+/// knew nothing of losses and scrubs; all are still read.
 pub const VERSION: u32 = 4;
 /// The kind of an array's record.
 const KIND: &str = "array";
@@ -202,6 +203,9 @@ pub struct NodeSpec {
     /// It moves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// The scrub under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// A node of a record of version 1.
@@ -264,6 +268,7 @@ impl ArraySpec<NodeSpec1> {
             generation: Generation::first(self.id),
             suspend: None,
             transfer: None,
+            scrub: None,
         };
         ArraySpec {
             nodes: self.nodes.into_iter().map(node).collect(),
@@ -346,6 +351,7 @@ mod tests {
     use super::*;
     use crate::control::migration::MigrationState;
     use crate::control::node::OnExpire;
+    use crate::control::scrub::{Fault, Found, ScrubState};
     use crate::engine::losses::Losses;
     use crate::units::Lba;
 
@@ -366,6 +372,26 @@ mod tests {
         };
         let keep = Some(Duration::from_secs(60));
         Transfer { status, from: Id([1; 16]), to: Id([3; 16]), made: true, keep, stage: Stage::Open }
+    }
+
+    fn scrub() -> ScrubStatus {
+        let at_fault = vec![Id([2; 16])];
+        ScrubStatus {
+            state: ScrubState::Aborted,
+            repair: true,
+            from: Some("h:1/v".parse().unwrap()),
+            rate: 7,
+            begun: 1,
+            ended: Some(2),
+            size: 4096,
+            compared: 512,
+            different: 1,
+            unreadable: 0,
+            repaired: 1,
+            found: vec![Found { start: 0, sectors: 8, fault: Fault::Different, at_fault, repaired: true }],
+            more: true,
+            why: Some("it was".to_owned()),
+        }
     }
 
     fn spec() -> ArraySpec {
@@ -393,6 +419,7 @@ mod tests {
                     failing: false,
                 }),
                 transfer: Some(transfer()),
+                scrub: Some(scrub()),
             }],
             debts: vec![Debt {
                 node: NodeId(Lba(0)),
@@ -435,14 +462,16 @@ mod tests {
         for gone in ["debts", "migrations", "migrated", "memory"] {
             old.as_object_mut().unwrap().remove(gone);
         }
-        for gone in ["suspend", "transfer"] {
+        for gone in ["suspend", "transfer", "scrub"] {
             old["nodes"][0].as_object_mut().unwrap().remove(gone);
         }
         let bytes = record::encode(KIND, 2, &old).unwrap();
         let mut expected = spec();
         (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
         expected.memory = Memory::default();
-        (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
+        (expected.nodes[0].suspend, expected.nodes[0].transfer, expected.nodes[0].scrub) = (None, None, None);
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected.clone()));
+        let bytes = record::encode(KIND, 3, &expected).unwrap();
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
     }
 
@@ -468,7 +497,7 @@ mod tests {
         expected.nodes[0].replicas.truncate(1);
         (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
         expected.memory = Memory::default();
-        (expected.nodes[0].suspend, expected.nodes[0].transfer) = (None, None);
+        (expected.nodes[0].suspend, expected.nodes[0].transfer, expected.nodes[0].scrub) = (None, None, None);
         expected.clean = false;
         expected.nodes[0].generation = Generation::first(Id([7; 16]));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));

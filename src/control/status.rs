@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::migration::{MigrationStatus, MoveLive};
 use crate::control::node::Suspended;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
+use crate::control::scrub::{ScrubLive, ScrubStatus};
 use crate::control::spec::{Alg, RunOptions};
 use crate::control::target::Target;
 use crate::units::{Epoch, Id, NodeId};
@@ -119,6 +120,12 @@ pub struct Counters {
     pub flushes: u64,
     /// Requests that ended in an error.
     pub errors: u64,
+    /// Reads that a replica has refused, and another one has answered.
+    #[serde(default)]
+    pub rescued_reads: u64,
+    /// Data that arrived damaged, and was asked for or sent again.
+    #[serde(default)]
+    pub damaged: u64,
 }
 
 impl Counters {
@@ -132,6 +139,8 @@ impl Counters {
             written_bytes: self.written_bytes + other.written_bytes,
             flushes: self.flushes + other.flushes,
             errors: self.errors + other.errors,
+            rescued_reads: self.rescued_reads + other.rescued_reads,
+            damaged: self.damaged + other.damaged,
         }
     }
 }
@@ -195,6 +204,8 @@ pub struct NodeLive {
     pub parked: u64,
     /// Its migration.
     pub migration: Option<MoveLive>,
+    /// Its scrub.
+    pub scrub: Option<ScrubLive>,
     /// One entry per volume that is attached.
     pub replicas: Vec<ReplicaLive>,
 }
@@ -295,6 +306,9 @@ pub struct NodeStatus {
     /// Its migration, while it is not over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationStatus>,
+    /// The comparison of its replicas: the one under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubStatus>,
     /// The copies of its data.
     pub replicas: Vec<ReplicaStatus>,
     /// The work of all of them since the array was started.
@@ -394,6 +408,9 @@ impl ArrayStatus {
             }
             if let (Some(migration), Some(moving)) = (&mut node.migration, live.migration) {
                 migration.with_live(moving);
+            }
+            if let (Some(scrub), Some(live)) = (&mut node.scrub, &live.scrub) {
+                scrub.with_live(live);
             }
             for replica in &mut node.replicas {
                 let found = live.replicas.iter().find(|live| live.volume == replica.volume).cloned();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::command::{Command, Refusal};
 use crate::control::node::{Migrate, NodeAsk, Suspend, Ttl};
+use crate::control::scrub::Scrub;
 use crate::control::status::{ArrayStatus, Gate, NodeStatus, ReplicaStatus, State, Trust};
 use crate::control::target::Target;
 use crate::errno::Errno;
@@ -86,6 +87,7 @@ const ATTRIBUTES: &[Attribute] = &[
     row("n-*/suspend", Show::Node(suspended), Store::Node(When::Started, suspend)),
     row("n-*/migrate", Show::Node(migrating), Store::Node(When::Started, migrate)),
     row("n-*/progress", Show::Node(progress), Store::Never),
+    row("n-*/scrub", Show::Node(scrubbing), Store::Node(When::Started, scrub)),
     row("n-*/in_flight", Show::Node(|_, node| node.counters.in_flight.to_string()), Store::Never),
     row("n-*/parked", Show::Node(|_, node| node.parked.to_string()), Store::Never),
     row("n-*/errors", Show::Node(|_, node| node.counters.errors.to_string()), Store::Never),
@@ -93,6 +95,12 @@ const ATTRIBUTES: &[Attribute] = &[
     row("n-*/replicas/*/target", Show::Replica(|_, replica| replica.target.to_string()), Store::Never),
     row("n-*/replicas/*/state", Show::Replica(|_, replica| replica.state.word().to_owned()), Store::Never),
     row("n-*/replicas/*/synced", Show::Replica(synced), Store::Never),
+    row(
+        "n-*/replicas/*/rescued_reads",
+        Show::Replica(|_, replica| replica.counters.rescued_reads.to_string()),
+        Store::Never,
+    ),
+    row("n-*/replicas/*/damaged", Show::Replica(|_, replica| replica.counters.damaged.to_string()), Store::Never),
 ];
 
 fn sectors(bytes: u64) -> String {
@@ -179,6 +187,29 @@ fn progress(_: &ArrayStatus, node: &NodeStatus) -> String {
     let state = serde_json::to_value(migration.state).unwrap_or_default();
     let (done, all) = (sectors(migration.copied), sectors(migration.size));
     format!("{} {done} {all}", state.as_str().unwrap_or_default())
+}
+
+/// The scrub's state, sectors that were compared, sectors of the node, regions that are not as they should be.
+fn scrubbing(_: &ArrayStatus, node: &NodeStatus) -> String {
+    let Some(scrub) = &node.scrub else { return "none".to_owned() };
+    let (done, all) = (sectors(scrub.compared), sectors(scrub.size));
+    format!("{} {done} {all} {}", scrub.state.word(), scrub.wrong())
+}
+
+/// The words of md's `sync_action`; a replica's number after `repair` says which one is right.
+fn scrub(value: &str) -> Result<NodeAsk, Refusal> {
+    let next = "write check, repair, repair K to go by replica K, or idle to end it";
+    let repair = |from| Scrub { repair: true, from, ..Scrub::default() };
+    match value.split_once(' ') {
+        None if value == "check" => Ok(NodeAsk::Scrub(Scrub::default())),
+        None if value == "repair" => Ok(NodeAsk::Scrub(repair(None))),
+        None if value == "idle" => Ok(NodeAsk::EndScrub),
+        Some(("repair", from)) => {
+            let from = from.trim().parse().map_err(|_| not_understood(value, next))?;
+            Ok(NodeAsk::Scrub(repair(Some(from))))
+        }
+        _ => Err(not_understood(value, next)),
+    }
 }
 
 fn remove_all_nodes(array: &ArrayStatus, value: &str) -> Result<Command, Refusal> {

@@ -36,6 +36,7 @@ pub mod plan;
 mod regroup;
 mod replicas;
 mod run;
+mod scrub;
 mod suspend;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! The sync engine: copies the regions of one node that are still to be copied from one target to another, under live writes; or
-//! compares all regions of the two ([`Task`]).
+//! compares all regions of the two, or of several ([`Task`]).
 //!
 //! Sans-io: it asks a shard of its own, with connections of its own, for reads, writes and digests of single targets
 //! ([`crate::engine::request::Request::target`]), a few regions at a time. Per region (the contract, 5.2):
@@ -7,6 +7,8 @@
 //! ```text
 //! Draining --no write of it is in flight--> Reading --read--> Writing --written--> copied
 //! Draining --no write of it is in flight--> Asking(source) --> Asking(target) --alike--> compared
+//! Draining --no write of it is in flight--> Comparing(each) --alike, or nothing to be done about it--> compared   ([`scrub`])
+//!   Comparing --it is known who is right--> Fetching(that one) --> Mending(the others) --> Comparing(each), once more
 //! ```
 //!
 //! A window is open, so that writes to the region wait, from before `Draining` until the fate of the copy is known. It is given up
@@ -20,24 +22,42 @@ use crate::bugs::{Bug, planted};
 use crate::engine::overlap::{Hold, Overlap, Shards};
 use crate::engine::region::{RegionState, SyncMap};
 use crate::engine::request::{Request, RequestOp, Tag};
+use crate::engine::scrub::Scrub;
+use crate::engine::view::View;
 use crate::errno::Errno;
 use crate::units::{Extent, Lba, SECTOR_BYTES, Time};
 use crate::wire::digest::Hasher;
 use crate::wire::frame::DIGEST_BYTES;
 
+mod scrub;
+
 /// How often a window that waits for writes in flight looks again.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
 /// What is done with a node's regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Task {
     /// Those that are still to be copied are copied, then the target is flushed.
     Copy {
         /// The target reads as zeros wherever nothing was written to it: zeros need not be.
         fresh: bool,
     },
-    /// All are compared by their digests.
+    /// All are compared by their digests; it ends at the first that differs.
     Verify,
+    /// Those that are still to be compared are compared on all of several targets, which are all in sync; what differs is noted, and
+    /// perhaps put right.
+    Scrub(Scrub),
+}
+
+impl Task {
+    /// The targets that are used, and whether what is written there is to be in their region logs: what a repair writes is on the others
+    /// already, and a region that was marked for it could be copied from the one that is wrong after a crash.
+    pub fn targets(&self, view: &View, source: usize, target: usize) -> (Vec<usize>, bool) {
+        match self {
+            Task::Copy { .. } | Task::Verify => (vec![source, target], view.logs_copies(target)),
+            Task::Scrub(scrub) => (scrub.members.iter().map(|(target, _)| *target).collect(), false),
+        }
+    }
 }
 
 /// What is known once it is done.
@@ -99,6 +119,8 @@ pub enum CopyError {
     Target(Errno),
     /// The two differ in the region that begins here.
     Different(Lba),
+    /// What was to be put right on this target could not be written, or not be made durable.
+    Repair(usize, Errno),
     /// It was asked to end.
     Stopped,
 }
@@ -116,15 +138,23 @@ enum Slot {
     /// Asked for the source's digest, then the target's.
     AskingSource(usize),
     AskingTarget(usize, [u8; 32]),
+    /// Asked for the digest of this one of those that are scrubbed.
+    Comparing(usize, usize),
+    /// Read from the one that is right.
+    Fetching(usize),
+    /// Written to one that is not, or zeroed there.
+    Mending(usize, usize),
     /// A flush on the way: everything below this region is copied.
     Keeping(usize),
     Flushing,
+    /// A flush of one that was written to.
+    Sealing(usize),
 }
 
 impl Slot {
-    /// Whether something is asked of the source.
+    /// Whether something is asked of the source, or of those that are compared.
     fn is_read(&self) -> bool {
-        matches!(self, Slot::Reading(_) | Slot::AskingSource(_))
+        matches!(self, Slot::Reading(_) | Slot::AskingSource(_) | Slot::Comparing(..) | Slot::Fetching(_))
     }
 
     /// The region that is under way.
@@ -134,7 +164,8 @@ impl Slot {
                 Some(*region)
             }
             Slot::AskingSource(region) | Slot::AskingTarget(region, _) => Some(*region),
-            Slot::Idle | Slot::Keeping(_) | Slot::Flushing => None,
+            Slot::Comparing(region, _) | Slot::Fetching(region) | Slot::Mending(region, _) => Some(*region),
+            Slot::Idle | Slot::Keeping(_) | Slot::Flushing | Slot::Sealing(_) => None,
         }
     }
 }
@@ -166,6 +197,10 @@ pub struct Copy {
     alike: BTreeMap<usize, [u8; 32]>,
     folded: usize,
     root: Hasher,
+    /// Of a scrub, by slot: what is known of the region.
+    cases: Vec<scrub::Case>,
+    /// Of a scrub: those that were written to and not flushed since.
+    unsealed: Vec<usize>,
     done: bool,
 }
 
@@ -188,6 +223,8 @@ impl Copy {
             alike: BTreeMap::new(),
             folded: 0,
             root: Hasher::default(),
+            cases: vec![scrub::Case::default(); config.windows.max(1)],
+            unsealed: Vec::new(),
             done: false,
             config,
             map,
@@ -207,8 +244,10 @@ impl Copy {
         self.abandoned = handed;
         self.ready.retain(|slot| !unasked.contains(slot));
         for slot in unasked {
-            if let Some(region) = std::mem::replace(&mut self.slots[slot], Slot::Idle).region() {
-                self.close(region, self.untouched());
+            let was = std::mem::replace(&mut self.slots[slot], Slot::Idle);
+            let unproven = matches!(was, Slot::Comparing(..)) && self.note_unproven(slot);
+            if let Some(region) = was.region() {
+                self.close(region, if unproven { RegionState::Done } else { self.untouched() });
             }
         }
     }
@@ -236,15 +275,15 @@ impl Copy {
     }
 
     fn copied(&self) -> Copied {
-        let root = (self.config.task == Task::Verify).then(|| self.root.finish(0).hash);
+        let root = matches!(self.config.task, Task::Verify).then(|| self.root.finish(0).hash);
         Copied { regions: self.copied, root }
     }
 
     /// Whether a request's completion is to say what was found ([`Content`]): a digest, or at least whether there are zeros alone.
     pub fn looks_at(&self, tag: Tag) -> Look {
         match self.slots[usize::from(tag.0)] {
-            Slot::Reading(_) => Look::ForZeros,
-            Slot::AskingSource(_) | Slot::AskingTarget(..) => Look::ForDigest,
+            Slot::Reading(_) | Slot::Fetching(_) => Look::ForZeros,
+            Slot::AskingSource(_) | Slot::AskingTarget(..) | Slot::Comparing(..) => Look::ForDigest,
             _ => Look::Not,
         }
     }
@@ -252,8 +291,10 @@ impl Copy {
     /// How many bytes of a request's buffer it has filled.
     pub fn bytes(&self, tag: Tag) -> usize {
         match self.slots[usize::from(tag.0)] {
-            Slot::Reading(region) => usize::try_from(self.map.extent(region).bytes()).unwrap_or(0),
-            Slot::AskingSource(_) | Slot::AskingTarget(..) => DIGEST_BYTES as usize,
+            Slot::Reading(region) | Slot::Fetching(region) => {
+                usize::try_from(self.map.extent(region).bytes()).unwrap_or(0)
+            }
+            Slot::AskingSource(_) | Slot::AskingTarget(..) | Slot::Comparing(..) => DIGEST_BYTES as usize,
             _ => 0,
         }
     }
@@ -283,6 +324,7 @@ impl Copy {
             Slot::Zeroing(region) => (RequestOp::Discard, Some(region), target),
             Slot::AskingSource(region) => (RequestOp::Digest, Some(region), source),
             Slot::AskingTarget(region, _) => (RequestOp::Digest, Some(region), target),
+            Slot::Comparing(..) | Slot::Fetching(_) | Slot::Mending(..) | Slot::Sealing(_) => self.scrub_request(slot),
             _ => (RequestOp::Flush, None, target),
         };
         let extent = region.map_or(Extent::default(), |region| self.map.extent(region));
@@ -302,6 +344,7 @@ impl Copy {
                 self.slots[slot] = match self.config.task {
                     Task::Copy { .. } => Slot::Reading(region),
                     Task::Verify => Slot::AskingSource(region),
+                    Task::Scrub(_) => self.first_question(slot, region),
                 };
                 self.ready.push(slot);
             } else {
@@ -313,7 +356,7 @@ impl Copy {
     /// What a region is whose turn has not come.
     fn untouched(&self) -> RegionState {
         match self.config.task {
-            Task::Copy { .. } => RegionState::Todo,
+            Task::Copy { .. } | Task::Scrub(_) => RegionState::Todo,
             Task::Verify => RegionState::Done,
         }
     }
@@ -329,7 +372,7 @@ impl Copy {
                 self.look_at = self.look_at.min(self.begin_at);
                 return;
             }
-            let end = self.map.regions() - usize::from(planted(Bug::ResyncSkipsLast));
+            let end = self.map.regions() - usize::from(planted(Bug::ResyncSkipsLast) || self.skips_last());
             let next = (self.cursor..end).find(|region| self.map.state(*region) == self.untouched());
             let Some(region) = next else { return self.end(slot) };
             self.cursor = region + 1;
@@ -342,7 +385,7 @@ impl Copy {
 
     /// Now and then the target is flushed on the way.
     fn keep(&mut self, slot: usize, now: Time) -> bool {
-        if !self.new || self.keep_at > now || self.config.task == Task::Verify {
+        if !self.new || self.keep_at > now || !matches!(self.config.task, Task::Copy { .. }) {
             return false;
         }
         let under_way = self.slots.iter().filter_map(Slot::region).min();
@@ -352,7 +395,7 @@ impl Copy {
         true
     }
 
-    /// When everything is written the target is flushed, once; a comparison has nothing to flush.
+    /// When everything is written the target is flushed, once; a comparison has nothing to flush, but what it has put right.
     fn end(&mut self, slot: usize) {
         if self.slots.iter().any(|slot| *slot != Slot::Idle) {
             return;
@@ -363,6 +406,7 @@ impl Copy {
                 self.slots[slot] = Slot::Flushing;
                 self.ready.push(slot);
             }
+            Task::Scrub(_) => self.seal(slot),
         }
     }
 
@@ -415,6 +459,9 @@ impl Copy {
             (Slot::Keeping(_) | Slot::Flushing, Err(error)) => {
                 self.failed.get_or_insert(CopyError::Target(error));
             }
+            (Slot::Comparing(..) | Slot::Fetching(_) | Slot::Mending(..) | Slot::Sealing(_), result) => {
+                self.scrubbed(slot, was, result, content);
+            }
             (Slot::Idle | Slot::Draining(_), _) => debug_assert!(false, "an answer to nothing"),
         }
     }
@@ -435,7 +482,7 @@ impl Copy {
 
     /// A region was read: it is written, or zeroed, or is right as it is.
     fn read(&mut self, slot: usize, region: usize, content: Content) {
-        let fresh = self.config.task == Task::Copy { fresh: true } || planted(Bug::FreshNotFresh);
+        let fresh = matches!(self.config.task, Task::Copy { fresh: true }) || planted(Bug::FreshNotFresh);
         match content {
             Content::Zeros if fresh => {
                 self.copied += 1;

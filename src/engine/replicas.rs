@@ -8,6 +8,7 @@
 //! Recording --saved--> Settling                     (start, where replicas may differ: the first in sync is the one to go by)
 //! Steady --failed--> Leaving{view} --adopted--> Recording --saved--> Settling{view} --adopted--> Steady
 //! Steady --a stale one answers--> Opening{view} --adopted--> Steady, syncing --copied--> Recording --saved--> Settling
+//! Steady --a scrub is wanted--> Opening{view} --adopted--> Steady, scrubbing ([`scrubs`])
 //! ```
 //!
 //! What holds (the contract, 1.4, 4.4, 8.1): a target that is left behind is first no shard's any more, then durably stale, and
@@ -26,6 +27,7 @@ use crate::engine::region::SyncMap;
 use crate::engine::replicas::freeze::Freeze;
 use crate::engine::replicas::jobs::Job;
 use crate::engine::replicas::moves::Moving;
+use crate::engine::replicas::scrubs::Scrubbing;
 use crate::engine::replicas::slots::Gone;
 use crate::engine::shard::Report;
 use crate::engine::shared::Shared;
@@ -40,12 +42,14 @@ mod jobs;
 mod logs;
 mod losses;
 mod moves;
+mod scrubs;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use freeze::FreezeState;
 pub use logs::Standing;
+pub use scrubs::ScrubShown;
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -167,6 +171,7 @@ struct NodeState {
     filled: Option<usize>,
     freeze: Freeze,
     moving: Option<Moving>,
+    scrub: Option<Scrubbing>,
     /// All but one target are to be left: they may differ.
     diverged: bool,
     /// When a stale target is tried at the earliest, and after how long the next time.
@@ -182,6 +187,8 @@ struct TargetState {
     reachable: bool,
     /// What was heard of its machine.
     losses: Option<Losses>,
+    /// When it is left, nobody knows what it has.
+    refill: bool,
     /// It is to be left for good.
     gone: Option<Gone>,
 }
@@ -233,6 +240,7 @@ impl Replicas {
                 filled: None,
                 freeze: Freeze::Open,
                 moving: None,
+                scrub: None,
                 diverged: false,
                 retry_at: Time(0),
                 pause: limits::SYNC_RETRY_MIN,
@@ -245,6 +253,7 @@ impl Replicas {
             failed: false,
             reachable: false,
             losses: None,
+            refill: false,
             gone: None,
         };
         view.see_singles();
@@ -357,8 +366,13 @@ impl Replicas {
             return;
         }
         let state = &self.nodes[node];
-        if state.syncing.is_none() && state.retry_at <= now && state.freeze == Freeze::Open {
+        let free = state.syncing.is_none() && state.job == Job::None && state.freeze == Freeze::Open;
+        if free && state.retry_at <= now {
             self.open_stale(node);
+        }
+        if self.nodes[node].step == Step::Steady {
+            self.close_windows(node);
+            self.run_scrub(node, now);
         }
         self.run_job(node);
     }
@@ -381,7 +395,7 @@ impl Replicas {
         let stays = |target: usize| (diverged || all_failed || last) && Some(target) == keeper;
         let (staying, leaving): (Vec<usize>, Vec<usize>) = leaving.into_iter().partition(|target| stays(*target));
         for target in staying {
-            self.targets[target].gone = None;
+            (self.targets[target].gone, self.targets[target].refill) = (None, false);
         }
         for target in self.of(node, |target| target.failed) {
             self.targets[target].failed = false;
@@ -390,6 +404,7 @@ impl Replicas {
             return false;
         }
         for target in leaving {
+            let refilled = self.refilled(target);
             let state = &mut self.targets[target];
             if state.standing == Standing::Candidate {
                 state.gone.get_or_insert(Gone::Failed);
@@ -397,13 +412,14 @@ impl Replicas {
             state.role = Role::Leaving;
             state.standing = match (state.gone, state.standing) {
                 (Some(_), _) => Standing::Absent,
-                (None, Standing::InSync) => Standing::Stale,
+                (None, Standing::InSync) => refilled.unwrap_or(Standing::Stale),
                 // What was never filled does not become a copy by being left.
                 (None, standing) => standing,
             };
-            if self.nodes[node].syncing == Some(target) || self.nodes[node].job.source() == Some(target) {
+            if self.nodes[node].syncing == Some(target) || self.reads(node, target) {
                 self.stop_job(node);
             }
+            self.scrub_again(node);
             self.move_fails(node, target);
         }
         self.nodes[node].step = Step::Leaving { version: self.publish(), adopted: false };
@@ -446,8 +462,8 @@ impl Replicas {
             }
             target.role = state.role;
         }
-        for (node, state) in view.nodes.iter_mut().zip(&self.nodes) {
-            if state.syncing.is_none() {
+        for (number, (node, state)) in view.nodes.iter_mut().zip(&self.nodes).enumerate() {
+            if state.syncing.is_none() && !self.is_open_for_scrub(number) && !self.awaits_refill(number) {
                 node.sync = None;
             }
             let gate = state.gate();
@@ -530,10 +546,9 @@ impl Replicas {
     /// What was left is recorded; but nothing must be copied any more from a target that may be read no more: once that is durable,
     /// writes that it missed are over, and their regions free to be copied.
     fn left(&mut self, node: usize) {
-        let state = &self.nodes[node];
-        let reads =
-            self.of(node, |target| target.role == Role::Leaving).into_iter().any(|target| state.job.reads(target));
-        if matches!(state.step, Step::Leaving { adopted: true, .. }) && !reads {
+        let left = |target: &usize| self.targets[*target].role == Role::Leaving && self.reads(node, *target);
+        let source_left = self.view.nodes[node].targets.iter().any(left);
+        if matches!(self.nodes[node].step, Step::Leaving { adopted: true, .. }) && !source_left {
             self.record(node);
         }
     }
@@ -570,6 +585,8 @@ impl Replicas {
             Steer::Replace { node, from, to, target } => self.replace(node, from, to, target),
             Steer::Pause { node, paused } => self.pause_move(node, paused),
             Steer::Abort { node } => self.abort_move(node),
+            Steer::Scrub(order) => self.begin_scrub(order),
+            Steer::EndScrub { node } => self.end_scrub(node),
         }
     }
 }

@@ -378,6 +378,9 @@ impl Shard {
             self.close(target);
             return Ok(());
         }
+        if result == Err(Errno::EILSEQ) {
+            add(&self.shared.target(target).gauge(self.config.index).damaged, 1);
+        }
         let link = &mut self.links[target];
         link.requests -= 1;
         link.bytes -= part.bytes();

@@ -42,6 +42,10 @@ pub struct Gauge {
     pub flushes: AtomicU64,
     /// Requests that ended with an error here.
     pub errors: AtomicU64,
+    /// Reads that were refused here, and answered by another target of the node.
+    pub rescued: AtomicU64,
+    /// Data that arrived damaged, here or there, and was asked for or sent again.
+    pub damaged: AtomicU64,
     /// Requests sent and not answered.
     pub in_flight: AtomicU32,
     /// Requests waiting for the link.

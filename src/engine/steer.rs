@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::control::migration::MigrationState;
 use crate::control::target::Target;
+use crate::engine::scrub::{Findings, Repair};
 use crate::errno::Errno;
 use crate::units::{Id, Lba};
 
@@ -79,6 +80,67 @@ pub enum Steer {
         /// The node.
         node: usize,
     },
+    /// A node's replicas are compared. Answered by [`News::Scrubbed`]. Never asked for while that is under way.
+    Scrub(ScrubOrder),
+    /// That is to end. Answered by [`News::Scrubbed`], unless nothing is under way.
+    EndScrub {
+        /// The node.
+        node: usize,
+    },
+}
+
+/// The comparison of a node's replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubOrder {
+    /// The node.
+    pub node: usize,
+    /// What is to be done about what differs.
+    pub repair: Repair,
+    /// Bytes of the node a second at most; 0: no bound.
+    pub rate: u64,
+}
+
+/// What a scrub waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubWait {
+    /// The node is suspended.
+    Suspended,
+    /// It moves.
+    Moving,
+    /// One of its replicas is being synced, or is about to be.
+    Syncing,
+    /// Too few of its replicas are in sync, or not the one that is to be gone by.
+    NotInSync,
+    /// One that is in sync cannot be asked.
+    Unreachable,
+    /// Other nodes of the array are being scrubbed.
+    Turn,
+}
+
+/// Why a scrub has ended before everything was compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubError {
+    /// It was asked to.
+    Aborted,
+    /// The node has too few replicas for it by now.
+    Alone,
+    /// The replica that was to be gone by is none any more.
+    SourceGone,
+    /// This replica could not be put right: it is left, and filled anew.
+    Repair(Id, Errno),
+}
+
+/// What is known of a node's replicas after a scrub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Regions of the node.
+    pub regions: u64,
+    /// Regions that were compared.
+    pub compared: u64,
+    /// What was found.
+    pub findings: Findings,
+    /// Why not all were compared.
+    pub error: Option<ScrubError>,
 }
 
 /// A node's move.
@@ -144,6 +206,13 @@ pub enum News {
         node: usize,
         /// How.
         result: Result<Moved, MoveError>,
+    },
+    /// A scrub has ended.
+    Scrubbed {
+        /// The node.
+        node: usize,
+        /// How.
+        scrubbed: Scrubbed,
     },
 }
 

@@ -172,12 +172,12 @@ impl View {
         }
     }
 
-    /// The view of a sync engine: two targets alone, whatever gate is shut for others.
+    /// The view of a sync engine: these targets alone, whatever gate is shut for others.
     #[must_use]
-    pub fn for_copying(&self, source: usize, target: usize) -> View {
+    pub fn for_copying(&self, targets: &[usize]) -> View {
         let mut view = self.clone();
         for (index, of) in view.targets.iter_mut().enumerate() {
-            of.role = if index == source || index == target { Role::InSync } else { Role::Absent };
+            of.role = if targets.contains(&index) { Role::InSync } else { Role::Absent };
         }
         view.nodes.iter_mut().for_each(|node| node.gate = Gate::Open);
         view

@@ -257,6 +257,7 @@ mod tests {
                 generation,
                 suspend: None,
                 transfer: None,
+                scrub: None,
             }],
             debts: Vec::new(),
             migrations: Vec::new(),

@@ -14,6 +14,7 @@ mod losses;
 mod migrate;
 mod nbd;
 mod replicas;
+mod scrub;
 mod server;
 mod shadow;
 mod shard;

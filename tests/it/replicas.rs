@@ -12,6 +12,8 @@ use crate::farm::Farm;
 
 /// What of the array is written.
 const ALL: &[&str] = &["--size=40m"];
+/// The same of an array of one node.
+const ALL_OF_ONE: &[&str] = &["--size=24m"];
 
 /// A mirror over two servers, striped over two nodes, in sync.
 fn mirrored(farm: &Farm) -> String {
@@ -38,6 +40,11 @@ fn wait_until(farm: &Farm, what: &str, so: impl Fn(&[String]) -> bool) {
         assert!(Instant::now() < until, "not {what}:\n{}\n{}", farm.dst("status pair"), farm.logs());
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until every replica is.
+pub(crate) fn in_sync(farm: &Farm) {
+    wait_until(farm, "in sync", |data| data.iter().all(|word| word == "in sync"));
 }
 
 /// Writes and verifies an area for so many seconds.
@@ -157,6 +164,96 @@ fn what_went_from_one_to_the_next_reaches_the_third() {
     let [one, two, three] =
         [0, 1, 2].map(|server: usize| std::fs::read(farm.servers[server].pool().join("a")).unwrap());
     assert!(one == two && two == three, "they differ");
+}
+
+#[test]
+fn of_three_replicas_the_two_stale_ones_that_return_first_are_not_served() {
+    let mut farm = Farm::new(3);
+    let at: Vec<String> = (0..3).map(|server| farm.volume(server, "a", "24M")).collect();
+    farm.dst(&format!("create pair --alg linear --replicas 3 {}", at.join(",")));
+    let uri = farm.start_nbd("pair", "");
+    in_sync(&farm);
+    let writer = fio(&uri, 16, ALL_OF_ONE);
+    std::thread::sleep(Duration::from_millis(500));
+    farm.servers[2].kill();
+    wait_until(&farm, "one left", |data| data == ["in sync", "in sync", "stale"]);
+    // It is left at once, and recorded a little later.
+    std::thread::sleep(Duration::from_secs(1));
+    farm.servers[1].kill();
+    wait_until(&farm, "two left", |data| data == ["in sync", "stale", "stale"]);
+    ends_well(writer);
+    farm.dst("stop pair");
+    farm.servers[0].kill();
+    for server in [1, 2] {
+        farm.servers[server].start();
+        let said = farm.dst_fails("start pair --frontend nbd:127.0.0.1:0");
+        assert!(said.contains("n-0") && said.contains(&farm.servers[0].address), "{said}");
+    }
+    farm.servers[0].start();
+    farm.start_nbd("pair", "");
+    in_sync(&farm);
+    farm.dst("stop pair");
+    let volume = |server: usize| std::fs::read(farm.servers[server].pool().join("a")).unwrap();
+    assert!(volume(0) == volume(1) && volume(1) == volume(2), "they differ");
+}
+
+/// A mirror of one node, large enough for its resync to take a while: 256 regions, one of them in four was written while the second
+/// server was away.
+fn lagging() -> (Farm, String) {
+    let mut farm = Farm::new(2);
+    let at = [0, 1].map(|server| farm.volume(server, "a", "256M"));
+    farm.dst(&format!("create pair --alg linear --replicas 2 {}", at.join(",")));
+    let uri = farm.start_nbd("pair", "--queues 2");
+    in_sync(&farm);
+    farm.servers[1].kill();
+    let writer = fio(&uri, 9, &["--size=192m"]);
+    wait_until(&farm, "left", |data| data == ["in sync", "stale"]);
+    ends_well(writer);
+    (farm, uri)
+}
+
+fn same_volumes(farm: &Farm) {
+    let [one, other] = [0, 1].map(|server: usize| std::fs::read(farm.servers[server].pool().join("a")).unwrap());
+    let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+    assert_eq!(differs, None, "the first byte that differs");
+}
+
+#[test]
+fn writes_to_regions_that_are_not_resynced_reach_both() {
+    let (mut farm, uri) = lagging();
+    farm.servers[1].start();
+    // What nothing is marked in, and what is.
+    let clean = fio(&uri, 6, &["--offset=192m", "--size=64m"]);
+    let marked = fio(&uri, 6, &["--size=192m"]);
+    in_sync(&farm);
+    ends_well(clean);
+    ends_well(marked);
+    in_sync(&farm);
+    farm.dst("stop pair");
+    same_volumes(&farm);
+}
+
+#[test]
+fn when_the_source_of_a_resync_dies_nothing_is_served_until_it_is_back() {
+    let (mut farm, uri) = lagging();
+    farm.servers[1].start();
+    let until = Instant::now() + Duration::from_secs(30);
+    while data(&farm)[1] == "stale" && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    farm.servers[0].kill();
+    let was = data(&farm);
+    let writer = fio(&uri, 10, &["--size=256m"]);
+    std::thread::sleep(Duration::from_secs(2));
+    if was[1] != "in sync" {
+        assert_eq!(data(&farm)[0], "in sync", "the last one in sync is never left");
+        assert_ne!(data(&farm)[1], "in sync", "the other lacks something");
+    }
+    farm.servers[0].start();
+    ends_well(writer);
+    in_sync(&farm);
+    farm.dst("stop pair");
+    same_volumes(&farm);
 }
 
 /// Whether anything of a volume is marked in its region log, and all that is written stays where it was.

@@ -69,6 +69,11 @@ impl Disk {
         self.stable.fill(value);
     }
 
+    /// A sector holds something else from now on, and nobody knows. Nothing is in flight there.
+    pub(crate) fn flip(&mut self, sector: usize, value: u64) {
+        (self.now[sector], self.stable[sector]) = (value, value);
+    }
+
     /// What a reader would see.
     pub(crate) fn content(&self) -> &[u64] {
         &self.now
@@ -94,6 +99,12 @@ impl Disk {
     /// Whether a server of another life than `life` has something in flight.
     pub(crate) fn is_haunted(&self, life: u32) -> bool {
         self.inflight.iter().flatten().any(|io| io.life != life)
+    }
+
+    /// Whether nothing that changes the extent is in flight.
+    pub(crate) fn is_still(&self, extent: Extent) -> bool {
+        let flying = |io: &Io| io.work.op.changes() && io.work.extent.overlaps(extent);
+        !self.inflight.iter().flatten().any(flying)
     }
 
     /// Whether everything written in the extent is durable, and nothing of it is in flight; but for what changes nothing (a copy of what

@@ -37,6 +37,7 @@ impl World {
                 }
                 return;
             }
+            Kind::Flip => return self.flip(node),
             Kind::CutAll => {
                 for conn in self.connections_of(server) {
                     self.cut(conn, false);

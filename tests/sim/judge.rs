@@ -220,6 +220,8 @@ pub(crate) struct Judge {
     records: Vec<Record>,
     /// When the daemon last came out of a pause, ns.
     resumed_at: u64,
+    /// Sectors of which nobody can say what a read shows.
+    ignored: std::collections::BTreeSet<u64>,
 }
 
 impl Judge {
@@ -237,8 +239,14 @@ impl Judge {
             reads: Vec::new(),
             records: Vec::new(),
             resumed_at: 0,
+            ignored: std::collections::BTreeSet::new(),
             rules,
         }
+    }
+
+    /// A disk has changed this sector silently: what is read there means nothing from now on.
+    pub(crate) fn ignore(&mut self, sector: u64) {
+        self.ignored.insert(sector);
     }
 
     fn stamp(&mut self) -> u64 {
@@ -330,6 +338,9 @@ impl Judge {
     }
 
     fn read_sector(&mut self, op: &Op, sector: u64, value: u64) -> Verdict {
+        if self.ignored.contains(&sector) {
+            return Ok(());
+        }
         let stamp = self.clock;
         let list = &mut self.sectors[at(sector)];
         if list.is_empty() {

@@ -218,8 +218,9 @@ impl World {
         for region in 0..regions {
             let extent = Extent::new(region * region_sectors, region_sectors);
             let cleaned = before.is_durable(extent) && !after.is_durable(extent);
-            // What is being copied to it meanwhile is marked where it comes from.
-            if cleaned && !self.nodes[node].is_settled(extent) && !self.is_marked_elsewhere(node, extent) {
+            // What is being copied to it meanwhile is marked where it comes from; of a repair nothing is lost but the repair.
+            let lies = self.flipped(self.plan.node_of(node)).range(extent.start.0..extent.end().0).next().is_some();
+            if cleaned && !lies && !self.nodes[node].is_settled(extent) && !self.is_marked_elsewhere(node, extent) {
                 self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
             }
             if cleaned {
@@ -248,7 +249,9 @@ impl World {
             let used = self.plan.used[self.plan.node_of(node)];
             let at = |sector: u64| usize::try_from(sector.min(used)).unwrap_or(0);
             let range = at(extent.start.0)..at(extent.end().0);
-            let cut = |content: &[u64]| content[range.clone()].to_vec();
+            let flipped = self.flipped(self.plan.node_of(node));
+            let counts = |sector: &usize| !flipped.contains(&(*sector as u64));
+            let cut = |content: &[u64]| -> Vec<u64> { range.clone().filter(counts).map(|at| content[at]).collect() };
             let same = cut(one.content()) == cut(two.content()) && cut(one.stable()) == cut(two.stable());
             if !same || !two.is_settled(extent) {
                 self.fail(

@@ -24,6 +24,7 @@ mod pure;
 mod queue;
 mod rng;
 mod runner;
+mod scrubs;
 mod server;
 mod shrink;
 mod text;

@@ -92,6 +92,8 @@ impl World {
                     self.steer(Steer::Attach { node, target: somewhere(), volume: id_of(target) });
                 }
             }
+            Deed::Scrub { repair } => self.begin_scrub(node, repair),
+            Deed::EndScrub => self.steer(Steer::EndScrub { node }),
             Deed::Remove => self.remove_replica(node),
             Deed::Release => {
                 if let Some(mirror) = self.with(node, Standing::Candidate).filter(|_| self.move_of(node).is_none()) {
@@ -182,6 +184,7 @@ impl World {
 
     /// A daemon that begins goes on with what was asked of the former one.
     pub(crate) fn go_on_with_asked(&mut self) {
+        self.scrubs.interrupted();
         for node in 0..self.plan.volumes.len() {
             self.record.asked.told_frozen[node] = false;
             let Some(spec) = self.record.asked.moves[node].clone() else { continue };
@@ -209,6 +212,7 @@ impl World {
                 self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0;
                 self.check_flushed(node, flushed);
             }
+            News::Scrubbed { node, scrubbed } => self.scrubbed(node, &scrubbed),
             News::Detached { volume, .. } => {
                 // It may have been refused before it was ever attached: then no record follows.
                 let target =
@@ -228,6 +232,7 @@ impl World {
                             self.fail("6.1", format!("node {node} has moved, and its record does not say so"));
                         }
                     }
+                    Err(MoveError::Different(_)) if self.has_flips(node) => {}
                     Err(MoveError::Different(at)) => {
                         self.fail("6.2", format!("the two targets of node {node} differ at {at}"));
                     }
@@ -265,7 +270,9 @@ impl World {
             }
             let used = usize::try_from(self.plan.used[node]).unwrap_or(0);
             let (one, other) = (self.nodes[from].content(), self.nodes[to].content());
-            if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector]) {
+            let flipped = self.flipped(node);
+            let counts = |sector: usize| !flipped.contains(&(sector as u64));
+            if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector] && counts(*sector)) {
                 let text = format!("node {node} moves from target {from} to {to}, and they differ in sector {sector}");
                 self.fail("6.3", text);
             }
@@ -292,6 +299,10 @@ impl World {
             let up = self.targets_of(node).all(|target| self.has_rejoined(target));
             if self.record.asked.moves[node].is_some() && up && !self.is_failing(node) && !late {
                 found = Some(format!("the move of node {node} has not ended: {shown:?}"));
+            }
+            if self.is_scrubbing(node) && up && !self.is_failing(node) && !late {
+                let shown = owner.rules.scrub_shown(node).map(|scrub| (scrub.map.left(), scrub.waits));
+                found = Some(format!("the scrub of node {node} has not ended: {shown:?}"));
             }
             if owner.rules.freeze_state(node) != FreezeState::Open {
                 found = Some(format!("node {node} is still suspended"));

@@ -98,6 +98,7 @@ pub(crate) struct Syncer {
     pub(crate) node: usize,
     /// That it reads no more was told.
     pub(crate) left: bool,
+    copies: bool,
 }
 
 impl World {
@@ -186,16 +187,27 @@ impl World {
             }
             Effect::Tell(news) => self.hears_news(news),
             Effect::StopSync { node } => {
-                if let Some(survey) = owner.surveys.get_mut(&node) {
-                    survey.stopped = true;
-                    return;
-                }
-                if let Some(syncer) = &mut self.daemon.hosts[self.plan.shards + node].syncer {
-                    syncer.rules.stop();
-                }
-                self.turn(self.plan.shards + node);
+                let late = if self.rng.one_in(8) { 50 * MILLI } else { MILLI };
+                let at = self.now + self.rng.below(late);
+                self.queue.push(at, Event::StopSync { life, node });
             }
         }
+    }
+
+    /// A sync engine hears that it is to end.
+    pub(crate) fn stop_sync(&mut self, life: u32, node: usize) {
+        if life != self.daemon.life || !self.hears(Event::StopSync { life, node }) {
+            return;
+        }
+        let Some(owner) = &mut self.daemon.owner else { return };
+        if let Some(survey) = owner.surveys.get_mut(&node) {
+            survey.stopped = true;
+            return;
+        }
+        if let Some(syncer) = &mut self.daemon.hosts[self.plan.shards + node].syncer {
+            syncer.rules.stop();
+        }
+        self.turn(self.plan.shards + node);
     }
 
     /// The record is durable.
@@ -340,10 +352,14 @@ impl World {
 
     /// Begins to copy.
     fn begin_sync(&mut self, node: usize, (source, target): (usize, usize), map: Arc<SyncMap>, task: Task) {
+        let copies = matches!(task, Task::Copy { .. });
+        if copies {
+            self.copies(node);
+        }
         let Some(owner) = &self.daemon.owner else { return };
         let shard = self.plan.shards + node;
-        let logged = owner.rules.view().logs_copies(target);
-        let view = owner.rules.view().for_copying(source, target);
+        let (targets, logged) = task.targets(owner.rules.view(), source, target);
+        let view = owner.rules.view().for_copying(&targets);
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
         // What has to be filled takes long enough for something to happen meanwhile.
@@ -353,7 +369,7 @@ impl World {
         let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate, checkpoint };
         let sequence = self.daemon.hosts[shard].shard.sequence();
         let mut host = self.sync_host(&Arc::new(view), &shared, sequence);
-        host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node, left: false });
+        host.syncer = Some(Syncer { rules: Copy::new(config, map, overlap), node, left: false, copies });
         host.logged = logged;
         host.timer = self.now;
         self.daemon.hosts[shard] = host;
@@ -415,7 +431,9 @@ impl World {
     }
 
     fn end_sync(&mut self, shard: usize, node: usize, result: Result<Copied, CopyError>) {
-        self.daemon.hosts[shard].syncer = None;
+        if self.daemon.hosts[shard].syncer.take().is_some_and(|syncer| syncer.copies) {
+            self.copies(node);
+        }
         let open: Vec<usize> = self.daemon.hosts[shard]
             .links
             .iter()
@@ -461,7 +479,9 @@ impl World {
             let used = usize::try_from(self.plan.used[node]).unwrap_or(0);
             for pair in in_sync.windows(2) {
                 let (one, other) = (self.nodes[pair[0]].content(), self.nodes[pair[1]].content());
-                if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector]) {
+                let flipped = self.flipped(node);
+                let counts = |sector: usize| !flipped.contains(&(sector as u64));
+                if let Some(sector) = (0..used).find(|sector| one[*sector] != other[*sector] && counts(*sector)) {
                     found = Some((
                         "replicas",
                         format!("targets {} and {} differ in sector {sector} of node {node}", pair[0], pair[1]),

@@ -33,6 +33,10 @@ pub(crate) enum Deed {
     Remove,
     /// What was kept is not any more.
     Release,
+    /// A node's replicas are compared.
+    Scrub { repair: bool },
+    /// That is ended.
+    EndScrub,
 }
 
 /// A fault that happens at a moment and may last.
@@ -68,6 +72,8 @@ pub(crate) enum Kind {
     SlowDisk,
     /// The disk does nothing at all.
     StallDisk,
+    /// The disk changes silently what it holds.
+    Flip,
     /// No fault: the operator does something.
     Deed(Deed),
 }
@@ -134,6 +140,8 @@ pub(crate) struct Plan {
     pub(crate) logged: bool,
     /// Each node's first volume is empty, and its other ones have been used before: they have to be filled.
     pub(crate) used_before: bool,
+    /// The operator has replicas compared, and disks may lie.
+    pub(crate) scrubs: bool,
     /// The disks may lose power.
     pub(crate) mortal: bool,
     pub(crate) requests: u64,
@@ -190,6 +198,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         zombies: false,
         logged: copies > 1 || rng.percent(50),
         used_before: copies > 1 && array.is_multiple_of(3),
+        scrubs: false,
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),

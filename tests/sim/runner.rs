@@ -85,6 +85,9 @@ impl Total {
             stats.disk_errors += more.disk_errors;
             stats.damaged += more.damaged;
             stats.losses += more.losses;
+            stats.scrubs += more.scrubs;
+            stats.found += more.found;
+            stats.repaired += more.repaired;
             stats.events += more.events;
         }
         if let Some(violation) = outcome.violation
@@ -223,7 +226,7 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
     let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
     println!(
         "sim: {done} seeds and {kept} kept ones in {seconds:.1} s ({:.0}/s): {} requests ({} errors, {} of them time-outs), \
-         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} events",
+         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} events",
         done as f64 / seconds.max(0.001),
         stats.requests,
         stats.errors,
@@ -232,6 +235,9 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
         stats.losses,
         stats.disk_errors,
         stats.damaged,
+        stats.scrubs,
+        stats.found,
+        stats.repaired,
         stats.events,
     );
     // For tests/run.sh, which adds up.

@@ -19,6 +19,7 @@ use crate::array::{ARRAY, RUBBISH};
 use crate::disk::{Disk, Io};
 use crate::kept::Kept;
 use crate::net::{self, Body, Damage};
+use crate::scrubs::FLIPPED;
 use crate::world::{Event, MICRO, MILLI, Phase, SECOND, World};
 
 /// The slowest operation of a slow disk, ns: shorter than the judge allows for the recovery from an outage.
@@ -75,6 +76,11 @@ impl Node {
         self.disk.content()
     }
 
+    /// Its disk changes silently what it holds in a sector.
+    pub(crate) fn flip(&mut self, sector: u64) {
+        self.disk.flip(usize::try_from(sector).unwrap_or(usize::MAX), FLIPPED);
+    }
+
     /// It was another array's.
     pub(crate) fn used_before(&mut self) {
         self.disk.fill(STRANGE);
@@ -104,6 +110,11 @@ impl Node {
 }
 
 impl Node {
+    /// Whether nothing of the extent is being changed.
+    pub(crate) fn is_still(&self, extent: Extent) -> bool {
+        self.disk.is_still(extent)
+    }
+
     /// Whether nothing of the extent could be lost or change by itself.
     pub(crate) fn is_settled(&self, extent: Extent) -> bool {
         self.disk.is_settled(extent)

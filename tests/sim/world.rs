@@ -18,6 +18,7 @@ use crate::owner::Record;
 use crate::plan::{self, Fault, Plan};
 use crate::queue::Queue;
 use crate::rng::Rng;
+use crate::scrubs::{self, Scrubs};
 use crate::server::{Accepted, Node, Server};
 use crate::trace::Trace;
 
@@ -55,6 +56,11 @@ pub(crate) enum Event {
     },
     /// The owner asks the next region log of a node.
     Survey {
+        life: u32,
+        node: usize,
+    },
+    /// A node's sync engine is to end.
+    StopSync {
         life: u32,
         node: usize,
     },
@@ -210,6 +216,9 @@ pub(crate) struct Stats {
     pub(crate) disk_errors: u64,
     pub(crate) damaged: u64,
     pub(crate) losses: u64,
+    pub(crate) scrubs: u64,
+    pub(crate) found: u64,
+    pub(crate) repaired: u64,
     pub(crate) events: u64,
 }
 
@@ -240,6 +249,7 @@ pub(crate) struct World {
     pub(crate) lossy: Vec<bool>,
     /// Targets of which the loss was accepted, and nothing lost since.
     pub(crate) accepted: Vec<bool>,
+    pub(crate) scrubs: Scrubs,
     pub(crate) phase: Phase,
     pub(crate) stats: Stats,
     /// Which faults of the plan are on.
@@ -265,6 +275,7 @@ pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
         plan.mix[1] += std::mem::take(&mut plan.mix[3]);
         (plan.rates.disk_eio, plan.rates.disk_enospc) = (0, 0);
     }
+    scrubs::plan(&mut Rng::new(seed.rotate_left(32) ^ 0x5c), &mut plan);
     (plan, rng)
 }
 
@@ -298,6 +309,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         accepted: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
+        scrubs: Scrubs::new(plan.volumes.len()),
         phase: Phase::Work,
         stats: Stats::default(),
         active: vec![false; plan.faults.len()],
@@ -321,7 +333,9 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
     }
     world.run();
     let violation = world.verdict.err();
-    Outcome { violation, hash: world.trace.hash(), stats: world.stats }
+    let Scrubs { done, found, repaired, .. } = world.scrubs;
+    let stats = Stats { scrubs: done, found, repaired, ..world.stats };
+    Outcome { violation, hash: world.trace.hash(), stats }
 }
 
 impl World {
@@ -350,6 +364,7 @@ impl World {
             Event::Reported { life, report } => self.owner_hears(life, Told::Report(report)),
             Event::Recorded { life } => self.recorded(life),
             Event::Survey { life, node } => self.survey(life, node),
+            Event::StopSync { life, node } => self.stop_sync(life, node),
             Event::Adopt { life, shard, version } => self.adopt(life, shard, version),
             Event::Look { life, shard } => self.look(life, shard),
             Event::Client { life, shard } => self.client(life, shard),
@@ -443,6 +458,7 @@ impl World {
         for fault in 0..self.active.len() {
             self.relief(fault);
         }
+        self.scrub_all();
         self.calm();
     }
 

@@ -334,7 +334,7 @@ fn node(
     }
     let (start, sectors, replicas) = (label.start, label.sectors, label.replicas.clone());
     let generation = newest.label.generation.clone();
-    Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer })
+    Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer, scrub: None })
 }
 
 /// The node was moving. Its own volumes are the ones to go by unless the target says that it has taken their place; what it says

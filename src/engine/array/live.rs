@@ -12,6 +12,7 @@ use super::suspend::Hold;
 use super::{Array, Effect, Halt, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
 use crate::control::command::{Answer, Refusal};
 use crate::control::node::{NodeAsk, Suspended};
+use crate::control::scrub::ScrubStatus;
 use crate::control::status::ArrayStatus;
 use crate::control::transfer::Transfer;
 use crate::engine::losses::Memory;
@@ -30,6 +31,8 @@ pub(super) enum After {
     Thawed(usize, Ticket),
     /// What waits at a node is to fail.
     Failing(usize, Ticket),
+    /// The replicas of a node are to be compared; what was kept of the last time.
+    Scrub(usize, Ticket, Option<Box<ScrubStatus>>),
     /// The errand of a node goes on.
     Errand(usize),
     /// What a node has lost is accepted; this was known before.
@@ -59,6 +62,8 @@ pub(super) struct Live {
     pub(super) errands: BTreeMap<usize, Errand>,
     /// Nodes whose move the data path has begun, and who has asked to end it.
     pub(super) moving: BTreeMap<usize, Option<Ticket>>,
+    /// Nodes whose scrub the data path has begun, and who has asked to end it.
+    pub(super) scrubs: BTreeMap<usize, Vec<Ticket>>,
     /// When a transfer that could not be gone on with is tried again, and how often it was.
     pub(super) retries: BTreeMap<usize, (Time, u32)>,
     /// Transfers that are not in the record yet.
@@ -187,6 +192,9 @@ impl Owner {
                 effects.push(Effect::Reply(ticket, answer));
             }
             After::Failing(node, ticket) => self.failing(array, node, ticket, record, effects),
+            After::Scrub(node, ticket, former) => {
+                Owner::scrub_recorded(array, (node, ticket), former, record, effects);
+            }
             After::Errand(node) => self.errand_saved(array, node, record, now, effects),
             After::Accepted(node, ticket, former) => {
                 match record {
@@ -229,6 +237,8 @@ impl Owner {
             NodeAsk::Fail => Owner::fail(ticket, array, at),
             NodeAsk::Replace(replace) => self.replace(ticket, array, at, &replace, effects),
             NodeAsk::Migrate(migrate) => self.migrate(ticket, array, at, &migrate, (fresh, now), effects),
+            NodeAsk::Scrub(scrub) => self.scrub(ticket, array, at, &scrub, now),
+            NodeAsk::EndScrub => Owner::end_scrub(ticket, array, at, effects),
             NodeAsk::Migration(act, which) => self.act(ticket, array, at, (act, which), (fresh, now), effects),
         }?;
         self.pump(array, now, effects);
@@ -247,6 +257,7 @@ impl Owner {
                     self.swapped(&mut array, node, result.is_ok(), now, effects);
                 }
                 News::Moved { node, result } => self.moved(&mut array, node, result, now, effects),
+                News::Scrubbed { node, scrubbed } => self.scrubbed(&mut array, node, &scrubbed, now),
             }
             self.pump(&mut array, now, effects);
         }
@@ -270,6 +281,7 @@ impl Owner {
 
     /// The array is in use no more: who waits for something is told.
     pub(super) fn not_served(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
+        array.interrupt_scrubs(None);
         let live = std::mem::take(&mut array.live);
         self.jobs
             .retain(|job, _| !live.errands.values().any(|errand| errand.job == Some(*job)) && !live.payer.is_job(*job));
@@ -282,6 +294,7 @@ impl Owner {
                 Some(ticket)
             }
             After::Accepted(_, ticket, _) => Some(ticket),
+            After::Scrub(_, ticket, _) => Some(ticket),
             After::Standings | After::Errand(_) | After::Quiet => None,
         });
         let tickets = waiting
@@ -289,6 +302,7 @@ impl Owner {
             .chain(after)
             .chain(live.moving.into_values().flatten())
             .chain(live.releasing.into_values().flatten())
+            .chain(live.scrubs.into_values().flatten())
             .chain(live.payer.tickets());
         let refuse = |ticket| Effect::Reply(ticket, Err(Refusal::new(Errno::ECANCELED, text.clone())));
         effects.extend(tickets.map(refuse));

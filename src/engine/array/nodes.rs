@@ -118,7 +118,7 @@ impl Array {
         let replica = ReplicaSpec { target: target.clone(), volume: Id::NIL, state: ReplicaState::InSync };
         let generation = Generation::first(spec.id);
         let (start, replicas) = (NodeId(Lba(0)), vec![replica]);
-        spec.nodes.push(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None });
+        spec.nodes.push(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None, scrub: None });
         match plan::geometry(&spec) {
             Ok(geometry) => {
                 let start = NodeId(geometry.node_start(spec.nodes.len() - 1));

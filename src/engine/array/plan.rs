@@ -65,7 +65,7 @@ pub(super) fn draft(create: &Create, id: Id) -> Result<ArraySpec, Refusal> {
         let replicas = targets.into_iter().map(replica).collect();
         let generation = Generation::first(id);
         let start = NodeId(Lba(0));
-        nodes.push(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None });
+        nodes.push(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer: None, scrub: None });
     }
     let run = RunOptions::default();
     let (name, alg, block) = (create.name.clone(), create.alg, create.block);

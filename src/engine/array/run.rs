@@ -288,6 +288,7 @@ impl Owner {
         let outlived = array.was_shown == Some(self.boot);
         muster::go_without(&mut array.spec, &muster, outlived, fresh);
         array.forget_losses();
+        array.interrupt_scrubs(Some(self.wall(now)));
         self.save(array, Phase::Started, Life::Minting(asker, muster.present), effects);
     }
 

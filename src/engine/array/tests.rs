@@ -26,6 +26,7 @@ mod regroup;
 mod live;
 mod path;
 mod replicas;
+mod scrub;
 mod suspend;
 mod transfer;
 

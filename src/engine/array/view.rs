@@ -69,6 +69,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         parked: 0,
         suspend: node.suspend.clone(),
         migration: node.transfer.as_ref().map(|transfer| transfer.status.clone()),
+        scrub: node.scrub.clone(),
         replicas: node.replicas.iter().map(replica).collect(),
         counters: Counters::default(),
     };

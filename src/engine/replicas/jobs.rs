@@ -23,20 +23,11 @@ pub(super) enum Job {
         /// Whether it may still copy something that it reads there.
         reads: bool,
     },
-}
-
-impl Job {
-    pub(super) fn source(self) -> Option<usize> {
-        match self {
-            Job::None => None,
-            Job::Running { source } | Job::Stopping { source, .. } => Some(source),
-        }
-    }
-
-    /// Whether something that is read from this target may still be copied.
-    pub(super) fn reads(self, target: usize) -> bool {
-        self.source() == Some(target) && !matches!(self, Job::Stopping { reads: false, .. })
-    }
+    /// It compares the replicas.
+    Scrubbing {
+        /// It was asked to end.
+        stopping: bool,
+    },
 }
 
 impl Replicas {
@@ -51,6 +42,8 @@ impl Replicas {
         match (wanted, state.job) {
             (Some(target), Job::None) if state.step == Step::Steady => self.start_job(node, target),
             (None, Job::Running { .. }) => self.stop_job(node),
+            // A scrub makes way.
+            (Some(_), Job::Scrubbing { .. }) => self.stop_job(node),
             _ => {}
         }
     }
@@ -67,10 +60,13 @@ impl Replicas {
     }
 
     pub(super) fn stop_job(&mut self, node: usize) {
-        if let Job::Running { source } = self.nodes[node].job {
-            self.nodes[node].job = Job::Stopping { source, reads: true };
-            self.effects.push_back(Effect::StopSync { node });
-        }
+        let stopping = match self.nodes[node].job {
+            Job::Running { source } => Job::Stopping { source, reads: true },
+            Job::Scrubbing { stopping: false } => Job::Scrubbing { stopping: true },
+            Job::None | Job::Stopping { .. } | Job::Scrubbing { stopping: true } => return,
+        };
+        self.nodes[node].job = stopping;
+        self.effects.push_back(Effect::StopSync { node });
     }
 
     /// The sync engine that was asked to end reads no more. What it is still writing it has read before, and its windows are open.
@@ -99,6 +95,9 @@ impl Replicas {
     }
 
     pub(super) fn synced(&mut self, node: usize, result: Result<Copied, CopyError>, now: Time) {
+        if matches!(self.nodes[node].job, Job::Scrubbing { .. }) {
+            return self.scrub_ended(node, result, now);
+        }
         let asked = matches!(self.nodes[node].job, Job::Stopping { .. });
         self.nodes[node].job = Job::None;
         self.left(node);

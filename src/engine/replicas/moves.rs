@@ -285,7 +285,7 @@ impl Replicas {
             (_, Err(CopyError::Target(errno))) => self.end_move(node, MoveError::Target(errno)),
             (_, Err(CopyError::Different(at))) => self.end_move(node, MoveError::Different(at)),
             // It goes on where it was, if it is still wanted.
-            (_, Err(CopyError::Stopped) | Ok(_)) => {}
+            (_, Err(CopyError::Stopped | CopyError::Repair(..)) | Ok(_)) => {}
         }
     }
 

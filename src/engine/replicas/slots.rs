@@ -47,6 +47,7 @@ impl Replicas {
         let state = &mut self.targets[target];
         (state.role, state.standing, state.failed, state.reachable) = (Role::Stale, standing, false, false);
         state.losses = None;
+        state.refill = false;
         self.effects.push_back(Effect::Attach { target, at, volume });
         self.publish();
         Some(target)

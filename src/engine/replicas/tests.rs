@@ -1,7 +1,8 @@
 //! The rules of replicas, suspends and moves, one by one, where the simulator would need luck to see one broken.
 
 use super::*;
-use crate::engine::steer::{Move, MoveError, Moved};
+use crate::engine::scrub::Repair;
+use crate::engine::steer::{Move, MoveError, Moved, ScrubError, ScrubOrder, ScrubWait, Scrubbed};
 use crate::engine::view::Gate;
 use crate::geometry::map::Geometry;
 use crate::units::Epoch;
@@ -226,4 +227,122 @@ fn what_joins_waits_for_what_leaves() {
     bench.tell(Event::Saved(true));
     let joined = vec![(volume(0), Standing::InSync), (volume(1), Standing::Stale), (volume(2), Standing::InSync)];
     assert_eq!(saved(&bench.adopt()), Some(joined));
+}
+
+fn order(repair: Repair) -> Event {
+    Event::Steer(Steer::Scrub(ScrubOrder { node: 0, repair, rate: 0 }))
+}
+
+fn begins(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Sync { task: Task::Scrub(_), .. }))
+}
+
+fn stops(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::StopSync { .. }))
+}
+
+fn scrubbed(effects: &[Effect]) -> Option<Scrubbed> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Tell(News::Scrubbed { scrubbed, .. }) => Some(scrubbed.clone()),
+        _ => None,
+    })
+}
+
+/// A node with so many replicas in sync, that is being scrubbed.
+fn scrubbing(replicas: usize, repair: Repair) -> Bench {
+    let mut bench = Bench::new(&vec![Standing::InSync; replicas]);
+    bench.tick(&[]);
+    assert!(!begins(&bench.tell(order(repair))), "not before every shard knows its windows");
+    assert!(begins(&bench.adopt()));
+    bench
+}
+
+const STOPPED: Event = Event::Synced { node: 0, result: Err(CopyError::Stopped) };
+
+fn waits(bench: &Bench) -> Option<ScrubWait> {
+    bench.rules.scrub_shown(0).expect("a scrub").waits
+}
+
+#[test]
+fn a_scrub_makes_way_for_a_suspend_and_goes_on_where_it_was() {
+    let mut bench = scrubbing(2, Repair::No);
+    let map = bench.rules.scrub_shown(0).unwrap().map;
+    assert!(stops(&bench.tell(Event::Steer(Steer::Freeze { node: 0 }))));
+    bench.tell(STOPPED);
+    assert_eq!((bench.gate(), waits(&bench)), (Gate::Draining, Some(ScrubWait::Suspended)));
+    bench.adopt();
+    let tickets: Vec<u64> = bench
+        .adopt()
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Flush { ticket, .. } => Some(*ticket),
+            _ => None,
+        })
+        .collect();
+    for ticket in tickets {
+        bench.tell(Event::Flushed { ticket, durable: true });
+    }
+    assert_eq!(bench.rules.freeze_state(0), FreezeState::Frozen);
+    let effects = bench.tell(Event::Steer(Steer::Thaw { node: 0 }));
+    assert!(begins(&effects) || begins(&bench.adopt()));
+    assert!(Arc::ptr_eq(&map, &bench.rules.scrub_shown(0).unwrap().map), "what was compared was");
+    let effects = bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
+    assert_eq!(scrubbed(&effects).unwrap().error, None);
+    bench.adopt();
+    assert!(bench.rules.view().nodes[0].sync.is_none() && bench.rules.is_idle());
+}
+
+#[test]
+fn what_was_left_is_compared_from_the_beginning_and_not_recorded_before_the_comparison_has_ended() {
+    let mut bench = scrubbing(2, Repair::No);
+    let map = bench.rules.scrub_shown(0).unwrap().map;
+    assert!(stops(&bench.tell(Event::Report(Report::Failed { target: 1, errno: Errno::EIO }))));
+    // Else a write that it missed would be over, and its region look different.
+    assert_eq!(saved(&bench.adopt()), None);
+    assert_eq!(saved(&bench.tell(STOPPED)).unwrap()[1], (volume(1), Standing::Stale));
+    bench.tell(Event::Saved(true));
+    bench.adopt();
+    bench.tick(&[]);
+    let effects = bench.adopt();
+    assert_eq!((bench.rules.role(1), waits(&bench)), (Role::Syncing, Some(ScrubWait::Syncing)));
+    assert!(!begins(&effects) && effects.iter().any(|effect| matches!(effect, Effect::Sync { .. })), "{effects:?}");
+    bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
+    bench.tell(Event::Saved(true));
+    bench.adopt();
+    bench.tick(&[]);
+    assert!(begins(&bench.adopt()));
+    assert!(!Arc::ptr_eq(&map, &bench.rules.scrub_shown(0).unwrap().map));
+}
+
+#[test]
+fn a_scrub_waits_for_two_and_for_the_one_to_go_by() {
+    let mut bench = Bench::new(&[Standing::InSync, Standing::Stale, Standing::InSync]);
+    bench.tick(&[1, 2]);
+    bench.tell(order(Repair::No));
+    assert_eq!(waits(&bench), Some(ScrubWait::Unreachable));
+    bench.tell(Event::Steer(Steer::EndScrub { node: 0 }));
+    bench.tell(order(Repair::From(volume(1))));
+    assert_eq!(waits(&bench), Some(ScrubWait::NotInSync));
+    assert_eq!(
+        scrubbed(&bench.tell(Event::Steer(Steer::EndScrub { node: 0 }))).unwrap().error,
+        Some(ScrubError::Aborted)
+    );
+    bench.tell(order(Repair::Majority));
+    assert_eq!(waits(&bench), Some(ScrubWait::NotInSync));
+    bench.tell(Event::Steer(Steer::EndScrub { node: 0 }));
+    let effects = bench.tell(order(Repair::From(NEW)));
+    assert_eq!(scrubbed(&effects).unwrap().error, Some(ScrubError::SourceGone));
+    let mut bench = Bench::new(&[Standing::InSync]);
+    bench.tick(&[]);
+    assert_eq!(scrubbed(&bench.tell(order(Repair::No))).unwrap().error, Some(ScrubError::Alone));
+}
+
+#[test]
+fn a_replica_that_cannot_be_put_right_is_left_and_filled_from_the_beginning() {
+    let mut bench = scrubbing(2, Repair::From(volume(0)));
+    let result = Err(CopyError::Repair(1, Errno::EIO));
+    let effects = bench.tell(Event::Synced { node: 0, result });
+    assert_eq!(scrubbed(&effects).unwrap().error, Some(ScrubError::Repair(volume(1), Errno::EIO)));
+    assert_eq!(bench.rules.role(1), Role::Leaving);
+    assert_eq!(saved(&bench.adopt()).unwrap()[1], (volume(1), Standing::Filling { from: Lba(0) }));
 }

@@ -26,6 +26,8 @@ use crate::limits;
 use crate::units::{Extent, Time};
 use crate::wire::frame::Op;
 
+mod reads;
+
 /// Targets of a node, one bit each, by their place in its list.
 type Mask = u8;
 
@@ -368,22 +370,6 @@ impl Shard {
         Some(part)
     }
 
-    /// The target to read from: in sync, connected, with the least to do. Not one of `tried`.
-    fn pick(&self, view: &View, node: usize, tried: Mask) -> Option<usize> {
-        let node = &view.nodes[node];
-        let may = |target: &usize| {
-            let readable = match view.role(*target) {
-                Role::InSync => true,
-                Role::Stale | Role::Syncing | Role::Mirror => planted(Bug::ReadFromStale),
-                _ => false,
-            };
-            readable && !self.shared.target(*target).has_lost() && bit_of(node, *target) & tried == 0
-        };
-        let busy =
-            |target: &usize| (!self.is_ready(*target), self.links[*target].requests + self.links[*target].queue.len());
-        node.targets.iter().copied().filter(may).min_by_key(busy)
-    }
-
     /// Whether what is asked of a target now is sent at once.
     pub(super) fn is_ready(&self, target: usize) -> bool {
         matches!(self.links[target].state, LinkState::Up(_)) && !self.shared.target(target).is_held()
@@ -415,40 +401,10 @@ impl Shard {
         }
         match result {
             Err(error) if part.op == Op::Read => self.read_elsewhere(index, part.target, error),
-            _ if part.op == Op::Read => self.end(index, Ok(())),
+            _ if part.op == Op::Read => self.read_answered(index, &view),
             _ if self.groups.at(index).flying == 0 => self.decide(index),
             _ => {}
         }
-    }
-
-    /// A read has failed on one target, or has no connection there: the next one, or the error when all were asked.
-    fn read_elsewhere(&mut self, index: u16, from: usize, error: Errno) {
-        let view = std::sync::Arc::clone(&self.view);
-        let group = *self.groups.at(index);
-        if self.is_over(&group) || error == Errno::EBADE {
-            return self.end(index, Err(error));
-        }
-        let here = bit_of(&view.nodes[group.node], from);
-        let next = self.pick(&view, group.node, group.bad | here).filter(|target| self.is_ready(*target));
-        match next.or_else(|| self.pick(&view, group.node, group.bad)) {
-            Some(target) => drop(self.send_part(index, target)),
-            None => self.end(index, Err(group.error.unwrap_or(error))),
-        }
-    }
-
-    /// A read that waits for a connection goes to a target that has one.
-    pub(super) fn reroute(&mut self, part: u16) -> bool {
-        let Part { target, op, group, state, .. } = *self.parts.at(part);
-        let Some(index) = group.filter(|_| op == Op::Read && state == PartState::Queued) else { return false };
-        let view = std::sync::Arc::clone(&self.view);
-        let group = *self.groups.at(index);
-        let here = bit_of(&view.nodes[group.node], target);
-        let next = self.pick(&view, group.node, group.bad | here).filter(|target| self.is_ready(*target));
-        if next.is_some() {
-            self.unqueue(part);
-            self.release(part, false, Err(Errno::ETIMEDOUT));
-        }
-        next.is_some()
     }
 
     /// Every part of a write or a flush has ended, or the view has changed since: what its caller is told, and when.

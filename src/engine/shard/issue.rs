@@ -161,9 +161,9 @@ impl Shard {
         let refusal = if self.links[target].state == LinkState::Fenced {
             Some(Errno::EBADE)
         } else if self.shared.target(target).has_lost() {
-            // What it has may be older than what was acknowledged.
-            Some(Errno::EIO)
-        } else if op != Op::Read && self.shared.target(target).has_failed_flush() {
+            // What it has may be older than what was acknowledged; that says nothing about its disk to whoever asks for this target.
+            Some(if active.request.target.is_some() { Errno::ECANCELED } else { Errno::EIO })
+        } else if !matches!(op, Op::Read | Op::Digest) && self.shared.target(target).has_failed_flush() {
             // What is written there now could never be made durable truthfully.
             Some(Errno::EIO)
         } else {

@@ -16,7 +16,7 @@ use crate::control::target::Target;
 use crate::engine::copy::{Copied, Copy, CopyConfig, CopyError, Task};
 use crate::engine::losses::Losses;
 use crate::engine::region::SyncMap;
-use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, Standing};
+use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, ScrubShown, Standing};
 use crate::engine::shard::Report;
 use crate::engine::shared::{LinkPhase, Shared};
 use crate::engine::steer::{MoveShown, News, Steer};
@@ -133,6 +133,8 @@ pub struct NodeShown {
     pub moving: Option<MoveShown>,
     /// The target that is copied to, or that mirrors, and how far that is.
     pub sync: Option<(usize, Arc<SyncMap>)>,
+    /// How its scrub goes.
+    pub scrub: Option<ScrubShown>,
 }
 
 impl NodeShown {
@@ -249,7 +251,8 @@ fn show(rules: &Replicas, addresses: &[Option<String>]) -> Shown {
     let node = |number: usize| {
         let syncing = view.with_role(number, Role::Syncing).next();
         let sync = syncing.zip(view.nodes[number].sync.clone());
-        NodeShown { freeze: rules.freeze_state(number), moving: rules.move_shown(number), sync }
+        let (freeze, moving) = (rules.freeze_state(number), rules.move_shown(number));
+        NodeShown { freeze, moving, sync, scrub: rules.scrub_shown(number) }
     };
     let target = |(target, address): (&crate::engine::view::Target, &Option<String>)| TargetShown {
         volume: target.volume,
@@ -462,7 +465,13 @@ impl Work {
     ) -> std::io::Result<()> {
         let view = Arc::clone(self.config.rules.view());
         let Some(overlap) = view.nodes[node].overlap.clone() else { return Ok(()) };
-        let (seat, orders) = self.config.seats.seat(&view, source, target, self.sequences[node])?;
+        let (targets, logged) = task.targets(&view, source, target);
+        let patience = match task {
+            Task::Scrub(_) => limits::SCRUB_TIMEOUT,
+            Task::Copy { .. } | Task::Verify => limits::TARGET_TIMEOUT,
+        };
+        let (seat, orders) = self.config.seats.seat(&view, (&targets, logged), self.sequences[node], patience)?;
+        info!(array = self.config.name, node, ?targets, ?task, regions = map.left(), "a sync engine begins");
         let shard = seat.index;
         let config = CopyConfig {
             task,
@@ -480,7 +489,6 @@ impl Work {
                 let _ = thread.post(Order::Look);
             }
         };
-        info!(array = self.config.name, node, source, target, ?task, regions = map.left(), "a sync engine begins");
         let left = {
             let sender = self.config.sender.clone();
             move || drop(sender.send(Note::SourceLeft { node }))

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::control::command::Refusal;
 use crate::control::migration::MoveLive;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
+use crate::control::scrub::ScrubLive;
 use crate::control::spec::{ArraySpec, Frontend, NodeSpec};
 use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaLive, Trust};
 use crate::control::target::{ServerAddress, Target};
 use crate::control::why::Heard;
 use crate::engine::array::plan;
-use crate::engine::replicas::{FreezeState, Standing};
+use crate::engine::replicas::{FreezeState, ScrubShown, Standing};
 use crate::engine::shard::why::Waiting;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
 use crate::engine::steer::{MoveShown, Steer};
@@ -217,6 +218,7 @@ impl Running for Started {
         for (live, node) in nodes.iter_mut().zip(&shown.nodes) {
             live.gate = gate(node.freeze);
             live.migration = node.moving.map(|moving| move_live(moving, node.progress()));
+            live.scrub = node.scrub.as_ref().map(scrub_live);
         }
         let replicas = nodes.iter().flat_map(|node| &node.replicas);
         let counters = replicas.fold(Counters::default(), |sum, replica| sum.plus(replica.counters));
@@ -305,6 +307,11 @@ fn move_live(moving: MoveShown, progress: Option<Progress>) -> MoveLive {
     }
 }
 
+fn scrub_live(scrub: &ScrubShown) -> ScrubLive {
+    let compared = scrub.map.regions() as u64 - scrub.map.left();
+    ScrubLive { compared, findings: scrub.tally.findings(), waits: scrub.waits }
+}
+
 fn live(target: &TargetShared) -> ReplicaLive {
     let gauges = target.gauges();
     let counters = gauges.iter().map(counted).fold(Counters::default(), Counters::plus);
@@ -352,6 +359,8 @@ fn counted(gauge: &Gauge) -> Counters {
         written_bytes: gauge.write_bytes.load(Ordering::Relaxed),
         flushes: gauge.flushes.load(Ordering::Relaxed),
         errors: gauge.errors.load(Ordering::Relaxed),
+        rescued_reads: gauge.rescued.load(Ordering::Relaxed),
+        damaged: gauge.damaged.load(Ordering::Relaxed),
     }
 }
 

@@ -235,18 +235,18 @@ pub struct SyncSeats {
 }
 
 impl SyncSeats {
-    /// A seat that is attached to two targets of a view alone. Sequences up to `sequence` were used before.
+    /// A seat that is attached to these targets of a view alone, with what it changes there in the region log if `logged`. Sequences up
+    /// to `sequence` were used before; what is asked is given up after `patience`.
     pub fn seat(
         &self,
         view: &View,
-        source: usize,
-        target: usize,
+        (targets, logged): (&[usize], bool),
         sequence: u32,
+        patience: Duration,
     ) -> std::io::Result<(Seat, Postbox<Order>)> {
-        let logged = view.logs_copies(target);
-        let view = view.for_copying(source, target);
+        let view = view.for_copying(targets);
         let index = self.connector.config.queues;
-        let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: limits::TARGET_TIMEOUT };
+        let config = ShardConfig { index, depth: limits::SYNC_WINDOWS, io_timeout: patience };
         let shard = Shard::after(config, Arc::new(view), Arc::clone(&self.shared), sequence);
         let (postbox, wakeup) = mailbox(limits::ORDERS_MAX)?;
         let connections = connections(&self.connector, index, &shard, &self.places, |_| logged);

@@ -127,6 +127,8 @@ fn flipped_bits_never_reach_anybody() {
     report("flip", seed, &proxies);
     assert!(status.success(), "fio: {status}, SEED={seed}\n{}", farm.logs());
     assert!(sum(&proxies, Count::Flips) > 50);
+    let counters: serde_json::Value = serde_json::from_str(&farm.dst("status flip --json")).unwrap();
+    assert!(counters["counters"]["damaged"].as_u64().is_some_and(|damaged| damaged > 10), "{counters}");
     set(&proxies, Faults::default());
     is_well(&farm, "flip", &uri);
 }

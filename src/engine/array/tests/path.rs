@@ -1,6 +1,7 @@
 //! A data path in memory: does what it is steered to, as the real one answers.
 
 use super::*;
+use crate::engine::scrub::Findings;
 
 /// What becomes of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,12 @@ impl Path {
         match steer {
             Steer::Freeze { node } => news(daemon, world, News::Frozen { node, flushed: true }),
             Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } | Steer::AcceptLoss { .. } => {}
+            Steer::Scrub(_) => {}
+            Steer::EndScrub { node } => {
+                let error = Some(steer::ScrubError::Aborted);
+                let scrubbed = steer::Scrubbed { regions: 2, compared: 1, findings: Findings::default(), error };
+                news(daemon, world, News::Scrubbed { node, scrubbed });
+            }
             Steer::Attach { node, volume, .. } => self.change(&[(volume, node, Standing::Stale)], Then::Nothing),
             Steer::Detach { node, volume } => {
                 self.change(&[(volume, node, Standing::Absent)], Then::Tell(News::Detached { node, volume }));
