@@ -151,8 +151,10 @@ fn survives(verb: &str, prepare: &[&str]) {
         let found = bed.settled(&at, [&before, &after]);
         assert!(!answered || found == after, "{at}: it was answered, and is undone");
         bed.restart();
-        assert_eq!(bed.settled(&at, [&before, &after]), found, "{at}: another start");
-        tally.count(found == after);
+        // What is left to do is done in the background: it may not have been at the first look.
+        let again = bed.settled(&at, [&before, &after]);
+        assert!(again == found || again == after, "{at}: another start took it back");
+        tally.count(again == after);
         bed.leave();
     }
     tally.report(&format!("array {verb}"));
