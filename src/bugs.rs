@@ -120,7 +120,6 @@ bugs! {
     FillingIsStale "of a replica that was never filled only what is marked is copied"
     ScrubSkipsLast "a scrub does not compare the last region"
     ScrubMissesThird "a scrub compares the first two replicas alone"
-    ScrubReadsLeft "a replica that was left is compared, and gone by, as if it had what was written since"
     RepairFromWrong "a repair takes what it writes from another replica than the one that is right"
     RepairClosesEarly "writes to a region go on before its repair has landed"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"

@@ -13,7 +13,6 @@
 use std::sync::Arc;
 
 use super::{Effect, Freeze, Job, Replicas, Standing, Step};
-use crate::bugs::{Bug, planted};
 use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::region::SyncMap;
 use crate::engine::scrub::{Repair, Scrub, Tally};
@@ -84,7 +83,6 @@ impl Replicas {
             Job::None => false,
             Job::Running { source } => source == target,
             Job::Stopping { source, reads } => reads && source == target,
-            Job::Scrubbing { .. } if planted(Bug::ScrubReadsLeft) => false,
             Job::Scrubbing { .. } => state.scrub.as_ref().is_some_and(|scrub| scrub.members.contains(&target)),
         }
     }
