@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
@@ -100,7 +100,8 @@ pub struct DataFile {
     /// not take away the error that the next flush has to see.
     durable: File,
     direct: bool,
-    in_memory: bool,
+    /// It lies on a tmpfs: `plain` once more.
+    memory: Option<File>,
 }
 
 impl DataFile {
@@ -118,7 +119,8 @@ impl DataFile {
         let durable = open(flags | OFlag::O_DSYNC)?;
         lock(&durable, libc::LOCK_SH)?;
         let in_memory = statfs::fstatfs(&plain).is_ok_and(|stat| stat.filesystem_type() == statfs::TMPFS_MAGIC);
-        Ok(Some(DataFile { plain, durable, direct, in_memory }))
+        let memory = in_memory.then(|| plain.try_clone()).transpose()?;
+        Ok(Some(DataFile { plain, durable, direct, memory }))
     }
 
     /// Whether it bypasses the page cache.
@@ -157,7 +159,7 @@ pub struct UringDisk {
     plain: tokio_uring::fs::File,
     durable: tokio_uring::fs::File,
     /// It lies on a tmpfs: reading and writing it is copying, which a ring would have another thread do.
-    in_memory: bool,
+    memory: Option<File>,
     /// The filesystem can do it: found out by trying.
     can_zero: Cell<bool>,
     can_punch: Cell<bool>,
@@ -169,7 +171,7 @@ impl UringDisk {
         UringDisk {
             plain: tokio_uring::fs::File::from_std(file.plain),
             durable: tokio_uring::fs::File::from_std(file.durable),
-            in_memory: file.in_memory,
+            memory: file.memory,
             can_zero: Cell::new(true),
             can_punch: Cell::new(true),
         }
@@ -235,31 +237,17 @@ fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
 
 impl Disk for UringDisk {
     fn is_in_memory(&self) -> bool {
-        self.in_memory
+        self.memory.is_some()
     }
 
     fn read_now(&self, buffer: &mut [u8], offset: u64) -> Result<(), Errno> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let to = &mut buffer[done..];
-            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
-            // SAFETY: a system call on an open descriptor, into a slice that is borrowed alone.
-            let result = unsafe { libc::pread(self.plain.as_raw_fd(), to.as_mut_ptr().cast(), to.len(), at) };
-            progress(usize::try_from(result).map_err(|_| io::Error::last_os_error()), &mut done)?;
-        }
-        Ok(())
+        let file = self.memory.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        file.read_exact_at(buffer, offset).map_err(|error| Errno::from(&error))
     }
 
     fn write_now(&self, buffer: &[u8], offset: u64) -> Result<(), Errno> {
-        let mut done = 0;
-        while done < buffer.len() {
-            let from = &buffer[done..];
-            let at = i64::try_from(offset + done as u64).map_err(|_| Errno::EINVAL)?;
-            // SAFETY: a system call on an open descriptor, out of a slice that is borrowed.
-            let result = unsafe { libc::pwrite(self.plain.as_raw_fd(), from.as_ptr().cast(), from.len(), at) };
-            progress(usize::try_from(result).map_err(|_| io::Error::last_os_error()), &mut done)?;
-        }
-        Ok(())
+        let file = self.memory.as_ref().ok_or(Errno::EOPNOTSUPP)?;
+        file.write_all_at(buffer, offset).map_err(|error| Errno::from(&error))
     }
 
     async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {

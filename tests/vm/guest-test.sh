@@ -413,10 +413,5 @@ step "the end"
 check "stop and remove" stop_and_remove
 check "SIGTERM leaves no device behind" daemon_leaves_cleanly
 
-cp "$T"/*.log "$VM_OUT" 2>/dev/null
-if [ "$failed" != 0 ]; then
-    for log in "$T"/*.log; do
-        [ ! -s "$log" ] || { echo "--- the end of ${log##*/}:"; tail -n 20 "$log"; }
-    done
-fi
+keep_logs
 finish_checks

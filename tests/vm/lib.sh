@@ -42,6 +42,16 @@ check() {
     fi
 }
 
+# The daemons' logs stay outside of the guest; their ends are shown if something has failed.
+keep_logs() {
+    local log
+    cp "$T"/*.log "$VM_OUT" 2>/dev/null
+    [ "$failed" != 0 ] || return 0
+    for log in "$T"/*.log; do
+        [ ! -s "$log" ] || { echo "--- the end of ${log##*/}:"; tail -n 20 "$log"; }
+    done
+}
+
 # The script's last words, which tests/run.sh adds up.
 finish_checks() {
     local code=0

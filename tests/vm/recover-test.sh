@@ -213,10 +213,5 @@ check "umount" umount "$T/mnt"
 check "the other one" dst stop wide
 check "nothing is left" equal devices "" "$(ls /sys/class/ublk-char)"
 
-cp "$T"/*.log "$VM_OUT" 2>/dev/null
-if [ "$failed" != 0 ]; then
-    for log in "$T"/*.log; do
-        [ ! -s "$log" ] || { echo "--- the end of ${log##*/}:"; tail -n 20 "$log"; }
-    done
-fi
+keep_logs
 finish_checks

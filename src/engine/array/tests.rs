@@ -203,6 +203,11 @@ fn copied(world: &mut World) -> Daemon {
     Daemon::boot(world)
 }
 
+/// The data path of the array's first life asks for this to be made durable.
+fn regrouped(standings: Vec<(Id, Standing)>) -> Event {
+    Event::Regroup { name: "a".to_owned(), epoch: Epoch(1), standings, losses: Vec::new(), fresh: fresh() }
+}
+
 fn states(world: &World) -> Vec<ReplicaState> {
     world.spec().replicas().map(|(_, replica)| replica.state).collect()
 }

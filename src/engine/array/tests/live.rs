@@ -36,13 +36,7 @@ fn one_is_added_and_taken_while_the_array_is_in_use() {
     let volume = Id([50; 16]);
     assert!(matches!(&daemon.steered[..], [Steer::Attach { node: 0, volume: id, .. }] if *id == volume));
     // It is full: that is a change like any other.
-    daemon.event(Event::Regroup {
-        name: "a".to_owned(),
-        epoch: Epoch(1),
-        standings: vec![(volume, Standing::InSync)],
-        losses: Vec::new(),
-        fresh: fresh(),
-    });
+    daemon.event(regrouped(vec![(volume, Standing::InSync)]));
     path.settle(&mut daemon, &mut world);
     assert_eq!(states(&world), [IN; 5]);
     let before = world.spec().nodes[0].generation.clone();
@@ -75,13 +69,7 @@ fn what_cannot_be_is_refused() {
     let refusal = path.run(&mut daemon, &mut world, take("n-0", 0)).unwrap_err();
     assert!(refusal.errno == Errno::EBUSY && refusal.text.contains("is getting a replica"), "{refusal}");
     assert!(daemon.replies[&first].is_ok());
-    daemon.event(Event::Regroup {
-        name: "a".to_owned(),
-        epoch: Epoch(1),
-        standings: vec![(world.volumes["s2:1/v"].id, Standing::Stale)],
-        losses: Vec::new(),
-        fresh: fresh(),
-    });
+    daemon.event(regrouped(vec![(world.volumes["s2:1/v"].id, Standing::Stale)]));
     path.settle(&mut daemon, &mut world);
     let refusal = path.run(&mut daemon, &mut world, take("n-0", 0)).unwrap_err();
     assert!(refusal.text.contains("is the last one that is in sync"), "{refusal}");

@@ -78,13 +78,7 @@ fn what_cannot_be_compared_or_judged_is_refused_by_name() {
     error(&mut daemon, &mut world, scrub("n-0", false, None), Errno::ECONNREFUSED, "it broke");
     assert!(daemon.steered.is_empty() && daemon.owner.view()[0].nodes[0].scrub.is_none());
     world.broken.clear();
-    daemon.event(Event::Regroup {
-        name: "a".to_owned(),
-        epoch: Epoch(1),
-        standings: vec![(world.volumes["s2:1/v"].id, Standing::Stale)],
-        losses: Vec::new(),
-        fresh: fresh(),
-    });
+    daemon.event(regrouped(vec![(world.volumes["s2:1/v"].id, Standing::Stale)]));
     daemon.settle(&mut world);
     assert_eq!(states(&world)[1], ReplicaState::Stale);
     error(&mut daemon, &mut world, scrub("n-0", true, Some(1)), Errno::EBUSY, "(s2:1/v) is stale");
