@@ -9,6 +9,7 @@
 //! Steady --failed--> Leaving{view} --adopted--> Recording --saved--> Settling{view} --adopted--> Steady
 //! Steady --a stale one answers--> Opening{view} --adopted--> Steady, syncing --copied--> Recording --saved--> Settling
 //! Steady --a scrub is wanted--> Opening{view} --adopted--> Steady, scrubbing ([`scrubs`])
+//! Recording --not saved, and one of those that were to know of it has failed meanwhile--> Leaving
 //! ```
 //!
 //! What holds (the contract, 1.4, 4.4, 8.1): a target that is left behind is first no shard's any more, then durably stale, and
@@ -63,8 +64,8 @@ pub enum Event {
         /// The version of the view.
         version: u64,
     },
-    /// What was to be saved is durable, or could not be made so.
-    Saved(bool),
+    /// The answer to [`Effect::Save`].
+    Saved(Saved),
     /// What a sync engine was to do has ended.
     Synced {
         /// Of this node.
@@ -95,6 +96,18 @@ pub enum Event {
     },
     /// Time has passed. Per target: whether it can be asked now.
     Tick(Vec<bool>),
+}
+
+/// What has become durable of what was to be saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// All of it.
+    All,
+    /// The record; and these volumes could not be told. Nodes that have none of them go on. [`Saved::Nothing`] follows, when it may be
+    /// tried again.
+    AllBut(Vec<Id>),
+    /// It may be tried again now.
+    Nothing,
 }
 
 /// What is to be done.
@@ -328,7 +341,7 @@ impl Replicas {
             Event::Report(Report::Lost { target }) => self.lost(target),
             Event::Report(Report::Diverged { node }) => self.nodes[node].diverged = true,
             Event::Adopted { node, version } => self.adopted(node, version, now),
-            Event::Saved(durable) => self.saved(durable, now),
+            Event::Saved(saved) => self.saved(saved, now),
             Event::Synced { node, result } => self.synced(node, result, now),
             Event::SourceLeft { node } => self.source_left(node),
             Event::Flushed { ticket, durable } => self.flushed(ticket, durable, now),
@@ -362,7 +375,7 @@ impl Replicas {
         self.join(node);
         self.move_on(node, now);
         self.freeze_on(node, now);
-        if self.nodes[node].step != Step::Steady || self.leave(node) {
+        if !self.may_leave(node) || self.leave(node) || self.nodes[node].step != Step::Steady {
             return;
         }
         let state = &self.nodes[node];
@@ -377,9 +390,22 @@ impl Replicas {
         self.run_job(node);
     }
 
+    /// Whether what has failed can be left now. Also when a change is to be recorded and nobody is at it: those who are to know of it are
+    /// asked until they answer, and one that has failed may never.
+    fn may_leave(&self, node: usize) -> bool {
+        match self.nodes[node].step {
+            Step::Steady => true,
+            Step::Recording => !self.saving,
+            Step::Leaving { .. } | Step::Settling { .. } | Step::Opening { .. } => false,
+        }
+    }
+
     /// Leaves what has failed; true when there was something.
     fn leave(&mut self, node: usize) -> bool {
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
+        // Whether these two have changed places is decided: only the record knows how.
+        let swapped = self.committing(node);
+        let pinned = |target: usize| swapped.as_ref().is_some_and(|ends| ends.contains(&target));
         let in_sync = self.whole(node);
         let fine = |target: &usize| !self.targets[*target].failed && self.targets[*target].gone.is_none();
         let good = in_sync.iter().copied().filter(fine).collect::<Vec<_>>();
@@ -387,17 +413,18 @@ impl Replicas {
         let reachable = keepers.iter().copied().find(|target| self.targets[*target].reachable);
         let keeper = reachable.or_else(|| keepers.first().copied());
         let all_failed = good.is_empty();
-        let leaving = self.of(node, |target| {
+        let mut leaving = self.of(node, |target| {
             let gone = target.gone.is_some() && !matches!(target.role, Role::Leaving | Role::Absent);
             gone || target.role.is_written() && (diverged || target.failed)
         });
+        leaving.retain(|target| !pinned(*target));
         let last = in_sync.len() == 1;
         let stays = |target: usize| (diverged || all_failed || last) && Some(target) == keeper;
         let (staying, leaving): (Vec<usize>, Vec<usize>) = leaving.into_iter().partition(|target| stays(*target));
         for target in staying {
             (self.targets[target].gone, self.targets[target].refill) = (None, false);
         }
-        for target in self.of(node, |target| target.failed) {
+        for target in self.of(node, |target| target.failed).into_iter().filter(|target| !pinned(*target)) {
             self.targets[target].failed = false;
         }
         if leaving.is_empty() {
@@ -412,6 +439,8 @@ impl Replicas {
             state.role = Role::Leaving;
             state.standing = match (state.gone, state.standing) {
                 (Some(_), _) => Standing::Absent,
+                // Its marks are with the one that goes, as for those that were left before.
+                (None, Standing::InSync) if swapped.is_some() => Standing::Filling { from: Lba(0) },
                 (None, Standing::InSync) => refilled.unwrap_or(Standing::Stale),
                 // What was never filled does not become a copy by being left.
                 (None, standing) => standing,
@@ -495,14 +524,20 @@ impl Replicas {
         self.effects.push_back(Effect::Save(standings));
     }
 
-    fn saved(&mut self, durable: bool, now: Time) {
-        self.saving = false;
-        if !durable {
-            // Nothing may go on without it; it is tried again.
-            self.dirty = true;
-            return;
-        }
-        let saved = std::mem::take(&mut self.saved_with);
+    fn saved(&mut self, saved: Saved, now: Time) {
+        let owing = match saved {
+            Saved::All => Vec::new(),
+            Saved::AllBut(untold) => self.fail_untold(&untold),
+            Saved::Nothing => {
+                // What waits for it may not go on; it is tried again.
+                (self.saving, self.dirty) = (false, true);
+                return self.saved_with.clear();
+            }
+        };
+        self.saving = !owing.is_empty();
+        let with = std::mem::take(&mut self.saved_with);
+        let (waiting, saved) = with.into_iter().partition::<Vec<usize>, _>(|node| owing.contains(node));
+        self.saved_with = waiting;
         for node in &saved {
             for target in self.view.nodes[*node].targets.clone() {
                 let state = &mut self.targets[target];
@@ -524,6 +559,23 @@ impl Replicas {
                 self.nodes[node].step = Step::Settling { version };
             }
         }
+    }
+
+    /// A change waits for those who are to know of it. What does not answer is not waited for: it has failed, also when no request says so.
+    /// The nodes of these volumes.
+    fn fail_untold(&mut self, untold: &[Id]) -> Vec<usize> {
+        let mut nodes = Vec::new();
+        for node in 0..self.nodes.len() {
+            let swapped = self.committing(node).unwrap_or_default();
+            let untold = untold.iter().filter_map(|volume| self.slot(node, *volume)).collect::<Vec<usize>>();
+            if !untold.is_empty() {
+                nodes.push(node);
+            }
+            for target in untold.into_iter().filter(|target| !swapped.contains(target)) {
+                self.targets[target].failed = true;
+            }
+        }
+        nodes
     }
 
     fn adopted(&mut self, node: usize, version: u64, now: Time) {

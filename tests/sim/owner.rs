@@ -3,7 +3,7 @@
 //! Contract: what is saved takes time, and a daemon that dies meanwhile leaves the old or the new record; shards take a view at
 //! any time after it was published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use dst::bugs::{Bug, planted};
 use dst::engine::copy::{Content, Copied, Copy, CopyConfig, CopyError, Look, Task};
 use dst::engine::losses::{Losses, Memory};
 use dst::engine::region::SyncMap;
-use dst::engine::replicas::{Effect, Event as Told, Replicas, Standing};
+use dst::engine::replicas::{Effect, Event as Told, Replicas, Saved, Standing};
 use dst::engine::request::{RequestOp, ShardConfig};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
@@ -32,6 +32,8 @@ const TICK: u64 = 500 * MILLI;
 const TICK_BUSY: u64 = 20 * MILLI;
 /// A replica whose server was up for so long must be in sync again.
 const REJOIN: u64 = 20 * SECOND;
+/// What could not be saved is tried again after so long.
+const SAVE_AGAIN: u64 = 100 * MILLI;
 /// Regions that a sync engine has under way.
 const WINDOWS: usize = 3;
 
@@ -65,6 +67,8 @@ pub(crate) struct Owner {
     views: Vec<Arc<View>>,
     /// What is being saved.
     saving: Option<Saving>,
+    /// Nodes whose targets in sync are to know of a change that the record has.
+    owed: BTreeSet<usize>,
     /// By node: the region logs that are asked before its sync begins.
     surveys: BTreeMap<usize, Survey>,
 }
@@ -88,7 +92,13 @@ impl Owner {
         for (node, _) in record.asked.frozen.iter().enumerate().filter(|(_, deeds)| **deeds > 0) {
             rules.begin_frozen(node);
         }
-        Owner { views: vec![Arc::clone(rules.view())], rules, saving: None, surveys: BTreeMap::new() }
+        Owner {
+            views: vec![Arc::clone(rules.view())],
+            rules,
+            saving: None,
+            owed: BTreeSet::new(),
+            surveys: BTreeMap::new(),
+        }
     }
 }
 
@@ -215,8 +225,35 @@ impl World {
         if life != self.daemon.life || !self.hears(Event::Recorded { life }) {
             return;
         }
+        let before = self.record.standings.clone();
         self.record_durable();
-        self.owner_hears(life, Told::Saved(true));
+        let in_sync = |standings: &[Standing], target: usize| standings[target] == Standing::InSync;
+        let changed = |node: &usize| {
+            self.targets_of(*node).any(|target| in_sync(&before, target) != in_sync(&self.record.standings, target))
+        };
+        let changed: Vec<usize> = (0..self.plan.volumes.len()).filter(changed).collect();
+        // Each of those in sync is to know who is; a server that is not there cannot be told.
+        let untold = |node: usize| {
+            let in_sync = self.targets_of(node).filter(|target| in_sync(&self.record.standings, *target));
+            in_sync.filter(|target| !self.servers[self.nodes[*target].server].answers()).map(id_of).collect::<Vec<Id>>()
+        };
+        let owed = self.daemon.owner.as_ref().map(|owner| owner.owed.clone()).unwrap_or_default();
+        let owed: BTreeSet<usize> = owed.into_iter().chain(changed).filter(|node| !untold(*node).is_empty()).collect();
+        let untold: Vec<Id> = owed.iter().flat_map(|node| untold(*node)).collect();
+        if let Some(owner) = &mut self.daemon.owner {
+            owner.owed = owed;
+        }
+        if untold.is_empty() {
+            return self.owner_hears(life, Told::Saved(Saved::All));
+        }
+        self.queue.push(self.now + SAVE_AGAIN, Event::SaveAgain { life });
+        self.owner_hears(life, Told::Saved(Saved::AllBut(untold)));
+    }
+
+    pub(crate) fn save_again(&mut self, life: u32) {
+        if life == self.daemon.life && self.hears(Event::SaveAgain { life }) {
+            self.owner_hears(life, Told::Saved(Saved::Nothing));
+        }
     }
 
     fn record_durable(&mut self) {

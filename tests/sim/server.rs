@@ -51,6 +51,11 @@ impl Server {
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.is_some()
     }
+
+    /// Whether something that is asked of it now is done, and said to be.
+    pub(crate) fn answers(&self) -> bool {
+        self.up && !self.is_ending() && self.deaf == 0 && self.dumb == 0 && self.paused == 0
+    }
 }
 
 /// A volume: its rules while its server runs, and its disk.

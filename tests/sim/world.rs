@@ -54,6 +54,10 @@ pub(crate) enum Event {
     Recorded {
         life: u32,
     },
+    /// What could not be saved is tried again.
+    SaveAgain {
+        life: u32,
+    },
     /// The owner asks the next region log of a node.
     Survey {
         life: u32,
@@ -363,6 +367,7 @@ impl World {
             Event::OwnerTick { life } => self.owner_tick(life),
             Event::Reported { life, report } => self.owner_hears(life, Told::Report(report)),
             Event::Recorded { life } => self.recorded(life),
+            Event::SaveAgain { life } => self.save_again(life),
             Event::Survey { life, node } => self.survey(life, node),
             Event::StopSync { life, node } => self.stop_sync(life, node),
             Event::Adopt { life, shard, version } => self.adopt(life, shard, version),

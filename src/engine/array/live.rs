@@ -16,6 +16,7 @@ use crate::control::scrub::ScrubStatus;
 use crate::control::status::ArrayStatus;
 use crate::control::transfer::Transfer;
 use crate::engine::losses::Memory;
+use crate::engine::replicas::Saved;
 use crate::engine::steer::{News, Steer};
 use crate::errno::Errno;
 use crate::units::{Epoch, Id, NodeId, Time};
@@ -54,8 +55,8 @@ pub(super) struct Live {
     pub(super) owed: BTreeSet<usize>,
     /// Nodes whose labels are to be written when there is an opportunity.
     pub(super) polite: BTreeSet<usize>,
-    /// The nodes of the labels that are being written.
-    labelling: Vec<usize>,
+    /// The nodes and volumes of the labels that are being written.
+    labelling: Vec<(usize, Id)>,
     /// Nodes whose requests are held.
     pub(super) holds: BTreeMap<usize, Hold>,
     /// What is under way with a node.
@@ -117,14 +118,15 @@ impl Owner {
         let wanted = |node: usize| live.owed.contains(&node) || live.polite.contains(&node);
         let places =
             array.spec.nodes.iter().enumerate().flat_map(|(at, node)| node.replicas.iter().map(move |of| (at, of)));
-        let told: Vec<(usize, bool)> =
-            places.map(|(node, replica)| (node, wanted(node) && replica.state.is_in_sync())).collect();
-        let mask: Vec<bool> = told.iter().map(|(_, told)| *told).collect();
+        let told: Vec<_> = places
+            .map(|(node, replica)| (wanted(node) && replica.state.is_in_sync()).then_some((node, replica.volume)))
+            .collect();
+        let mask: Vec<bool> = told.iter().map(Option::is_some).collect();
         let labels = array.labels(&mask, self.host);
         let Some(claim) = array.claim else { return };
         match labels {
             Ok(labels) => {
-                array.live.labelling = told.iter().filter(|(_, told)| *told).map(|(node, _)| *node).collect();
+                array.live.labelling = told.into_iter().flatten().collect();
                 let work = Work::Regroup(Box::new(array.spec.clone()), claim, labels);
                 self.work(array, Life::Regrouping(device), work, effects);
             }
@@ -143,12 +145,17 @@ impl Owner {
     ) {
         let live = &mut array.live;
         let labelled = std::mem::take(&mut live.labelling);
-        let unlabelled = |node: usize| labelled.iter().zip(labels).any(|(of, result)| *of == node && result.is_err());
-        let trouble = record.as_ref().err().or_else(|| {
-            let owed = labelled.iter().zip(labels).filter(|(node, _)| live.owed.contains(*node));
-            owed.filter_map(|(_, result)| result.as_ref().err()).next()
-        });
-        let trouble = trouble.cloned();
+        let failed = labelled.iter().zip(labels).filter_map(|(of, result)| Some((of, result.as_ref().err()?)));
+        let failed: Vec<((usize, Id), &Refusal)> = failed.map(|(of, why)| (*of, why)).collect();
+        let unlabelled = |node: usize| failed.iter().any(|((of, _), _)| *of == node);
+        let owed = failed.iter().filter(|((node, _), _)| live.owed.contains(node));
+        let untold: Vec<Id> = owed.clone().map(|((_, volume), _)| *volume).collect();
+        let trouble = record.as_ref().err().or_else(|| owed.map(|(_, why)| *why).next()).cloned();
+        let saved = match (&record, untold.is_empty()) {
+            (Err(_), _) => Saved::Nothing,
+            (Ok(()), true) => Saved::All,
+            (Ok(()), false) => Saved::AllBut(untold),
+        };
         live.unsaved = record.is_err();
         if record.is_ok() {
             live.owed.retain(|node| unlabelled(*node));
@@ -157,7 +164,7 @@ impl Owner {
         let after = std::mem::take(&mut live.saving);
         array.life = Life::Started(device.clone());
         for after in after {
-            self.follow(array, after, (&record, trouble.as_ref()), now, effects);
+            self.follow(array, after, (&record, &saved, trouble.as_ref()), now, effects);
         }
         let stop = array.stop.take();
         if stop.is_some() || self.closing {
@@ -170,14 +177,14 @@ impl Owner {
         &mut self,
         array: &mut Array,
         after: After,
-        (record, trouble): (&Result<(), Refusal>, Option<&Refusal>),
+        (record, saved, trouble): (&Result<(), Refusal>, &Saved, Option<&Refusal>),
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
         match after {
             After::Standings => {
                 array.trouble = trouble.map(|why| format!("a change of its replicas is not durable yet: {why}"));
-                effects.push(Effect::Regrouped(array.spec.name.clone(), trouble.is_none()));
+                effects.push(Effect::Regrouped(array.spec.name.clone(), saved.clone()));
             }
             After::Held(node, ticket, former) => self.held(array, node, ticket, former, record, effects),
             After::Thawed(node, ticket) => {

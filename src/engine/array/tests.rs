@@ -8,6 +8,7 @@ use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaState;
 use crate::control::spec::Alg;
 use crate::control::status::State;
+use crate::engine::replicas::Saved;
 use crate::engine::steer;
 use crate::engine::steer::{Move, MoveError, News, Steer};
 use crate::units::Epoch;
@@ -41,7 +42,7 @@ struct Daemon {
     now: Time,
     exited: bool,
     /// What data paths were told of the changes that they had asked for.
-    regrouped: Vec<bool>,
+    regrouped: Vec<Saved>,
     /// What was asked of them.
     steered: Vec<Steer>,
 }
@@ -79,7 +80,7 @@ impl Daemon {
                     assert!(self.replies.insert(ticket.0, result).is_none(), "one answer each");
                 }
                 Effect::Work(job, work) => self.todo.push_back((job, work)),
-                Effect::Regrouped(_, durable) => self.regrouped.push(durable),
+                Effect::Regrouped(_, saved) => self.regrouped.push(saved),
                 Effect::Steer(_, steer) => self.steered.push(steer),
                 Effect::Exit => self.exited = true,
             }

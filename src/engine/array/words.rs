@@ -4,7 +4,7 @@ use crate::control::command::{Answer, Command, Refusal};
 use crate::control::spec::ArraySpec;
 use crate::control::target::Target;
 use crate::engine::losses::Losses;
-use crate::engine::replicas::Standing;
+use crate::engine::replicas::{Saved, Standing};
 use crate::engine::steer::{News, Steer};
 use crate::units::{Epoch, Id};
 use crate::wire::volume::{Claim, Member};
@@ -91,8 +91,8 @@ pub enum Event {
 pub enum Effect {
     /// Answers a command.
     Reply(Ticket, Result<Answer, Refusal>),
-    /// What an array's data path had asked to be made durable is, or could not be.
-    Regrouped(String, bool),
+    /// What has become durable of what an array's data path had asked to be made so.
+    Regrouped(String, Saved),
     /// Asks something of an array's data path.
     Steer(String, Steer),
     /// Does something that takes time, and reports it with [`Event::Done`].

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use crate::engine::copy::CopyError;
     use crate::engine::region::RegionState;
-    use crate::engine::replicas::{Effect, Event};
+    use crate::engine::replicas::{Effect, Event, Saved};
     use crate::engine::survey::Marked;
     use crate::engine::view::View;
     use crate::errno::Errno;
@@ -111,7 +111,7 @@ mod tests {
                         Effect::Publish(view) => events.push(Event::Adopted { node: 0, version: view.version }),
                         Effect::Save(standings) => {
                             self.saved = Some(standings[1].1);
-                            events.push(Event::Saved(true));
+                            events.push(Event::Saved(Saved::All));
                         }
                         Effect::Sync { map, .. } => self.sync = Some(map),
                         Effect::StopSync { .. } => {

@@ -350,6 +350,12 @@ impl Replicas {
         self.record(node);
     }
 
+    /// The two of a node that are changing places, while that is recorded.
+    pub(super) fn committing(&self, node: usize) -> Option<Vec<usize>> {
+        let committing = |moving: &&Moving| matches!(moving.stage, Stage::Committing { .. });
+        self.nodes[node].moving.as_ref().filter(committing).map(|moving| vec![moving.from, moving.to])
+    }
+
     /// It is durable.
     pub(super) fn committed(&mut self, node: usize, now: Time) {
         let committing = |moving: &mut Moving| matches!(moving.stage, Stage::Committing { .. });

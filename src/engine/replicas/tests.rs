@@ -144,7 +144,7 @@ fn a_move_is_recorded_when_nothing_is_in_flight_and_all_is_flushed() {
     // What the stale one lacks, the log of the one that goes knew.
     let expected = vec![(volume(0), Standing::Absent), (volume(1), filled), (NEW, Standing::InSync)];
     assert_eq!((saved(&effects), moved(&effects), bench.gate()), (Some(expected), None, Gate::Closing));
-    let effects = bench.tell(Event::Saved(true));
+    let effects = bench.tell(Event::Saved(Saved::All));
     assert!(matches!(moved(&effects), Some(Ok(Moved { copied: 4, .. }))), "{effects:?}");
     assert_eq!((bench.rules.role(0), bench.rules.role(2), bench.gate()), (Role::Absent, Role::InSync, Gate::Open));
 }
@@ -182,7 +182,7 @@ fn a_volume_that_cannot_be_attached_ends_its_move() {
     bench.tell(Event::NotAttached { target, errno: Errno::ENOENT });
     let effects = bench.adopt();
     assert_eq!(saved(&effects).unwrap()[1], (NEW, Standing::Absent));
-    bench.tell(Event::Saved(true));
+    bench.tell(Event::Saved(Saved::All));
     let effects = bench.adopt();
     assert_eq!(moved(&effects), Some(Err(MoveError::Target(Errno::ENOENT))));
     assert!(bench.rules.view().is_single(0));
@@ -224,7 +224,7 @@ fn what_joins_waits_for_what_leaves() {
     assert_eq!(saved(&effects), None, "a shard may still read what is left");
     let left = vec![(volume(0), Standing::InSync), (volume(1), Standing::Stale), (volume(2), Standing::Stale)];
     assert_eq!(saved(&bench.adopt()), Some(left));
-    bench.tell(Event::Saved(true));
+    bench.tell(Event::Saved(Saved::All));
     let joined = vec![(volume(0), Standing::InSync), (volume(1), Standing::Stale), (volume(2), Standing::InSync)];
     assert_eq!(saved(&bench.adopt()), Some(joined));
 }
@@ -300,14 +300,14 @@ fn what_was_left_is_compared_from_the_beginning_and_not_recorded_before_the_comp
     // Else a write that it missed would be over, and its region look different.
     assert_eq!(saved(&bench.adopt()), None);
     assert_eq!(saved(&bench.tell(STOPPED)).unwrap()[1], (volume(1), Standing::Stale));
-    bench.tell(Event::Saved(true));
+    bench.tell(Event::Saved(Saved::All));
     bench.adopt();
     bench.tick(&[]);
     let effects = bench.adopt();
     assert_eq!((bench.rules.role(1), waits(&bench)), (Role::Syncing, Some(ScrubWait::Syncing)));
     assert!(!begins(&effects) && effects.iter().any(|effect| matches!(effect, Effect::Sync { .. })), "{effects:?}");
     bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
-    bench.tell(Event::Saved(true));
+    bench.tell(Event::Saved(Saved::All));
     bench.adopt();
     bench.tick(&[]);
     assert!(begins(&bench.adopt()));
@@ -345,4 +345,82 @@ fn a_replica_that_cannot_be_put_right_is_left_and_filled_from_the_beginning() {
     assert_eq!(scrubbed(&effects).unwrap().error, Some(ScrubError::Repair(volume(1), Errno::EIO)));
     assert_eq!(bench.rules.role(1), Role::Leaving);
     assert_eq!(saved(&bench.adopt()).unwrap()[1], (volume(1), Standing::Filling { from: Lba(0) }));
+}
+
+#[test]
+fn who_is_to_know_of_a_death_may_die_before() {
+    let mut bench = Bench::new(&[Standing::InSync; 3]);
+    bench.tick(&[]);
+    bench.tell(Event::Report(Report::Failed { target: 2, errno: Errno::EIO }));
+    assert!(saved(&bench.adopt()).is_some());
+    // It is in the record, and the second one cannot be told.
+    let effects = bench.tell(Event::Saved(Saved::AllBut(vec![volume(1)])));
+    assert_eq!(bench.rules.role(2), Role::Leaving, "a write that it missed is not over");
+    assert!(effects.is_empty(), "not before it is tried again: {effects:?}");
+    bench.tell(Event::Saved(Saved::Nothing));
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!([1, 2].map(|target| bench.rules.role(target)), [Role::Leaving; 2], "shards may still read it");
+    let standings = saved(&bench.adopt()).unwrap();
+    assert_eq!(
+        standings[..3].iter().map(|(_, standing)| *standing).collect::<Vec<_>>(),
+        [Standing::InSync, Standing::Stale, Standing::Stale]
+    );
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!([0, 1, 2].map(|target| bench.rules.role(target)), [Role::InSync, Role::Stale, Role::Stale]);
+    // The last one is never left: it is waited for.
+    let mut bench = Bench::new(&[Standing::InSync; 2]);
+    bench.tick(&[]);
+    bench.tell(Event::Report(Report::Failed { target: 1, errno: Errno::EIO }));
+    bench.adopt();
+    bench.tell(Event::Saved(Saved::AllBut(vec![volume(0)])));
+    assert!(saved(&bench.tell(Event::Saved(Saved::Nothing))).is_some());
+    assert_eq!([bench.rules.role(0), bench.rules.role(1)], [Role::InSync, Role::Leaving]);
+}
+
+#[test]
+fn a_node_that_cannot_be_recorded_holds_up_no_other() {
+    let volumes = [vec![volume(0), volume(1)], vec![volume(2), volume(3)]];
+    let view = View::new(Geometry::linear(&[SECTORS; 2]).unwrap(), &volumes, Epoch(1));
+    let mut bench = Bench { rules: Replicas::new(view, &[Standing::InSync; 4], true), now: Time(1_000_000_000) };
+    bench.tick(&[]);
+    for target in [1, 3] {
+        bench.tell(Event::Report(Report::Failed { target, errno: Errno::EIO }));
+    }
+    let version = bench.rules.view().version;
+    bench.tell(Event::Adopted { node: 0, version });
+    // What is being saved knows of the first node only.
+    bench.tell(Event::Saved(Saved::AllBut(vec![volume(0)])));
+    bench.tell(Event::Adopted { node: 1, version });
+    assert!(saved(&bench.tell(Event::Saved(Saved::Nothing))).is_some());
+    bench.tell(Event::Saved(Saved::AllBut(vec![volume(0)])));
+    assert_eq!([1, 3].map(|target| bench.rules.role(target)), [Role::Leaving, Role::Stale]);
+    bench.tell(Event::Saved(Saved::Nothing));
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!(bench.rules.role(1), Role::Stale);
+}
+
+#[test]
+fn a_third_one_that_fails_at_the_commit_of_a_move_is_left() {
+    let mut bench = Bench::new(&[Standing::InSync; 2]);
+    bench.tick(&[]);
+    bench.tell(Event::Steer(Steer::Move(a_move(false))));
+    bench.adopt();
+    bench.tick(&[]);
+    bench.adopt();
+    let effects = bench.tell(Event::Synced { node: 0, result: Ok(Copied { regions: 4, root: None }) });
+    bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+    let effects = bench.adopt();
+    let effects = bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+    assert!(saved(&effects).is_some());
+    bench.tell(Event::Saved(Saved::AllBut(vec![volume(1), NEW])));
+    bench.tell(Event::Saved(Saved::Nothing));
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!((bench.rules.role(1), bench.gate()), (Role::Leaving, Gate::Closing));
+    let standings = saved(&bench.adopt()).unwrap();
+    let new = bench.rules.slot(0, NEW).unwrap();
+    let standing = |of: usize| standings.iter().find(|(id, _)| *id == bench.rules.view().targets[of].volume).unwrap().1;
+    // Its marks are with the one that goes.
+    assert_eq!([0, 1, new].map(standing), [Standing::Absent, Standing::Filling { from: Lba(0) }, Standing::InSync]);
+    assert!(matches!(moved(&bench.tell(Event::Saved(Saved::All))), Some(Ok(_))));
+    assert_eq!((bench.rules.role(new), bench.gate()), (Role::InSync, Gate::Open));
 }

@@ -16,7 +16,7 @@ use crate::control::target::Target;
 use crate::engine::copy::{Copied, Copy, CopyConfig, CopyError, Task};
 use crate::engine::losses::Losses;
 use crate::engine::region::SyncMap;
-use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, ScrubShown, Standing};
+use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, Saved, ScrubShown, Standing};
 use crate::engine::shard::Report;
 use crate::engine::shared::{LinkPhase, Shared};
 use crate::engine::steer::{MoveShown, News, Steer};
@@ -63,7 +63,7 @@ pub enum Note {
         version: u64,
     },
     /// What was to be made durable is, or could not be.
-    Saved(bool),
+    Saved(Saved),
     /// A sync engine that was asked to end reads no more.
     SourceLeft {
         /// Its node.
@@ -224,9 +224,9 @@ impl Keeper {
 }
 
 impl KeeperHandle {
-    /// What was to be made durable is, or could not be.
-    pub fn saved(&self, durable: bool) {
-        let _ = self.sender.send(Note::Saved(durable));
+    /// What has become of what was to be made durable.
+    pub fn saved(&self, saved: Saved) {
+        let _ = self.sender.send(Note::Saved(saved));
     }
 
     /// Something is asked for.
@@ -296,7 +296,7 @@ impl Work {
         loop {
             if self.retry_at.is_some_and(|at| at <= Instant::now()) {
                 self.retry_at = None;
-                self.handle(Event::Saved(false));
+                self.handle(Event::Saved(Saved::Nothing));
             }
             // What is not settled is looked at more often, from the moment on at which it is not.
             tick_at = tick_at.min(Instant::now() + self.tick());
@@ -341,8 +341,14 @@ impl Work {
                 let version = self.adopted.iter().map(|nodes| nodes[node]).min().unwrap_or(version);
                 self.handle(Event::Adopted { node, version });
             }
-            Note::Saved(true) => self.handle(Event::Saved(true)),
-            Note::Saved(false) => self.retry_at = Some(Instant::now() + limits::REGROUP_RETRY),
+            Note::Saved(saved) => {
+                if saved != Saved::All {
+                    self.retry_at = Some(Instant::now() + limits::REGROUP_RETRY);
+                }
+                if saved != Saved::Nothing {
+                    self.handle(Event::Saved(saved));
+                }
+            }
             Note::SourceLeft { node } => self.handle(Event::SourceLeft { node }),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
             Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),

@@ -13,7 +13,7 @@ use crate::control::status::{Counters, Gate, LinkState, Live, NodeLive, ReplicaL
 use crate::control::target::{ServerAddress, Target};
 use crate::control::why::Heard;
 use crate::engine::array::plan;
-use crate::engine::replicas::{FreezeState, ScrubShown, Standing};
+use crate::engine::replicas::{FreezeState, Saved, ScrubShown, Standing};
 use crate::engine::shard::why::Waiting;
 use crate::engine::shared::{Gauge, LinkPhase, Shared, TargetShared};
 use crate::engine::steer::{MoveShown, Steer};
@@ -249,9 +249,9 @@ impl Running for Started {
         heard
     }
 
-    fn regrouped(&self, durable: bool) {
+    fn regrouped(&self, saved: Saved) {
         if let Some(keeper) = &self.keeper {
-            keeper.saved(durable);
+            keeper.saved(saved);
         }
     }
 

@@ -203,9 +203,9 @@ impl OwnerLoop {
         for effect in effects {
             match effect {
                 Effect::Reply(ticket, result) => replies.push((ticket, result)),
-                Effect::Regrouped(name, durable) => {
+                Effect::Regrouped(name, saved) => {
                     if let Some(running) = self.performer.running().get(&name) {
-                        running.regrouped(durable);
+                        running.regrouped(saved);
                     }
                 }
                 Effect::Steer(name, steer) => {

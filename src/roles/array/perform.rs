@@ -10,6 +10,7 @@ use crate::control::status::Live;
 use crate::control::target::Target;
 use crate::control::why::Heard;
 use crate::engine::array::{Halt, Outcome, Work};
+use crate::engine::replicas::Saved;
 use crate::engine::steer::Steer;
 use crate::errno::Errno;
 use crate::io::state_dir::StateDir;
@@ -30,8 +31,8 @@ pub trait Running: Send + Sync {
     /// What its requests wait for that have waited for long. Waits a little for its I/O threads, never for I/O.
     fn why(&self) -> Heard;
 
-    /// What it had asked to be made durable is, or could not be.
-    fn regrouped(&self, durable: bool);
+    /// What has become of what it had asked to be made durable.
+    fn regrouped(&self, saved: Saved);
 
     /// Something is asked of it.
     fn steer(&self, steer: Steer);

@@ -129,7 +129,7 @@ impl Path {
     /// Does one thing; false: there is nothing to do.
     pub(super) fn step(&mut self, daemon: &mut Daemon, world: &World) -> bool {
         if self.asked && daemon.regrouped.len() > self.heard {
-            let durable = daemon.regrouped[self.heard];
+            let durable = daemon.regrouped[self.heard] == Saved::All;
             self.heard += 1;
             self.asked = false;
             if durable && let Some((_, Then::Tell(told))) = self.waiting.pop_front() {

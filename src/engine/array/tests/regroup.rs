@@ -26,7 +26,7 @@ fn a_replica_that_is_left_is_stale_in_the_record_and_on_the_labels_of_the_others
     let before = world.spec();
     daemon.event(regroup(&world, 1, [true, false, true, true]));
     daemon.settle(&mut world);
-    assert_eq!((daemon.regrouped.as_slice(), states(&world)), (&[true][..], vec![IN, OUT, IN, IN]));
+    assert_eq!((daemon.regrouped.as_slice(), states(&world)), (&[Saved::All][..], vec![IN, OUT, IN, IN]));
     let (first, second) = (world.label("s1:1/v"), world.label("s3:1/v"));
     assert_eq!(first.generation.id, FRESH);
     assert!(first.generation.descends(before.nodes[0].generation.id));
@@ -43,15 +43,17 @@ fn a_replica_that_is_left_is_stale_in_the_record_and_on_the_labels_of_the_others
 fn what_cannot_be_made_durable_is_told_and_asked_again() {
     for broken in ["save", "label"] {
         let (mut world, mut daemon) = served();
+        let survivor = world.spec().nodes[0].replicas[1].volume;
+        let saved = if broken == "save" { Saved::Nothing } else { Saved::AllBut(vec![survivor]) };
         world.broken.insert(broken);
         daemon.event(regroup(&world, 1, [false, true, true, true]));
         daemon.settle(&mut world);
-        assert_eq!(daemon.regrouped, [false]);
+        assert_eq!(daemon.regrouped, [saved.clone()]);
         assert!(daemon.why("a").contains("not durable yet"), "{}", daemon.why("a"));
         world.broken.clear();
         daemon.event(regroup(&world, 1, [false, true, true, true]));
         daemon.settle(&mut world);
-        assert_eq!((daemon.regrouped.as_slice(), daemon.why("a").as_str()), (&[false, true][..], ""));
+        assert_eq!((daemon.regrouped.as_slice(), daemon.why("a").as_str()), (&[saved, Saved::All][..], ""));
         assert_eq!(states(&world), [OUT, IN, IN, IN]);
     }
 }

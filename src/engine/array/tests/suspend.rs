@@ -222,7 +222,7 @@ fn a_change_of_the_replicas_is_not_held_up() {
     world.reach("s1:1/v", false);
     daemon.settle(&mut world);
     // The label of a node that has nothing to do with it cannot be written.
-    assert_eq!(daemon.regrouped, [false]);
+    assert_eq!(daemon.regrouped, [Saved::AllBut(vec![volumes[0]])]);
     assert_eq!(daemon.steered, [Steer::Freeze { node: 1 }]);
     news(&mut daemon, &world, News::Frozen { node: 1, flushed: true });
     assert!(daemon.replies.remove(&ticket).unwrap().is_ok());
