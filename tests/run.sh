@@ -17,6 +17,8 @@ phase_it() { cargo test --release --test it -- --skip chaos::; }
 phase_bench() { cargo test --release --bench engine; }
 # Real processes in a bad world; ROUNDS=n for more of it. What it says of itself is worth seeing.
 phase_chaos() { cargo test --release --test it chaos:: -- --nocapture; }
+# A node that moves back and forth under writes, MOVES=n times; the integration tests have it 20 times.
+phase_moves() { MOVES=${MOVES:-20} cargo test --release --test it migrate::a_node_moves -- --nocapture; }
 # The engine and the store against seeded faults; SEEDS=n for more of them.
 phase_sim() { SEEDS=${SEEDS:-20000} cargo test --release --test sim; }
 # The block device alone, without an array behind it.
@@ -29,8 +31,12 @@ phase_power() {
     tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/power-test.sh "$PWD/$program"
 }
 # The device outlives its daemon; RAW=n and FS=n rounds.
-phase_recover() { tests/vm/boot.sh --memory 3G --timeout 900 tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
-phase_vm() { tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/guest-test.sh; }
+phase_recover() { tests/vm/boot.sh --memory 3G --timeout $((600 + 60 * ${RAW:-5} + 60 * ${FS:-3})) tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
+# One of four nodes is suspended for SUSPEND seconds, memory is short for PRESSURE seconds.
+phase_vm() {
+    local suspend=${SUSPEND:-10} pressure=${PRESSURE:-20}
+    tests/vm/boot.sh --memory 3G --timeout $((600 + suspend + 2 * pressure)) tests/vm/guest-test.sh "$suspend" "$pressure"
+}
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
 all='setup fmt build clippy floors unit it bench chaos sim ublk vm recover power'

@@ -46,6 +46,7 @@ nbdkit nbdkit
 nbdinfo libnbd-bin
 nbdcopy libnbd-bin
 nbd-client nbd-client
+stress-ng stress-ng
 '
 
 # The C library, under any of the names that bindgen looks for; libclang-cpp is another one.

@@ -1,7 +1,11 @@
 //! Nodes that are suspended, and that move to other servers, while fio writes and verifies: nothing is lost, nothing fails.
 
-use std::process::Child;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::farm::Farm;
 use crate::replicas::{ends_well, fio};
@@ -97,7 +101,7 @@ fn migrate(farm: &Farm, target: &str) -> String {
 
 #[test]
 fn a_node_moves_back_and_forth_under_writes() {
-    let rounds: u32 = std::env::var("ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
+    let rounds: u32 = std::env::var("MOVES").map_or(20, |rounds| rounds.parse().unwrap());
     let mut farm = Farm::new(2);
     let uri = linear(&farm);
     let writer = fio(&uri, 20 + 2 * rounds, &["--size=48m"]);
@@ -158,6 +162,65 @@ fn the_old_and_the_new_volume_hold_the_same() {
     assert!(shown.contains("verified: 24 regions"), "{shown}");
     let unverified = farm.dst(&format!("migrate line n-0 --to {}/a --no-verify", farm.servers[0].address));
     assert!(unverified.contains("NOT VERIFIED"), "{unverified}");
+    farm.dst("stop line");
+}
+
+/// Every change of a record of this process takes two seconds from now on.
+fn slow_records(process: u32) -> Child {
+    let renames = "rename,renameat,renameat2";
+    let mut tracer = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", &format!("trace={renames}")])
+        .args(["-e", &format!("inject={renames}:delay_enter=2000000"), "-p", &process.to_string()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(tracer.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("attached"), "{line}");
+    // It must not stop for want of a reader.
+    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    tracer
+}
+
+/// Whether qemu-img finds no difference.
+fn alike(farm: &Farm) -> bool {
+    let volumes = [farm.servers[0].pool().join("a"), farm.servers[1].pool().join("spare")];
+    let compared = Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "raw"]).args(volumes).output().unwrap();
+    let said = String::from_utf8_lossy(&compared.stdout).into_owned();
+    assert!(
+        compared.status.code().is_some_and(|code| code <= 1),
+        "{said}\n{}",
+        String::from_utf8_lossy(&compared.stderr)
+    );
+    compared.status.success()
+}
+
+#[test]
+fn at_the_commit_another_program_finds_the_old_and_the_new_volume_alike() {
+    let farm = Farm::new(2);
+    let uri = linear(&farm);
+    let writer = fio(&uri, 15, &["--size=24m"]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!alike(&farm), "the one has data, the other one none");
+    let mut tracer = slow_records(farm.array_id());
+    farm.dst(&format!("migrate line n-0 --to {}/spare --max-freeze 5s --detach", farm.servers[1].address));
+    let committing = |array: &serde_json::Value| {
+        let node = &array["nodes"][0];
+        node["migration"]["state"] == "cut_over" && node["parked"].as_u64().unwrap_or(0) > 0
+    };
+    wait_until(&farm, "at the commit", committing);
+    // What is in flight ends, and is flushed, in a fraction of this; the record takes longer.
+    std::thread::sleep(Duration::from_millis(700));
+    let same = alike(&farm);
+    assert!(committing(&shown(&farm)), "it was over before they were compared:\n{}", farm.logs());
+    assert!(same, "they differ at the commit");
+    // It lets go of the daemon in its own way.
+    kill(Pid::from_raw(tracer.id().cast_signed()), Signal::SIGTERM).unwrap();
+    tracer.wait().unwrap();
+    wait_until(&farm, "over", |array| array["nodes"][0].get("migration").is_none());
+    ends_well(writer);
+    assert!(!alike(&farm), "the writer went on with the new one alone");
     farm.dst("stop line");
 }
 

@@ -1,6 +1,8 @@
 #!/bin/bash
 # What only a real kernel can prove. Runs in the guest of boot.sh; each check is counted.
 #
+#   guest-test.sh [SUSPENDED [PRESSED]]: for so many seconds one of four nodes is suspended (10), and memory is short (20).
+#
 # Two arrays: `wide`, striped over three servers (two pools on ext4 over RAM disks, one on tmpfs), 512-byte blocks;
 # `long`, linear over two sparse volumes, 4096-byte blocks. `sick` and `tight` have a disk that fails and one that is full.
 set -uo pipefail
@@ -8,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=tests/vm/lib.sh
 . "$here/lib.sh"
 export LC_ALL=C
+suspended=${1:-10} pressed=${2:-20}
 
 prepare_guest ublk_drv brd dm-mod ext4 xfs
 export DST_SOCKET=$T/dstd.sock
@@ -249,19 +252,21 @@ migrate_busy() {
     dst status roam | grep -q '^ *n-0 .*127.0.0.1:20073/'
 }
 suspend_one_of_four() {
-    local n reader
+    local n=0 reader until=$((SECONDS + suspended))
     dst suspend roam n-98304 --ttl none
     dst status roam | grep -q frozen
     dd if="$(device roam)" of=/dev/null bs=4k count=1 skip=$((60 * 256)) iflag=direct status=none &
     reader=$!
-    for n in 1 2 3 4 5; do
+    while [ "$SECONDS" -lt "$until" ]; do
+        n=$((n + 1))
         timeout 20 dd if=/dev/urandom of="$T/roam/low" bs=64k count=32 conv=notrunc,fsync status=none || {
             echo "fsync $n on another node did not end"
             dst why roam
             return 1
         }
-        sleep 2
+        sleep 1
     done
+    echo "$n times fsync on another node"
     kill -0 "$reader" || { echo "a read of the suspended node ended"; return 1; }
     dst resume roam n-98304
     wait "$reader"
@@ -276,6 +281,34 @@ roam_is_whole() {
     equal 'I/O errors in dmesg' "$(cat "$T/roam.errors")" "$(roam_io_errors)"
     dst stop roam
     dst remove roam
+}
+# Programs that have little memory, and the pages that wait to be written are most of it: to get any, what is written must be written.
+make_tense() {
+    dst volume create 127.0.0.1:20071/t1 --size 128M --sparse
+    dst volume create 127.0.0.1:20072/t2 --size 128M --sparse
+    dst create tense --alg striped 127.0.0.1:20071/t1 127.0.0.1:20072/t2
+    start_array tense
+    mkfs.ext4 -q -F "$(device tense)"
+    mkdir -p "$T/tense" "$T/cgroup"
+    mount "$(device tense)" "$T/tense"
+    mount -t cgroup2 none "$T/cgroup"
+    echo +memory >"$T/cgroup/cgroup.subtree_control"
+    mkdir "$T/cgroup/tense"
+    echo $((96 * M)) >"$T/cgroup/tense/memory.max"
+}
+press_memory() {
+    # The shell that goes in is the one that becomes stress-ng.
+    timeout $((pressed + 120)) bash -c 'echo $$ >"$1" && shift && exec "$@"' - "$T/cgroup/tense/cgroup.procs" \
+        stress-ng --temp-path "$T/tense" --timeout "$pressed" --verify --oomable --metrics-brief \
+        --hdd 2 --hdd-bytes 48M --hdd-opts wr-seq,fsync --vm 2 --vm-bytes 32M --vm-keep
+    awk '$1 == "max" { print "so often memory was at its limit:", $2; exit $2 == 0 }' "$T/cgroup/tense/memory.events"
+    ! dmesg | grep -E 'blocked for more than|hung_task'
+}
+tense_is_whole() {
+    umount "$T/tense" "$T/cgroup"
+    e2fsck -fn "$(device tense)"
+    dst stop tense
+    dst remove tense
 }
 writes_of() { awk '{ print $5 }' "/sys/block/$(basename "$(device "$1")")/stat"; }
 more_writes() { [ "$(writes_of "$1")" -gt "$2" ]; }
@@ -395,8 +428,13 @@ pid_server2=$(cat "$T/pid.server2")
 check "both copies are the same, and e2fsck finds nothing" mirror_is_whole
 check "ext4 on a linear array of four nodes" make_roam
 check "a node moves to another server while files are written" migrate_busy
-check "one of four nodes is suspended for 10 s: fsync elsewhere goes on" suspend_one_of_four
+CHECK_SECONDS=$((60 + suspended)) check "one of four nodes is suspended for $suspended s: fsync elsewhere goes on" suspend_one_of_four
 check "e2fsck finds nothing, and no I/O error was logged" roam_is_whole
+
+step "memory is short"
+check "ext4 on a striped array, and a limit of memory" make_tense
+CHECK_SECONDS=$((180 + pressed)) check "files are written for $pressed s, nothing hangs" press_memory
+check "e2fsck finds nothing" tense_is_whole
 
 step "disks that fail"
 check "an array on a disk that will fail" make_sick
