@@ -428,12 +428,12 @@ pid_server2=$(cat "$T/pid.server2")
 check "both copies are the same, and e2fsck finds nothing" mirror_is_whole
 check "ext4 on a linear array of four nodes" make_roam
 check "a node moves to another server while files are written" migrate_busy
-CHECK_SECONDS=$((60 + suspended)) check "one of four nodes is suspended for $suspended s: fsync elsewhere goes on" suspend_one_of_four
+CHECK_SECONDS=$((60 + suspended)) check "one of four nodes is suspended: fsync elsewhere goes on" suspend_one_of_four
 check "e2fsck finds nothing, and no I/O error was logged" roam_is_whole
 
 step "memory is short"
 check "ext4 on a striped array, and a limit of memory" make_tense
-CHECK_SECONDS=$((180 + pressed)) check "files are written for $pressed s, nothing hangs" press_memory
+CHECK_SECONDS=$((180 + pressed)) check "files are written while memory is short, nothing hangs" press_memory
 check "e2fsck finds nothing" tense_is_whole
 
 step "disks that fail"
