@@ -1,6 +1,6 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo bench bench-engine bench-migrate clean
+.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo bench bench-engine bench-migrate bench-vm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -35,5 +35,7 @@ bench-engine: ## the engine alone: time and allocations of a request
 	cargo bench --bench engine
 bench-migrate: build ## how long a move holds requests up, how fast it copies, what others notice; QUICK=1, ONLY=freeze,copy,foreground,suspend
 	cargo test --release --bench bench -- migrate
+bench-vm: build ## block devices in a virtual machine, against the kernel's NVMe/TCP and NBD, in under 20 minutes; QUICK=1, WORKS=, PEERS=, ROUNDS=
+	cargo test --release --bench bench -- vm
 clean: ## forget every build, and the virtual machine
 	rm -rf target

@@ -87,6 +87,7 @@ fn compete(
                     p99_us: outcome.p99_us,
                     server_us: cpu / requests * 1e6,
                     client_us: outcome.cpu_seconds / requests * 1e6,
+                    switches: f64::NAN,
                 });
             }
         }

@@ -1,4 +1,4 @@
-//! `make bench` and `make bench-migrate`: dst against its peers on this machine, everything on loopback.
+//! `make bench`, `make bench-migrate` and `make bench-vm`: dst against its peers on this machine, everything on loopback.
 //!
 //! Machines are noisy. Whoever is compared is measured in turn, several rounds, so that what disturbs one disturbs all; figures are
 //! medians, and a result is the ratio within a round. Beside each throughput stands the CPU time that server and client took for it.
@@ -20,6 +20,7 @@ mod migrate;
 mod null;
 mod peers;
 mod report;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -32,10 +33,12 @@ fn main() {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["host"] => host::run(),
         ["migrate"] => migrate::run(),
+        ["vm"] => vm::run(),
+        ["vm", log] => vm::show_log(log),
         ["null", tcp, socket] => null::serve(tcp, Path::new(socket), peers::EXPORT_BYTES),
         // `cargo test --benches` asks whether it works at all; there is nothing to see without a choice.
-        [] => println!("say what: host, migrate"),
-        _ => panic!("there are: host, migrate"),
+        [] => println!("say what: host, migrate, vm"),
+        _ => panic!("there are: host, migrate, vm"),
     }
 }
 
