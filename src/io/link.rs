@@ -3,8 +3,10 @@
 //! The shard decides when to connect and what to send; this file moves bytes. It owns the payload checksums: a write's is made
 //! when it is first gathered, an answer's is checked before the shard hears of it.
 //!
-//! - At most one SENDMSG and one RECV are in flight. A send gathers everything the shard offers, small frames first.
-//! - A receive goes to a staging buffer; when a body is incomplete and the stage is empty, straight to the request's buffer.
+//! - At most one SENDMSG and one RECV are in flight. A send gathers everything the shard offers, small frames first. A small
+//!   frame that is alone is sent at once, by a system call of its own, if the socket has room: there is no completion to wake up for.
+//! - A receive goes to a staging buffer; when a body is incomplete and the stage is empty, straight to the request's buffer. After
+//!   such a body little is received into the stage: what follows is likely another, and what comes through the stage is copied once more.
 //! - `Down` is reported only after every operation was reaped, so no completion can touch a buffer that was given back. For
 //!   the same reason the answer to a write whose send has not completed waits for that completion.
 
@@ -27,6 +29,8 @@ use crate::wire::volume::{Explained, decode_message};
 
 /// Frames up to this size go first in a gather.
 const SMALL_BYTES: usize = 32 << 10;
+/// What is received into the stage after a body that was received straight into its buffer, bytes.
+const APPETITE_SMALL: usize = 4 << 10;
 
 /// Which operation a completion ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +96,8 @@ pub struct Link {
     stage: Box<[u8]>,
     stage_start: usize,
     stage_end: usize,
+    /// How much the stage takes at a time.
+    appetite: usize,
     incoming: Option<Incoming>,
     /// Answers to writes whose send has not completed.
     deferred: Vec<Header>,
@@ -184,6 +190,7 @@ impl Link {
             stage: vec![0; limits::STAGE_BYTES].into_boxed_slice(),
             stage_start: 0,
             stage_end: 0,
+            appetite: limits::STAGE_BYTES,
             incoming: None,
             deferred: Vec::with_capacity(limits::GATHER_FRAMES_MAX),
         }
@@ -255,6 +262,7 @@ impl Link {
         self.gather.clear();
         self.stage_start = 0;
         self.stage_end = 0;
+        self.appetite = limits::STAGE_BYTES;
         self.incoming = None;
         // Their parts count as sent and unanswered: they are sent again.
         self.deferred.clear();
@@ -314,6 +322,21 @@ impl Link {
         frontend.push(sqe.user_data(self.user_data(Kind::Send)));
     }
 
+    /// Whether the gather is one small frame: likely nothing else is going on, and the thread would wake for the completion alone.
+    fn is_alone(&self) -> bool {
+        let [frame] = &self.gather.frames[..] else { return false };
+        frame.data.is_none_or(|data| data.bytes <= SMALL_BYTES)
+    }
+
+    /// Sends what the socket has room for. True when nothing is left. Whatever goes wrong the ring finds out again, and tells.
+    fn send_now(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: a system call on an open descriptor; what the message points to is the gather's, and of tags in flight.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), self.gather.message(), flags) };
+        usize::try_from(sent).is_ok_and(|bytes| self.gather.advance(bytes))
+    }
+
     fn sent<F: Frontend>(&mut self, now: Time, bytes: usize, shard: &mut Shard, frontend: &mut F) -> Result<(), Errno> {
         let all = self.gather.advance(bytes);
         if matches!(self.state, State::Closing(_)) {
@@ -336,9 +359,17 @@ impl Link {
 
     /// Gathers and sends what the shard offers. Call after everything that may have given it something to send.
     pub fn pump<F: Frontend>(&mut self, shard: &mut Shard, frontend: &mut F) {
-        if self.state != State::Streaming || self.sending {
-            return;
+        while self.state == State::Streaming && !self.sending && self.gather(shard, frontend) {
+            if self.is_alone() && self.send_now() {
+                self.gather.clear();
+            } else {
+                self.send(frontend);
+            }
         }
+    }
+
+    /// Takes what the shard offers. False when that is nothing.
+    fn gather<F: Frontend>(&mut self, shard: &mut Shard, frontend: &F) -> bool {
         let mut bytes = 0;
         while self.gather.frames.len() < limits::GATHER_FRAMES_MAX && bytes < limits::GATHER_BYTES_MAX {
             let Some(outgoing) = shard.poll_send(self.config.target) else { break };
@@ -346,7 +377,7 @@ impl Link {
             self.gather.frames.push(outgoing);
         }
         if self.gather.frames.is_empty() {
-            return;
+            return false;
         }
         let is_small = |outgoing: &Outgoing| outgoing.data.is_none_or(|data| data.bytes <= SMALL_BYTES);
         for small in [true, false] {
@@ -357,7 +388,7 @@ impl Link {
                 }
             }
         }
-        self.send(frontend);
+        true
     }
 
     fn gather_frame<F: Frontend>(&mut self, outgoing: &Outgoing, shard: &mut Shard, frontend: &F) {
@@ -393,7 +424,8 @@ impl Link {
                     self.stage_end -= self.stage_start;
                     self.stage_start = 0;
                 }
-                let free = &mut self.stage[self.stage_end..];
+                let end = self.stage.len().min(self.stage_end + self.appetite);
+                let free = &mut self.stage[self.stage_end..end];
                 (free.as_mut_ptr(), free.len(), 0)
             }
         };
@@ -410,8 +442,14 @@ impl Link {
         frontend: &mut F,
     ) -> Result<(), Errno> {
         match &mut self.incoming {
-            Some(incoming) if self.stage_start == self.stage_end => incoming.filled += bytes,
-            _ => self.stage_end += bytes,
+            Some(incoming) if self.stage_start == self.stage_end => {
+                incoming.filled += bytes;
+                self.appetite = APPETITE_SMALL;
+            }
+            _ => {
+                self.stage_end += bytes;
+                self.appetite = limits::STAGE_BYTES;
+            }
         }
         match self.state {
             State::Streaming => {
