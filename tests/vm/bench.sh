@@ -20,7 +20,7 @@ HALF=$((SIZE / 2))
 CHUNK=128
 
 prepare_guest ublk_drv dm-mod nvmet nvmet-tcp nvme-tcp
-modprobe brd rd_nr=3 rd_size=$((SIZE * 1024)) && modprobe nbd nbds_max=4 || exit 1
+modprobe brd rd_nr=5 rd_size=$((SIZE * 1024)) && modprobe nbd nbds_max=4 || exit 1
 export DST_SOCKET=$T/dstd.sock DM_DISABLE_UDEV=1
 cd "$T" || exit 1
 # Started for each measurement, so not across the wire to the host each time.
@@ -77,12 +77,12 @@ nvme_export() {
     echo ipv4 >"$NVMET/ports/$1/addr_adrfam"
     ln -s "$NVMET/subsystems/$nqn" "$NVMET/ports/$1/subsystems/$nqn"
 }
-# nvme_connect PORT: its block device is printed.
+# nvme_connect PORT [,OPTION...]: its block device is printed.
 nvme_connect() {
     local said instance
     # The answer to what was written is read from the same open file.
     exec 8<>/dev/nvme-fabrics
-    echo "transport=tcp,traddr=127.0.0.1,trsvcid=$1,nqn=bench$1" >&8
+    echo "transport=tcp,traddr=127.0.0.1,trsvcid=$1,nqn=bench$1${2-}" >&8
     read -r said <&8
     exec 8>&-
     instance=${said#instance=}
@@ -182,14 +182,19 @@ if wanted 'dst, two nodes' || wanted 'dst, one node'; then
     start_dst >"$T/dst.log" 2>&1 || die "dst: $(<"$T/dst.log")"
 fi
 ! wanted 'dst, two nodes' || compare 'dst, two nodes' "$(dst_device two)"
-if wanted 'NVMe/TCP, two, dm-stripe' || wanted 'NVMe/TCP, one'; then
+if wanted 'NVMe/TCP, two, dm-stripe' || wanted 'NVMe/TCP, two, digests' || wanted 'NVMe/TCP, one'; then
     modprobe configfs
     mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
-    for n in 0 1 2; do nvme_export $((4420 + n)) "/dev/ram$n" || die "nvmet"; done
+    for n in 0 1 2 3 4; do nvme_export $((4420 + n)) "/dev/ram$n" || die "nvmet"; done
 fi
 if wanted 'NVMe/TCP, two, dm-stripe'; then
     stripe nvme "$(nvme_connect 4421)" "$(nvme_connect 4422)"
     compare 'NVMe/TCP, two, dm-stripe' /dev/mapper/nvme
+fi
+# With the checksums that dst makes, too.
+if wanted 'NVMe/TCP, two, digests'; then
+    stripe digests "$(nvme_connect 4423 ,hdr_digest,data_digest)" "$(nvme_connect 4424 ,hdr_digest,data_digest)"
+    compare 'NVMe/TCP, two, digests' /dev/mapper/digests
 fi
 if wanted 'NBD, two, dm-stripe'; then
     nbd_device 1 $HALF
