@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::report::{Goal, Report, Sample, about};
 use crate::{is_quick, results};
 
-const TABLE: &str = "block device in the guest (fio, io_uring; CPU time is that of the whole guest)";
+const TABLE: &str = "block device in the guest (fio, io_uring)";
 const TWO: &str = "dst, two nodes";
 const NVME: &[&str] = &["NVMe/TCP, two, dm-stripe"];
 const NBD: &[&str] = &["NBD, two, dm-stripe"];
