@@ -200,6 +200,8 @@ impl World {
         self.trace.note(self.now, 201, u64::from(self.daemon.life));
         self.trace.say(self.now, || "!! the daemon dies".to_owned());
         self.judge.daemon_died(self.now);
+        // What became durable at the last moment counts for what is known to be lost.
+        self.owner_dies();
         self.device_dies();
         let mut ends: Vec<usize> = Vec::new();
         for link in self.daemon.hosts.iter().flat_map(|host| &host.links) {
@@ -214,7 +216,6 @@ impl World {
         for device in 0..u16::try_from(self.plan.volumes.len()).unwrap_or(0) {
             self.judge.excuses.suspended(self.now, device, false);
         }
-        self.owner_dies();
         self.daemon.stopping = false;
         self.daemon.later.clear();
         self.daemon.life += 1;

@@ -3,7 +3,7 @@
 use dst::errno::Errno;
 
 use dst::engine::replicas::Standing;
-use dst::engine::view::{Gate, Role, View};
+use dst::engine::view::{Role, View};
 
 use crate::plan::{Fault, Kind};
 use crate::world::{Event, MICRO, MILLI, SECOND, World};
@@ -171,7 +171,7 @@ impl World {
     /// What a view shuts waits for it.
     pub(crate) fn show_gates(&mut self, view: &View) {
         for (number, node) in view.nodes.iter().enumerate() {
-            let shut = node.gate != Gate::Open;
+            let shut = node.gate.is_shut();
             self.judge.excuses.suspended(self.now, u16::try_from(number).unwrap_or(0), shut);
         }
     }

@@ -268,6 +268,10 @@ impl World {
             if !commits || self.record.standings[to] != Standing::Candidate {
                 continue;
             }
+            if !self.servers[self.nodes[from].server].up {
+                // What a power cut has taken from it, which nobody has noticed yet, a sibling has given.
+                continue;
+            }
             let used = usize::try_from(self.plan.used[node]).unwrap_or(0);
             let (one, other) = (self.nodes[from].content(), self.nodes[to].content());
             let flipped = self.flipped(node);

@@ -161,8 +161,10 @@ impl World {
         }
         let told = |sector: u64| findings.list.iter().any(|finding| finding.extent.overlaps(Extent::new(sector, 1)));
         let alone = |sector: u64| members.iter().any(|other| !self.holds_flip(*other, sector));
+        // What was copied since may be on all of them; a write on its way makes it one's own again for a moment.
         let missed = self.scrubs.flips.iter().find(|flip| {
             flip.at < since
+                && flip.at > self.scrubs.copied[node]
                 && members.contains(&flip.target)
                 && self.holds_flip(flip.target, flip.sector)
                 && alone(flip.sector)
