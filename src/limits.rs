@@ -87,6 +87,9 @@ pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// A target that is copied to is left behind when one write of the copy takes longer than this.
 pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// A move whose source is there and takes longer than that is tried so often, one try after the other, before it ends: a busy disk is not a
+/// bad one.
+pub const SOURCE_TRIES: u32 = 10;
 /// A stale replica is synced again at the earliest after this, when the last try has failed; doubled with each.
 pub const SYNC_RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.

@@ -187,6 +187,9 @@ struct NodeState {
     scrub: Option<Scrubbing>,
     /// All but one target are to be left: they may differ.
     diverged: bool,
+    /// Which target has what was in flight when it was last served is not durable yet. What is read from one of them now must not be
+    /// read otherwise later, also if the next daemon goes by another one.
+    undecided: bool,
     /// When a stale target is tried at the earliest, and after how long the next time.
     retry_at: Time,
     pause: Duration,
@@ -232,8 +235,8 @@ impl Replicas {
         let mut nodes = Vec::with_capacity(view.nodes.len());
         for node in &view.nodes {
             let in_sync = node.targets.iter().filter(|target| standings[**target] == Standing::InSync).count();
-            // Else what was in flight may be on some and not on others: the first is read, and nothing is acknowledged before it is
-            // durably known that the others are stale.
+            // Else what was in flight may be on some and not on others: the first is gone by, and nothing is read or acknowledged before it
+            // is durably known that the others are stale.
             let known = in_sync == 1 || clean || planted(Bug::UncleanIsClean);
             let keeper = node.targets.iter().copied().find(|target| standings[*target] == Standing::InSync);
             for target in node.targets.iter().copied() {
@@ -255,6 +258,7 @@ impl Replicas {
                 moving: None,
                 scrub: None,
                 diverged: false,
+                undecided: !known,
                 retry_at: Time(0),
                 pause: limits::SYNC_RETRY_MIN,
             });
@@ -269,6 +273,9 @@ impl Replicas {
             refill: false,
             gone: None,
         };
+        for (node, state) in view.nodes.iter_mut().zip(&nodes) {
+            node.gate = state.gate();
+        }
         view.see_singles();
         let targets = view.targets.iter().zip(&standings).map(known).collect();
         let rules = Replicas {
@@ -550,6 +557,7 @@ impl Replicas {
                     (Standing::Absent, _) => Role::Absent,
                 };
             }
+            self.nodes[*node].undecided = false;
             self.see_syncing(*node);
             self.committed(*node, now);
         }

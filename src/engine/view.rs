@@ -47,7 +47,7 @@ impl Role {
     }
 }
 
-/// Whether a node's requests may go to its targets. What waits at a gate has no deadline.
+/// Whether a node's requests may go to its targets. What waits at a gate has no deadline, unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Gate {
     /// They may.
@@ -61,6 +61,15 @@ pub enum Gate {
     Failed,
     /// New ones wait. Acknowledged when nothing that has begun is left.
     Closing,
+    /// New ones wait, each until its deadline: which replica has the node's data is being made durable.
+    Undecided,
+}
+
+impl Gate {
+    /// Whether somebody has shut it and said for how long: what waits has no deadline of its own.
+    pub fn is_shut(self) -> bool {
+        !matches!(self, Gate::Open | Gate::Undecided)
+    }
 }
 
 /// Where a node's data is, or one copy of it.

@@ -19,11 +19,24 @@ use crate::units::Time;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Freeze {
     Open,
-    Wanted,
-    Draining { version: u64 },
-    Freezing { version: u64 },
-    Flushing { tickets: Vec<u64>, durable: bool, until: Time },
-    Frozen { durable: bool },
+    /// `shut`: it was suspended when the array was last served, and nothing goes on until it is again.
+    Wanted {
+        shut: bool,
+    },
+    Draining {
+        version: u64,
+    },
+    Freezing {
+        version: u64,
+    },
+    Flushing {
+        tickets: Vec<u64>,
+        durable: bool,
+        until: Time,
+    },
+    Frozen {
+        durable: bool,
+    },
     Failed,
 }
 
@@ -59,8 +72,10 @@ impl NodeState {
     /// The gate of the node.
     pub(super) fn gate(&self) -> Gate {
         match self.freeze {
-            Freeze::Open | Freeze::Wanted => match &self.moving {
+            Freeze::Wanted { shut: true } => Gate::Frozen,
+            Freeze::Open | Freeze::Wanted { .. } => match &self.moving {
                 Some(moving) if moving.shuts_gate() => Gate::Closing,
+                _ if self.undecided => Gate::Undecided,
                 _ => Gate::Open,
             },
             Freeze::Draining { .. } => Gate::Draining,
@@ -83,7 +98,7 @@ impl Replicas {
 
     /// The gate of a node was shut when the array was last served: it is so from the first request on.
     pub fn begin_frozen(&mut self, node: usize) {
-        self.nodes[node].freeze = Freeze::Wanted;
+        self.nodes[node].freeze = Freeze::Wanted { shut: true };
         let mut view = crate::engine::view::View::clone(&self.view);
         // Not `Draining`, which comes next: a view that changes nothing is acknowledged by nobody.
         view.nodes[node].gate = Gate::Frozen;
@@ -93,7 +108,7 @@ impl Replicas {
     pub(super) fn freeze(&mut self, node: usize) {
         let Some(state) = self.nodes.get_mut(node) else { return };
         match state.freeze {
-            Freeze::Open => state.freeze = Freeze::Wanted,
+            Freeze::Open => state.freeze = Freeze::Wanted { shut: false },
             Freeze::Frozen { durable } => self.tell(News::Frozen { node, flushed: durable }),
             Freeze::Failed => self.tell(News::Frozen { node, flushed: false }),
             _ => {}
@@ -123,7 +138,7 @@ impl Replicas {
     pub(super) fn freeze_on(&mut self, node: usize, now: Time) {
         let state = &self.nodes[node];
         match &state.freeze {
-            Freeze::Wanted => {
+            Freeze::Wanted { .. } => {
                 let busy = state.moving.as_ref().is_some_and(super::moves::Moving::shuts_gate);
                 if state.step == Step::Steady && state.job == Job::None && !busy {
                     self.publish_as(node, |version| Freeze::Draining { version });

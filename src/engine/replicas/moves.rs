@@ -50,6 +50,8 @@ pub(super) struct Moving {
     root: Option<[u8; 32]>,
     rolled_back: u32,
     pause: Duration,
+    /// How often its source was too slow since it last got on, and how many regions were left then.
+    stalls: (u32, u64),
 }
 
 impl Moving {
@@ -64,6 +66,7 @@ impl Moving {
             root: None,
             rolled_back: 0,
             pause: limits::CUT_OVER_RETRY_MIN,
+            stalls: (0, u64::MAX),
         }
     }
 
@@ -268,12 +271,28 @@ impl Replicas {
         self.publish();
     }
 
+    /// Whether a source that was too slow is asked once more.
+    fn asks_again(&mut self, node: usize) -> bool {
+        let left = self.view.nodes[node].sync.as_ref().map_or(0, |map| map.left());
+        let Some(to) = self.nodes[node].moving.as_ref().map(|moving| moving.to) else { return false };
+        let there = self.source(node, to).is_some();
+        let Some(moving) = &mut self.nodes[node].moving else { return false };
+        let (tries, before) = moving.stalls;
+        moving.stalls = (if left < before { 1 } else { tries.saturating_add(1) }, left);
+        there && moving.stalls.0 < limits::SOURCE_TRIES
+    }
+
     /// What the sync engine was to do for a move has ended.
     pub(super) fn move_synced(&mut self, node: usize, result: Result<Copied, CopyError>) {
+        if matches!(result, Err(CopyError::Source(_, Errno::ETIMEDOUT))) && self.asks_again(node) {
+            // It goes on where it was.
+            return;
+        }
         let Some(moving) = &mut self.nodes[node].moving else { return };
         let mirroring = Stage::Mirroring { retry_at: Time(0) };
         match (moving.stage, result) {
             (Stage::Copying, Ok(copied)) => {
+                moving.stalls = (0, u64::MAX);
                 moving.copied += copied.regions;
                 moving.stage = if moving.spec.verify { Stage::Verifying } else { mirroring };
             }
@@ -343,8 +362,8 @@ impl Replicas {
         if !keep {
             self.targets[from].gone = Some(Gone::Replaced);
         }
-        // What a stale copy lacks is in the log of the one that goes, and not in that of the one that comes.
-        for stale in self.of(node, |target| target.standing == Standing::Stale) {
+        // What a stale copy lacks, also where it was filled before, is in the log of the one that goes, and not in that of the one that comes.
+        for stale in self.of(node, |target| target.standing.is_synced()) {
             self.targets[stale].standing = Standing::Filling { from: Lba(0) };
         }
         self.record(node);

@@ -74,7 +74,11 @@ fn moved(effects: &[Effect]) -> Option<Result<Moved, MoveError>> {
 
 /// A node with one replica in sync and a stale one that cannot be asked, moving, everything copied.
 fn copied() -> (Bench, Vec<Effect>) {
-    let mut bench = Bench::new(&[Standing::InSync, Standing::Stale]);
+    copied_beside(Standing::Stale)
+}
+
+fn copied_beside(other: Standing) -> (Bench, Vec<Effect>) {
+    let mut bench = Bench::new(&[Standing::InSync, other]);
     bench.tick(&[1]);
     let effects = bench.tell(Event::Steer(Steer::Move(a_move(false))));
     assert!(matches!(effects[0], Effect::Attach { volume: NEW, .. }), "{effects:?}");
@@ -423,4 +427,97 @@ fn a_third_one_that_fails_at_the_commit_of_a_move_is_left() {
     assert_eq!([0, 1, new].map(standing), [Standing::Absent, Standing::Filling { from: Lba(0) }, Standing::InSync]);
     assert!(matches!(moved(&bench.tell(Event::Saved(Saved::All))), Some(Ok(_))));
     assert_eq!((bench.rules.role(new), bench.gate()), (Role::InSync, Gate::Open));
+}
+
+#[test]
+fn a_source_that_is_slow_is_asked_again_and_not_for_ever() {
+    let slow = || Event::Synced { node: 0, result: Err(CopyError::Source(Lba(0), Errno::ETIMEDOUT)) };
+    let begun = || {
+        let mut bench = Bench::new(&[Standing::InSync]);
+        bench.tick(&[]);
+        bench.tell(Event::Steer(Steer::Move(a_move(false))));
+        bench.adopt();
+        bench.tick(&[]);
+        bench.adopt();
+        bench
+    };
+    let again = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Sync { source: 0, .. }));
+    let mut bench = begun();
+    for _ in 1..limits::SOURCE_TRIES {
+        assert!(again(&bench.tell(slow())));
+    }
+    // It gets on a little: all tries are its own again.
+    let map = bench.rules.view().nodes[0].sync.clone().unwrap();
+    map.set(0, crate::engine::region::RegionState::Done);
+    for _ in 1..limits::SOURCE_TRIES {
+        assert!(again(&bench.tell(slow())));
+    }
+    bench.tell(slow());
+    bench.adopt();
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!(moved(&bench.adopt()), Some(Err(MoveError::Source(Lba(0), Errno::ETIMEDOUT))));
+    // One that is not there is not waited for.
+    let mut bench = begun();
+    bench.tick(&[0]);
+    assert!(!again(&bench.tell(slow())));
+    assert!(
+        bench
+            .rules
+            .move_shown(0)
+            .is_some_and(|shown| shown.phase == crate::control::migration::MigrationState::Preparing)
+    );
+}
+
+#[test]
+fn nothing_is_read_before_it_is_durable_which_one_is_gone_by() {
+    let volumes = vec![volume(0), volume(1)];
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes], Epoch(1));
+    let begun =
+        || Bench { rules: Replicas::new(view.clone(), &[Standing::InSync; 2], false), now: Time(1_000_000_000) };
+    let mut bench = begun();
+    assert_eq!(bench.gate(), Gate::Undecided, "from the first request on");
+    assert!(saved(&bench.tick(&[])).is_some());
+    bench.tell(Event::Saved(Saved::Nothing));
+    assert_eq!(bench.gate(), Gate::Undecided);
+    bench.tell(Event::Saved(Saved::All));
+    assert_eq!((bench.gate(), bench.rules.role(1)), (Gate::Open, Role::Stale));
+}
+
+#[test]
+fn a_suspend_that_was_on_is_on_whatever_else_happens_first() {
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[vec![volume(0), volume(1)]], Epoch(1));
+    for clean in [false, true] {
+        let rules = Replicas::new(view.clone(), &[Standing::InSync; 2], clean);
+        let mut bench = Bench { rules, now: Time(1_000_000_000) };
+        bench.rules.begin_frozen(0);
+        assert_eq!(bench.gate(), Gate::Frozen, "from the first request on");
+        // A view that is about something else does not open it.
+        bench.tell(Event::Report(Report::Failed { target: 1, errno: Errno::EIO }));
+        let mut gates = vec![bench.gate()];
+        for _ in 0..20 {
+            bench.tick(&[]);
+            bench.tell(Event::Saved(Saved::All));
+            let effects = bench.adopt();
+            gates.push(bench.gate());
+            for effect in effects {
+                if let Effect::Flush { ticket, .. } = effect {
+                    bench.tell(Event::Flushed { ticket, durable: true });
+                }
+            }
+        }
+        assert!(gates.iter().all(|gate| matches!(gate, Gate::Frozen | Gate::Draining)), "{gates:?}");
+        assert_eq!(bench.rules.freeze_state(0), FreezeState::Frozen);
+    }
+}
+
+#[test]
+fn beside_a_volume_that_comes_what_was_filled_is_filled_anew() {
+    for other in [Standing::Stale, Standing::Filling { from: Lba(4096) }] {
+        let (mut bench, effects) = copied_beside(other);
+        bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+        let effects = bench.adopt();
+        let effects = bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
+        let standings = saved(&effects).unwrap();
+        assert_eq!(standings[1], (volume(1), Standing::Filling { from: Lba(0) }), "{other:?}");
+    }
 }

@@ -51,7 +51,7 @@ impl Shard {
             Gate::Failed => Passage::Refused,
             // A flush has nothing to wait for where everything is durable already.
             Gate::Frozen if group.op == Op::Flush && self.is_flushed(group.node) => Passage::Free,
-            Gate::Draining | Gate::Frozen | Gate::Closing => Passage::Wait,
+            Gate::Draining | Gate::Frozen | Gate::Closing | Gate::Undecided => Passage::Wait,
         }
     }
 
@@ -74,7 +74,7 @@ impl Shard {
         }
         let sent = |state: PartState| state == PartState::Sent;
         match self.view.nodes[node].gate {
-            Gate::Open | Gate::Failed => false,
+            Gate::Open | Gate::Undecided | Gate::Failed => false,
             Gate::Draining => {
                 let asked = |part: &&Part| !self.is_flush(part.tag);
                 self.parts_of(node).filter(asked).any(|part| sent(part.state) || self.is_ready(part.target))
@@ -95,7 +95,7 @@ impl Shard {
         if !self.gated || planted(Bug::ParkedHasDeadline) {
             return false;
         }
-        let shut = |node: usize| self.view.nodes[node].gate != Gate::Open;
+        let shut = |node: usize| self.view.nodes[node].gate.is_shut();
         let waits = |group: &Group| group.tag == Some(tag) && group.state == GroupState::Waiting && shut(group.node);
         let held = self.parts.used().any(|part| {
             part.tag == tag && part.state == PartState::Queued && shut(self.view.targets[part.target].node)
@@ -122,7 +122,7 @@ impl Shard {
 
     /// How many requests wait at the gate of a node.
     pub fn parked(&self, node: usize) -> usize {
-        if self.view.nodes[node].gate == Gate::Open {
+        if !self.view.nodes[node].gate.is_shut() {
             return 0;
         }
         let waits = |group: &&Group| group.state == GroupState::Waiting && group.node == node;
@@ -149,7 +149,7 @@ impl Shard {
             for group in self.groups.groups.iter_mut().filter(|group| group.node == node) {
                 group.since = self.now;
             }
-            if is == Gate::Open && !planted(Bug::ParkedHasDeadline) {
+            if was.is_shut() && !is.is_shut() && !planted(Bug::ParkedHasDeadline) {
                 self.waiting_at(node).into_iter().for_each(|tag| self.renew_deadline(tag));
             }
             if is == Gate::Open && planted(Bug::ParkedForgotten) {

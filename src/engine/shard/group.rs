@@ -391,9 +391,9 @@ impl Shard {
                 // How a connection ended is not how the request did.
                 let error = if answered || error == Errno::EBADE { error } else { Errno::EIO };
                 group.bad |= if answered || group.op != Op::Read { bit } else { 0 };
-                // That another owner has the array is more than any other news; what ails a target that is only being filled is none
-                // of the caller's business.
-                let own = view.role(part.target) != Role::Syncing && view.role(part.target) != Role::Mirror;
+                // That another owner has the array is more than any other news; what ails a target that is only being filled, or is
+                // being left, is none of the caller's business.
+                let own = view.role(part.target) == Role::InSync;
                 if error == Errno::EBADE || (own && group.error.is_none()) {
                     group.error = Some(error);
                 }

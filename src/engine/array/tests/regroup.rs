@@ -48,7 +48,7 @@ fn what_cannot_be_made_durable_is_told_and_asked_again() {
         world.broken.insert(broken);
         daemon.event(regroup(&world, 1, [false, true, true, true]));
         daemon.settle(&mut world);
-        assert_eq!(daemon.regrouped, [saved.clone()]);
+        assert_eq!(daemon.regrouped, std::slice::from_ref(&saved));
         assert!(daemon.why("a").contains("not durable yet"), "{}", daemon.why("a"));
         world.broken.clear();
         daemon.event(regroup(&world, 1, [false, true, true, true]));
