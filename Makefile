@@ -35,7 +35,7 @@ bench-engine: ## the engine alone: time and allocations of a request
 	cargo bench --bench engine
 bench-migrate: build ## how long a move holds requests up, how fast it copies, what others notice; QUICK=1, ONLY=freeze,copy,foreground,suspend
 	cargo test --release --bench bench -- migrate
-bench-vm: build ## block devices in a virtual machine, against the kernel's NVMe/TCP and NBD, in under 20 minutes; QUICK=1, WORKS=, PEERS=, ROUNDS=
+bench-vm: build ## block devices in a virtual machine, against the kernel's NVMe/TCP and NBD, in about 20 minutes; QUICK=1, WORKS=, PEERS=, ROUNDS=
 	cargo test --release --bench bench -- vm
 clean: ## forget every build, and the virtual machine
 	rm -rf target
