@@ -103,6 +103,8 @@ pub mod io {
     pub mod label;
     pub mod link;
     pub mod local;
+    pub mod memory;
+    pub mod mounts;
     /// The NBD frontend.
     pub mod nbd {
         mod connection;
@@ -111,6 +113,7 @@ pub mod io {
         mod send;
         mod tags;
     }
+    pub mod notify;
     pub mod pool;
     pub mod ring;
     pub mod serve;
@@ -135,6 +138,7 @@ pub mod roles {
         pub mod owner;
         pub mod path;
         pub mod perform;
+        pub mod pulse;
         pub mod running;
         pub mod survey;
         pub mod targets;

@@ -197,6 +197,8 @@ pub const TREE_FILES_MAX: usize = 1024;
 pub const TREE_LOOK: Duration = Duration::from_millis(100);
 /// Mounts of dead daemons, one over the other, that are taken away from one place.
 pub const TREE_DEAD_MAX: usize = 16;
+/// Stack of a thread of the array daemon, bytes: all of it counts as locked memory.
+pub const THREAD_STACK_BYTES: usize = 512 << 10;
 /// Events waiting for the owner of arrays; commands beyond it are refused.
 pub const OWNER_EVENTS_MAX: usize = 256;
 /// Threads that do the owner's blocking work at the same time; more work waits its turn.
@@ -209,6 +211,11 @@ pub const VOLUME_CALL_TIMEOUT: Duration = Duration::from_secs(600);
 pub const HALT_MAX: Duration = Duration::from_secs(20);
 /// At the end of the daemon, what runs is given this long to be halted.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+
+/// A service manager that does not take a message within this is not told.
+pub const NOTIFY_MAX: Duration = Duration::from_secs(1);
+/// Its watchdog is fed so many times in the time after which it takes the daemon for hung.
+pub const WATCHDOG_BEATS: u32 = 4;
 
 /// A peer that has not finished its HELLO or management request within this is disconnected.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

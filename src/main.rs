@@ -160,6 +160,7 @@ fn array_config(given: ArrayArguments, file: ConfigFile) -> daemon::Config {
         socket: given.socket.or(file.array.socket).unwrap_or_else(|| run_dir.join("dstd.sock")),
         tree: given.tree.or(file.array.tree),
         metrics: given.metrics.or(file.array.metrics),
+        alone: true,
         danger_cleartext: given.danger_cleartext || file.array.danger_cleartext,
     }
 }

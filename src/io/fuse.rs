@@ -41,28 +41,46 @@ pub trait Source: Send + Sync + 'static {
     fn submit(&self, command: Command, done: Done);
 }
 
+/// Takes a mount away, lazily if it is in use, which is then told as `false`.
+pub type Unmount = Box<dyn Fn(&Path) -> io::Result<bool> + Send>;
+
+/// A tree that is mounted and not served yet: who looks at it waits.
+pub struct Bound {
+    path: PathBuf,
+    session: Session<Files>,
+    watch: Arc<Watch>,
+}
+
 /// A tree that is there until this is dropped.
 pub struct Mounted {
     path: PathBuf,
     session: Option<BackgroundSession>,
     watch: Arc<Watch>,
     watcher: Option<JoinHandle<()>>,
+    unmount: Unmount,
 }
 
-impl Mounted {
-    /// Mounts the tree on a directory, which is made if it is not there, in place of one whose daemon has died.
-    pub fn new(path: &Path, source: Arc<dyn Source>) -> Result<Mounted, Refusal> {
+impl Bound {
+    /// Mounts the tree on a directory, which is made if it is not there, in place of one whose daemon has died. Starts no thread.
+    pub fn new(path: &Path, source: Arc<dyn Source>) -> Result<Bound, Refusal> {
         detach_dead(path)?;
         make_directory(path)?;
         let watch = Arc::new(Watch::new(source));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("dst".to_owned()), MountOption::NoExec, MountOption::NoAtime];
-        let session = Session::new(Files::new(Arc::clone(&watch)), path, &config).and_then(Session::spawn);
+        let session = Session::new(Files::new(Arc::clone(&watch)), path, &config);
         let session = session.map_err(|error| not_mounted(path, &error))?;
-        let mut mounted =
-            Mounted { path: path.to_owned(), session: Some(session), watch: Arc::clone(&watch), watcher: None };
-        let thread = std::thread::Builder::new().name("dst-tree".to_owned()).spawn(move || watch.run());
-        mounted.watcher = Some(thread.map_err(|error| not_mounted(path, &error))?);
+        Ok(Bound { path: path.to_owned(), session, watch })
+    }
+
+    /// Serves it from threads of its own; `unmount` takes it away at the end.
+    pub fn serve(self, unmount: Unmount) -> Result<Mounted, Refusal> {
+        let Bound { path, session, watch } = self;
+        let session = session.spawn().map_err(|error| not_mounted(&path, &error))?;
+        let mut mounted = Mounted { path, session: Some(session), watch: Arc::clone(&watch), watcher: None, unmount };
+        let builder = std::thread::Builder::new().name("dst-tree".to_owned()).stack_size(limits::THREAD_STACK_BYTES);
+        let thread = builder.spawn(move || watch.run());
+        mounted.watcher = Some(thread.map_err(|error| not_mounted(&mounted.path, &error))?);
         Ok(mounted)
     }
 }
@@ -74,11 +92,17 @@ impl Drop for Mounted {
             let _ = watcher.join();
         }
         let Some(session) = self.session.take() else { return };
-        if let Err(error) = session.umount_and_join() {
-            // Somebody is in it. The name is free at once; the rest goes with this process.
-            tracing::info!(path = %self.path.display(), %error, "the control tree is in use and is detached");
-            if let Err(error) = umount2(&self.path, MntFlags::MNT_DETACH) {
-                tracing::warn!(path = %self.path.display(), %error, "the control tree cannot be unmounted");
+        match (self.unmount)(&self.path) {
+            Ok(true) => drop(session.join()),
+            other => {
+                // Somebody is in it. The name is free at once; the rest goes with this process, and the session would unmount it again.
+                std::mem::forget(session);
+                match other {
+                    Err(error) => {
+                        tracing::warn!(path = %self.path.display(), %error, "the control tree cannot be unmounted")
+                    }
+                    Ok(_) => tracing::info!(path = %self.path.display(), "the control tree is in use and is detached"),
+                }
             }
         }
     }

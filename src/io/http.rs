@@ -85,7 +85,8 @@ impl Bound {
         let failed =
             |error: io::Error| Refusal::new(Errno::from(&error), format!("cannot serve {}: {error}", path.display()));
         listener.set_nonblocking(true).map_err(failed)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().thread_stack_size(limits::THREAD_STACK_BYTES).build().map_err(failed)?;
         let serve = move || {
             runtime.block_on(async move {
                 let seats = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS_MAX));
@@ -104,7 +105,11 @@ impl Bound {
                 let _ = tokio::time::timeout(limits::HTTP_GRACE, seats.acquire_many(all)).await;
             });
         };
-        let thread = std::thread::Builder::new().name("dst-http".to_owned()).spawn(serve).map_err(failed)?;
+        let thread = std::thread::Builder::new()
+            .name("dst-http".to_owned())
+            .stack_size(limits::THREAD_STACK_BYTES)
+            .spawn(serve)
+            .map_err(failed)?;
         Ok(Server { path, stop: Some(stop), thread: Some(thread) })
     }
 }

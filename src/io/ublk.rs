@@ -9,7 +9,7 @@
 //!
 //! A queue thread owns one ring ([`UblkQueue`] is its [`Frontend`](crate::io::ring::Frontend)): ublk's commands and
 //! everything the worker pushes run on it. It is an I/O flusher (`PR_SET_IO_FLUSHER`): its allocations never wait for writeback
-//! to the very device it serves. Any other thread on the data path calls [`become_io_flusher`].
+//! to the very device it serves; without that no device is made. All other threads of the daemon inherit it from the first one.
 //!
 //! # Start
 //!
@@ -56,7 +56,7 @@
 //! - It writes its own record of the device to a directory that everyone may write (`/run/ublksrvd`): it is not asked to.
 //! - START_DEV names this process as the server: fork before `create`, never after.
 //! - The daemon must not be the last process in a mount namespace in which its own device is mounted, or its exit writes to a device
-//!   that nobody serves any more: in a container run it under `unshare --mount`. In the host's namespace this cannot happen.
+//!   that nobody serves any more: `io/mounts` gives it a namespace of its own.
 
 mod claim;
 mod command;

@@ -21,11 +21,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
 use crate::io::boot::boot_id;
+use crate::io::notify::Notifier;
 use crate::io::serve::probe;
 use crate::io::serve::tune;
 use crate::io::signals::Signals;
@@ -91,12 +92,19 @@ pub fn run(config: Config) -> Result<(), StartError> {
     };
     let signals = Signals::block().map_err(failed)?;
     raise_descriptor_limit();
-    let server = Server::start(config)?;
+    let notifier = Notifier::from_environment().map(Arc::new);
+    let server = Server::start_watched(config, notifier.clone())?;
     for address in server.addresses() {
         println!("listening on {address}");
     }
+    if let Some(notifier) = &notifier {
+        notifier.ready("serving volumes");
+    }
     let signal = signals.wait().map_err(failed)?;
     info!(signal, "stopping");
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     server.stop();
     Ok(())
 }
@@ -114,6 +122,11 @@ fn raise_descriptor_limit() {
 impl Server {
     /// Opens the pool, listens, and serves from threads of its own.
     pub fn start(config: Config) -> Result<Server, StartError> {
+        Server::start_watched(config, None)
+    }
+
+    /// The same, and feeds the watchdog of `notifier` while all of its threads go round.
+    pub fn start_watched(config: Config, notifier: Option<Arc<Notifier>>) -> Result<Server, StartError> {
         probe().map_err(|errno| StartError {
             errno,
             text: format!(
@@ -144,7 +157,8 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| thread_failed(&error))?;
         server.spawn("accept".to_owned(), move || {
-            runtime.block_on(accept(listeners, accepting, stopping));
+            let fed = notifier.map(|notifier| feed(notifier, owners.clone()));
+            runtime.block_on(accept(listeners, accepting, stopping, fed));
             for owner in owners {
                 let _ = owner.blocking_send(Mail::Stop);
             }
@@ -224,7 +238,15 @@ fn listen_on(address: SocketAddr, cleartext: bool) -> Result<TcpListener, StartE
 }
 
 /// Accepts until told to stop.
-async fn accept(listeners: Vec<TcpListener>, registry: Arc<Registry>, mut stopping: watch::Receiver<bool>) {
+async fn accept(
+    listeners: Vec<TcpListener>,
+    registry: Arc<Registry>,
+    mut stopping: watch::Receiver<bool>,
+    fed: Option<impl Future<Output = ()> + Send + 'static>,
+) {
+    if let Some(fed) = fed {
+        tokio::spawn(fed);
+    }
     let room = Arc::new(Semaphore::new(limits::HANDSHAKES_MAX));
     for listener in listeners {
         let (registry, room) = (Arc::clone(&registry), Arc::clone(&room));
@@ -236,6 +258,22 @@ async fn accept(listeners: Vec<TcpListener>, registry: Arc<Registry>, mut stoppi
         });
     }
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Feeds the service manager's watchdog while this thread goes round, and each owner has since the last time.
+async fn feed(notifier: Arc<Notifier>, owners: Vec<mpsc::Sender<Mail>>) {
+    let Some(watchdog) = notifier.watchdog() else { return };
+    loop {
+        for owner in &owners {
+            let (asked, answer) = oneshot::channel();
+            if owner.send(Mail::Mark(asked)).await.is_err() || answer.await.is_err() {
+                // It has ended: so does the server.
+                return;
+            }
+        }
+        notifier.alive();
+        tokio::time::sleep(watchdog / limits::WATCHDOG_BEATS).await;
+    }
 }
 
 async fn accept_from(listener: &tokio::net::TcpListener, registry: &Arc<Registry>, room: &Arc<Semaphore>) {

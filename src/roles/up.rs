@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::control::command::Refusal;
+use crate::io::notify::Notifier;
 use crate::roles::array::daemon::{self, Daemon};
 use crate::roles::array::perform::Launcher;
 use crate::roles::server;
@@ -27,21 +29,29 @@ pub fn run(config: Config, launcher: Box<dyn Launcher>) -> Result<(), Refusal> {
     let socket = config.socket.unwrap_or_else(|| config.dir.join("dstd.sock"));
     // The state's lock first: a second `dstd up` of the same directory must not touch the first one's pool.
     let state_dir = config.dir.join("state");
-    let arrays = daemon::Config { state_dir, socket, tree: None, metrics: None, danger_cleartext: false };
+    let arrays = daemon::Config { state_dir, socket, tree: None, metrics: None, alone: false, danger_cleartext: false };
     let claimed = Daemon::claim(&arrays)?;
-    let server = server::Server::start(server::Config {
+    let notifier = Notifier::from_environment().map(Arc::new);
+    let config = server::Config {
         listen: config.listen,
         pool: config.dir.join("pool"),
         threads: 0,
         danger_cleartext: config.danger_cleartext,
-    })
-    .map_err(|error| Refusal::new(error.errno, error.text))?;
-    let daemon = Daemon::start(&arrays, claimed, launcher)?;
+    };
+    let server = server::Server::start(config).map_err(|error| Refusal::new(error.errno, error.text))?;
+    // The watchdog is the arrays': a server that hangs they notice by themselves.
+    let daemon = Daemon::start(&arrays, claimed, launcher, notifier.clone())?;
     for address in server.addresses() {
         println!("server:  volumes are created at {address}, such as: dst volume create {address}/a --size 1G");
     }
     println!("arrays:  export DST_SOCKET={}", arrays.socket.display());
+    if let Some(notifier) = &notifier {
+        notifier.ready("serving volumes and arrays");
+    }
     daemon::wait_for_end(&signals)?;
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     let ended = daemon.stop();
     server.stop();
     ended

@@ -156,9 +156,16 @@ fn run_dst(socket: &Path, words: &str) -> Output {
     Command::new(binary("dst")).arg("--socket").arg(socket).args(words.split_whitespace()).output().unwrap()
 }
 
-fn array_daemon(state: &Path, socket: &Path, log: &Path, options: &[&str]) -> Process {
+fn array_daemon(state: &Path, socket: &Path, log: &Path, options: &[&str], environment: &[(&str, &str)]) -> Process {
     let mut command = Command::new(binary("dstd"));
-    command.arg("array").arg("--state-dir").arg(state).arg("--socket").arg(socket).args(options);
+    command
+        .arg("array")
+        .arg("--state-dir")
+        .arg(state)
+        .arg("--socket")
+        .arg(socket)
+        .args(options)
+        .envs(environment.iter().copied());
     let process = Process::start(&mut command, log);
     wait("dstd array", log, || UnixStream::connect(socket).is_ok());
     process
@@ -222,13 +229,19 @@ impl Farm {
 
     /// With these options of `dstd array`, too.
     pub(crate) fn start_array_with(&mut self, options: &[&str]) {
-        self.array = Some(array_daemon(&self.dir.join("state"), &self.socket(), &self.dir.join("array.log"), options));
+        self.start_array_in(options, &[]);
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn start_array_in(&mut self, options: &[&str], environment: &[(&str, &str)]) {
+        let (state, log) = (self.dir.join("state"), self.dir.join("array.log"));
+        self.array = Some(array_daemon(&state, &self.socket(), &log, options, environment));
     }
 
     /// Another machine.
     pub(crate) fn host(&self, name: &str) -> Host {
         let socket = self.dir.join(format!("{name}.sock"));
-        let process = array_daemon(&self.dir.join(name), &socket, &self.dir.join(format!("{name}.log")), &[]);
+        let process = array_daemon(&self.dir.join(name), &socket, &self.dir.join(format!("{name}.log")), &[], &[]);
         Host { process, socket }
     }
 

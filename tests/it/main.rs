@@ -16,6 +16,7 @@ mod nbd;
 mod replicas;
 mod scrub;
 mod server;
+mod service;
 mod shadow;
 mod shard;
 mod tidy;

@@ -22,8 +22,13 @@ start_server() {
     start_daemon "server$1" dstd server --listen "127.0.0.1:2007$1" --pool "$T/pool$1"
     until_true 30 connects "2007$1"
 }
+# With the capabilities of its unit and no others.
+capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' "$DST_ROOT/dst-cli/dist/dstd-array.service" | sed 's/CAP_/+/g; s/ /,/g' | tr '[:upper:]' '[:lower:]')
 # What starts a daemon runs where its process id is kept: not in a check.
-start_array_daemon() { start_daemon array dstd array --state-dir "$T/state" --run-dir "$T/run" --socket "$DST_SOCKET"; }
+start_array_daemon() {
+    start_daemon array setpriv --no-new-privs --bounding-set "-all,$capabilities" \
+        dstd array --state-dir "$T/state" --run-dir "$T/run" --socket "$DST_SOCKET"
+}
 # kill_and_start: at once, as a service manager does.
 kill_and_start() {
     # shellcheck disable=SC2154 # start_daemon sets it
@@ -135,6 +140,28 @@ moved() {
     false
 }
 
+# Not one of its threads waits for writeback, the kernel's workers for its rings included (PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE).
+all_are_flushers() {
+    local task flags seen=0
+    for task in "/proc/$pid_array/task"/*; do
+        flags=$(sed 's/.*) //' "$task/stat" | cut -d' ' -f7) || continue
+        [ $((flags & 0x180000)) = $((0x180000)) ] || { echo "$(<"$task/comm") has $flags"; return 1; }
+        seen=$((seen + 1))
+    done
+    [ "$seen" -gt 8 ]
+}
+# Two arrays, of two and of four nodes, with two queues each.
+locks_little() {
+    local locked
+    locked=$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/$pid_array/status")
+    echo "$locked KiB are locked"
+    [ "$locked" -gt 65536 ] && [ "$locked" -lt 131072 ]
+}
+has_no_mounts() {
+    [ "$(readlink "/proc/$pid_array/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ]
+    equal "what is mounted there" "" "$(<"/proc/$pid_array/mountinfo")"
+}
+
 list_waiting() {
     dst device list
     dst device list | grep -q "$(device roam) *roam *waiting"
@@ -151,6 +178,10 @@ echo 0 >"$T/count"
 fs_load
 check "the raw device is written" raw_goes_on
 check "the filesystem is written" fs_goes_on
+
+check "each thread of the daemon is an I/O flusher" all_are_flushers
+check "its memory is locked, and little of it" locks_little
+check "it has nothing mounted" has_no_mounts
 
 step "kill -9 and start again"
 for ((round = 1; round <= RAW; round++)); do

@@ -158,6 +158,7 @@ impl Bound {
         let clients = seats.iter().map(|seat| Arc::clone(&seat.clients)).collect();
         let thread = std::thread::Builder::new()
             .name("nbd-accept".to_owned())
+            .stack_size(limits::THREAD_STACK_BYTES)
             .spawn(move || accept_until(&socket, &seats, &stopped))?;
         Ok(Listener { address: self.address, clients, stop, thread: Some(thread) })
     }

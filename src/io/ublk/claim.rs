@@ -84,7 +84,9 @@ pub(super) fn claim(name: &str) -> io::Result<Result<Option<Claim>, BlockUse>> {
 fn look(name: &str, held: bool) -> BlockUse {
     let parts = with_partitions(name);
     let numbers: Vec<_> = parts.iter().filter_map(|part| attribute(part, "dev")).collect();
-    let tables = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
+    // The daemon is in a namespace of its own; who started it is not.
+    let parent = format!("/proc/{}/mountinfo", std::os::unix::process::parent_id());
+    let tables = ["/proc/1/mountinfo", parent.as_str(), "/proc/self/mountinfo"];
     let mut mounts: Vec<_> = tables
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())

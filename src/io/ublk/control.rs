@@ -125,6 +125,7 @@ impl UblkDevice {
         let control = Control { config, origin, sender, inbox, backlog: VecDeque::new(), step: step.clone() };
         std::thread::Builder::new()
             .name("ublk-control".to_owned())
+            .stack_size(limits::THREAD_STACK_BYTES)
             .spawn(move || control.run(workers, started, on_end))
             .map_err(|error| UblkError::Refused { step: "control thread".to_owned(), errno: Errno::from(&error) })?;
         match wait.recv_timeout(limits::UBLK_START) {
@@ -338,6 +339,7 @@ impl Control {
             let events = self.sender.clone();
             let spawned = std::thread::Builder::new()
                 .name(format!("ublk{}-q{index}", device.dev_info.dev_id))
+                .stack_size(limits::THREAD_STACK_BYTES)
                 .spawn(move || run_queue(&device, index, worker, &events));
             match spawned {
                 Ok(thread) => added.threads.push(thread),
@@ -459,12 +461,12 @@ fn claimed(name: &str) -> Result<Option<super::claim::Claim>, UblkError> {
 /// A queue's thread.
 fn run_queue(device: &Arc<UblkDev>, index: u16, worker: QueueMain, events: &Sender<Event>) {
     let id = device.dev_info.dev_id;
+    // It was asked for before anything was made, but by another thread.
     if !become_io_flusher() {
-        tracing::warn!(
-            device = id,
-            queue = index,
-            "ublk: PR_SET_IO_FLUSHER is refused (CAP_SYS_RESOURCE); under memory pressure the device may stall"
-        );
+        let step = format!("PR_SET_IO_FLUSHER in queue {index}");
+        let _ =
+            events.send(Event::Ended { queue: index, result: Err(UblkError::Refused { step, errno: Errno::EPERM }) });
+        return;
     }
     let asking = events.clone();
     let ask_to_stop = Box::new(move || {

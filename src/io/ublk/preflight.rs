@@ -10,13 +10,14 @@ use libublk::sys;
 
 use super::UblkError;
 use super::command;
+use super::queue::become_io_flusher;
 use crate::errno::Errno;
 use crate::limits;
 
 /// What every dead end has in common.
 const OTHERWISE: &str = "or use the NBD frontend (--frontend nbd:ADDR), which needs no kernel module";
 
-/// Checks the kernel's version, the module, the permission, io_uring and the driver's features, before anything is made.
+/// Checks the kernel's version, the module, the permissions, io_uring and the driver's features, before anything is made.
 pub fn check() -> Result<(), UblkError> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     kernel_is_fit(release.trim()).map_err(UblkError::Unavailable)?;
@@ -35,6 +36,12 @@ pub fn check() -> Result<(), UblkError> {
     if let Err(error) = IoUring::new(2) {
         return Err(UblkError::Unavailable(format!(
             "io_uring is refused by this system ({error}); see sysctl kernel.io_uring_disabled and, in a container, its seccomp profile"
+        )));
+    }
+    // This thread may wait for the device as well.
+    if !become_io_flusher() {
+        return Err(UblkError::Unavailable(format!(
+            "a thread of dstd may not become an I/O flusher, and without that the device would stall under memory pressure; give dstd CAP_SYS_RESOURCE, {OTHERWISE}"
         )));
     }
     let features = command::features().map_err(|error| match error.errno() {

@@ -1,16 +1,22 @@
 //! The array role: the owner loop in a thread, its control socket, and the signals that end both.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::control::command::Refusal;
 use crate::errno::Errno;
-use crate::io::fuse::Mounted;
+use crate::io::fuse::{self, Mounted};
 use crate::io::http;
 use crate::io::http::scrape;
+use crate::io::memory;
+use crate::io::mounts::{self, Former};
+use crate::io::notify::Notifier;
 use crate::io::signals::Signals;
 use crate::io::state_dir::StateDir;
+use crate::io::ublk::become_io_flusher;
+use crate::limits;
 use crate::roles::array::owner::{Handle, OwnerLoop};
 use crate::roles::array::perform::{Launcher, Performer};
 
@@ -25,6 +31,8 @@ pub struct Config {
     pub tree: Option<PathBuf>,
     /// Where the figures are served over TCP; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Whether the process is the role's alone and has no other thread yet: then it gets a mount namespace of its own.
+    pub alone: bool,
     /// Whether that may be beyond loopback although nothing is encrypted or authenticated.
     pub danger_cleartext: bool,
 }
@@ -43,18 +51,28 @@ impl Daemon {
         StateDir::open(&config.state_dir).map_err(|error| Refusal::new(error.errno, error.text))
     }
 
-    /// Starts what the records say was started, and serves the socket.
-    pub fn start(config: &Config, state: StateDir, launcher: Box<dyn Launcher>) -> Result<Daemon, Refusal> {
-        let mut owner = OwnerLoop::new(Performer::new(state, launcher));
+    /// Starts what the records say was started, and serves the socket. The loop of the owner feeds the watchdog of `notifier`.
+    pub fn start(
+        config: &Config,
+        state: StateDir,
+        launcher: Box<dyn Launcher>,
+        notifier: Option<Arc<Notifier>>,
+    ) -> Result<Daemon, Refusal> {
+        let mut owner = OwnerLoop::new(Performer::new(state, launcher), notifier);
         let handle = owner.handle();
         // First, because it may be another daemon's; and whoever reaches it then sees every array.
         let socket = http::Bound::new(&config.socket)?;
         let metrics = config.metrics.map(|address| scrape::listen(address, config.danger_cleartext)).transpose()?;
+        // Where everybody sees it; and before there is any thread, because namespaces are of threads.
+        let tree = config.tree.as_deref().map(|path| fuse::Bound::new(path, Arc::new(handle.clone()))).transpose()?;
+        let former = if config.alone { own_mounts() } else { None };
+        let unmount =
+            move |path: &Path| former.map_or_else(|| mounts::detach(path), |former| mounts::unmount(former, path));
+        let tree = tree.map(|tree| tree.serve(Box::new(unmount))).transpose()?;
         owner.boot()?;
-        let http = socket.serve(std::sync::Arc::new(handle.clone()), metrics)?;
-        let tree = config.tree.as_deref().map(|path| Mounted::new(path, std::sync::Arc::new(handle.clone())));
-        let tree = tree.transpose()?;
-        let thread = std::thread::Builder::new().name("dst-owner".to_owned()).spawn(move || owner.run());
+        let http = socket.serve(Arc::new(handle.clone()), metrics)?;
+        let thread = std::thread::Builder::new().name("dst-owner".to_owned()).stack_size(limits::THREAD_STACK_BYTES);
+        let thread = thread.spawn(move || owner.run());
         let no_thread = |error: std::io::Error| Refusal::new(Errno::from(&error), format!("no thread: {error}"));
         let owner = thread.map_err(no_thread)?;
         tracing::info!(state_dir = %config.state_dir.display(), socket = %config.socket.display(), "serving arrays");
@@ -74,9 +92,37 @@ impl Daemon {
 /// Runs the role until a signal ends it.
 pub fn run(config: &Config, launcher: Box<dyn Launcher>) -> Result<(), Refusal> {
     let signals = block_signals()?;
-    let daemon = Daemon::start(config, Daemon::claim(config)?, launcher)?;
+    keep_memory();
+    let notifier = Notifier::from_environment().map(Arc::new);
+    let daemon = Daemon::start(config, Daemon::claim(config)?, launcher, notifier.clone())?;
+    if let Some(notifier) = &notifier {
+        notifier.ready("serving arrays");
+    }
     wait_for_end(&signals)?;
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     daemon.stop()
+}
+
+/// Writeback goes through this process: its memory stays, and what it allocates never waits for writeback. Threads inherit the latter. Call it
+/// before any is started.
+fn keep_memory() {
+    if !become_io_flusher() {
+        tracing::warn!("PR_SET_IO_FLUSHER is refused (CAP_SYS_RESOURCE): block devices cannot be served, NBD can");
+    }
+    if let Err(error) = memory::lock() {
+        tracing::warn!(%error, "memory is not locked (CAP_IPC_LOCK, RLIMIT_MEMLOCK): when this daemon is swapped out its devices are slow");
+    }
+}
+
+/// A namespace of mounts in which none of the devices is mounted, ever; `None`: it stays where it is.
+fn own_mounts() -> Option<Former> {
+    let left = mounts::leave();
+    left.inspect_err(
+        |error| tracing::warn!(%error, "no mount namespace of its own (CAP_SYS_ADMIN): end it before its container"),
+    )
+    .ok()
 }
 
 /// Blocks the signals that end a daemon. Call it before any thread is started.
@@ -98,6 +144,9 @@ pub fn wait_for_end(signals: &Signals) -> Result<(), Refusal> {
         }
     };
     // Without this thread a second signal does nothing, which is no reason not to end.
-    let _ = std::thread::Builder::new().name("dst-signals".to_owned()).spawn(impatient);
+    let _ = std::thread::Builder::new()
+        .name("dst-signals".to_owned())
+        .stack_size(limits::THREAD_STACK_BYTES)
+        .spawn(impatient);
     Ok(())
 }

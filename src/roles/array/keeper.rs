@@ -200,7 +200,10 @@ impl Keeper {
             config,
         };
         let name = format!("keeper-{}", worker.config.name);
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .stack_size(limits::THREAD_STACK_BYTES)
+            .spawn(move || worker.run())?;
         Ok(Keeper { handle: KeeperHandle { sender, shown }, settled, thread: Some(thread) })
     }
 
@@ -519,7 +522,8 @@ impl Work {
             };
             let _ = sender.send(Note::Synced { node, result, sequence });
         };
-        let thread = std::thread::Builder::new().name(format!("sync-{}-{node}", self.config.name)).spawn(run)?;
+        let thread = std::thread::Builder::new().name(format!("sync-{}-{node}", self.config.name));
+        let thread = thread.stack_size(limits::THREAD_STACK_BYTES).spawn(run)?;
         self.syncs.insert(node, Syncing { orders, thread });
         Ok(())
     }

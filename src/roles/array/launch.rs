@@ -28,6 +28,7 @@ use crate::roles::array::devices::{self, tag};
 use crate::roles::array::keeper::{KeeperHandle, Progress, Tell};
 use crate::roles::array::path::{NodeTarget, PathConfig, Place};
 use crate::roles::array::perform::{Died, Launcher, Running};
+use crate::roles::array::pulse::Pulse;
 use crate::roles::array::running;
 use crate::roles::array::running::{Face, RunError};
 use crate::roles::array::targets::resolve;
@@ -63,7 +64,7 @@ impl Launcher for DataPaths {
         let (keeper, threads) = (running.keeper(), running.threads().to_vec());
         let tags = shared.loads().len() as u64 * spec.run.depth as u64;
         let (name, running) = (spec.name.clone(), Mutex::new(running));
-        Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, running }))
+        Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, pulse: Pulse::default(), running }))
     }
 
     fn clear_away(&self, started: &[Id]) {
@@ -189,6 +190,7 @@ struct Started {
     tags: u64,
     threads: Vec<Postbox<Order>>,
     keeper: Option<KeeperHandle>,
+    pulse: Pulse,
     /// Locked while it is stopped, never by readers.
     running: Mutex<running::Running>,
 }
@@ -247,6 +249,10 @@ impl Running for Started {
             heard.waiting.extend(waiting.into_iter().map(|waiting| (waiting, volume(&waiting))));
         }
         heard
+    }
+
+    fn goes_round(&self) -> bool {
+        self.pulse.is_felt(&self.threads)
     }
 
     fn regrouped(&self, saved: Saved) {

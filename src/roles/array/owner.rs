@@ -17,10 +17,12 @@ use crate::errno::Errno;
 use crate::io::boot::boot_id;
 use crate::io::clock;
 use crate::io::http::{Reply, Service};
+use crate::io::notify::Notifier;
 use crate::limits;
 use crate::roles::array::devices;
 use crate::roles::array::keeper::{Tell, Told};
 use crate::roles::array::perform::{Performer, Running};
+use crate::roles::array::pulse::Beat;
 use crate::roles::array::targets;
 use crate::units::{Id, Time};
 use crate::wire::volume::Claim;
@@ -121,11 +123,12 @@ pub struct OwnerLoop {
     helpers: usize,
     logged: BTreeMap<String, (State, Option<String>)>,
     exit: bool,
+    beat: Option<Beat>,
 }
 
 impl OwnerLoop {
-    /// An owner that performs its work with `performer`.
-    pub fn new(performer: Performer) -> OwnerLoop {
+    /// An owner that performs its work with `performer`, and feeds the watchdog of `notifier`.
+    pub fn new(performer: Performer, notifier: Option<Arc<Notifier>>) -> OwnerLoop {
         let (sender, messages) = sync_channel(limits::OWNER_EVENTS_MAX);
         let handle = Handle { messages: sender, published: Arc::default() };
         OwnerLoop {
@@ -139,6 +142,7 @@ impl OwnerLoop {
             helpers: 0,
             logged: BTreeMap::new(),
             exit: false,
+            beat: Beat::new(notifier, clock::now()),
         }
     }
 
@@ -166,7 +170,10 @@ impl OwnerLoop {
             if now >= give_up {
                 return Err(Refusal::new(Errno::ETIMEDOUT, "not everything could be halted in time"));
             }
-            let wake = self.owner.next_wake().min(give_up);
+            if let Some(beat) = &mut self.beat {
+                beat.feed(now, || self.performer.running().values().all(|running| running.goes_round()));
+            }
+            let wake = self.owner.next_wake().min(give_up).min(self.beat.as_ref().map_or(Time::NEVER, Beat::next));
             let message = if wake == Time::NEVER {
                 self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
@@ -287,7 +294,8 @@ impl OwnerLoop {
             let _ = messages.send(Message::Event(Event::Done { job, outcome, fresh }));
         };
         self.helpers += 1;
-        if let Err(error) = std::thread::Builder::new().name("dst-helper".to_owned()).spawn(act) {
+        let thread = std::thread::Builder::new().name("dst-helper".to_owned()).stack_size(limits::THREAD_STACK_BYTES);
+        if let Err(error) = thread.spawn(act) {
             self.helpers -= 1;
             let outcome = failure(&given, &format!("there is no thread for it: {error}"));
             self.turn(Event::Done { job, outcome, fresh: Id::NIL });

@@ -31,6 +31,9 @@ pub trait Running: Send + Sync {
     /// What its requests wait for that have waited for long. Waits a little for its I/O threads, never for I/O.
     fn why(&self) -> Heard;
 
+    /// Whether each of its I/O threads has gone round since the last call that said so. Never waits.
+    fn goes_round(&self) -> bool;
+
     /// What has become of what it had asked to be made durable.
     fn regrouped(&self, saved: Saved);
 

@@ -155,6 +155,7 @@ impl Running {
             };
             let spawned = std::thread::Builder::new()
                 .name(format!("io-{index}-{}", config.name))
+                .stack_size(limits::THREAD_STACK_BYTES)
                 .spawn(move || thread.run(io_seat, door));
             threads.push(spawned.map_err(failed)?);
         }
@@ -330,6 +331,12 @@ struct IoThread {
 
 impl IoThread {
     fn run(self, seat: Seat, door: Door) {
+        if !ublk::become_io_flusher() {
+            tracing::warn!(
+                array = self.name,
+                "PR_SET_IO_FLUSHER is refused (CAP_SYS_RESOURCE): under memory pressure clients on this machine may stall"
+            );
+        }
         let serve = || {
             NbdFrontend::new(self.export.clone(), self.depth, door)
                 .and_then(|mut frontend| Worker::new(seat, &mut frontend).run())

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, SyncSender};
 
 use crate::engine::link::{LinkCommand, LinkEvent};
@@ -22,6 +23,7 @@ use crate::io::wakeup::{Postbox, Wake, Wakeup};
 use crate::limits;
 use crate::roles::array::keeper::Note;
 use crate::roles::array::path::{Attachment, Connector};
+use crate::roles::array::pulse::Mark;
 use crate::units::Time;
 
 /// What the owner asks of an I/O thread.
@@ -44,6 +46,8 @@ pub enum Order {
     },
     /// Tell what waits, if there is still somebody to be told.
     Why(SyncSender<Vec<Waiting>>),
+    /// Show that the thread goes round.
+    Mark(Mark),
     /// Flush one target, and tell the keeper.
     Flush {
         /// The flush's number.
@@ -207,6 +211,7 @@ impl<'f, F: Frontend> Worker<'f, F> {
                 Order::Adopt(view) => self.shard.adopt(self.now, view),
                 Order::Look => self.shard.look(self.now),
                 Order::Why(asker) => drop(asker.try_send(self.shard.why(self.now, limits::WHY_AGE))),
+                Order::Mark(mark) => mark.store(true, Ordering::SeqCst),
                 Order::Attach { target, at } => self.attach(target, &at),
                 Order::Flush { ticket, target } => self.shard.flush_target(self.now, ticket, target),
             }

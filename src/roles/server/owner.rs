@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::io::buffer::BufferPool;
@@ -65,9 +65,20 @@ pub(crate) enum Question {
 pub(crate) enum Mail {
     Arrival(Box<Arrival>),
     Opened(Box<Opened>),
-    Ask { volume: Id, question: Question, asker: Asker },
-    Resized { volume: Id, bytes: u64 },
-    Forget { volume: Id },
+    Ask {
+        volume: Id,
+        question: Question,
+        asker: Asker,
+    },
+    Resized {
+        volume: Id,
+        bytes: u64,
+    },
+    Forget {
+        volume: Id,
+    },
+    /// To show that the thread goes round.
+    Mark(oneshot::Sender<()>),
     Stop,
 }
 
@@ -115,6 +126,7 @@ pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>,
                         host.retire();
                     }
                 }
+                Some(Mail::Mark(asked)) => drop(asked.send(())),
                 Some(Mail::Stop) | None => return owner.stop().await,
             }
         }
