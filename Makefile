@@ -1,6 +1,6 @@
 # Doors only: what each one does is in the script or the cargo command behind it. Everything is built with one
 # profile, so that the demonstration, the tests and the virtual machine share one build.
-.PHONY: help setup build test check unit it chaos soak sim bugs vm-test demo bench bench-engine bench-migrate bench-vm clean
+.PHONY: help setup build test check unit it chaos soak sim bugs vm-test install uninstall deb demo bench bench-engine bench-migrate bench-vm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -8,6 +8,12 @@ setup: ## install what building and testing need (Debian, as root), and prepare 
 	@tests/setup.sh
 build: setup ## dstd and dst in target/release
 	cargo build --release --workspace --bins --examples
+install: ## what was built goes to PREFIX (/usr/local), below DESTDIR: programs, units, manual pages, completions
+	@dst-cli/dist/install.sh install
+uninstall: ## takes away what install has put there; a configuration that was changed stays
+	@dst-cli/dist/install.sh uninstall
+deb: build ## a Debian package in target/deb
+	@dst-cli/dist/deb.sh
 demo: ## everything once, for real: three servers, a striped array, a filesystem on it
 	@tests/demo.sh
 test: ## all tests; the last line is the sum

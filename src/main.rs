@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use dst::control::target::ServerAddress;
 use dst::io::config::ConfigFile;
 use dst::limits;
@@ -13,9 +13,13 @@ use dst::roles::array::launch::DataPaths;
 use dst::roles::server;
 use dst::roles::up;
 
+#[path = "main/pages.rs"]
+mod pages;
+
 /// The daemon of dst: stores volumes (server), or makes block devices of them (array).
 #[derive(Parser)]
 #[command(
+    name = "dstd",
     version,
     max_term_width = 100,
     after_help = "Flags win over the configuration file. `dst` is the command line to it."
@@ -43,6 +47,9 @@ enum Role {
     #[command(after_help = "Example:\n  dstd up --dir /var/tmp/dst &\n  export DST_SOCKET=/var/tmp/dst/dstd.sock\n  \
                             dst volume create 127.0.0.1:20070/a --size 1G")]
     Up(UpArguments),
+    /// Writes the manual pages and the shell completions of dstd
+    #[command(hide = true)]
+    Generate(pages::GenerateArguments),
 }
 
 #[derive(Args)]
@@ -111,6 +118,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), String> {
+    if let Role::Generate(given) = &arguments.role {
+        return given.run(Arguments::command(), "8");
+    }
     let file = ConfigFile::read(arguments.config.as_deref())?;
     log_to_stderr(arguments.log.or(file.log.clone()).as_deref().unwrap_or("info"))?;
     match arguments.role {
@@ -127,6 +137,8 @@ fn run(arguments: Arguments) -> Result<(), String> {
             };
             up::run(config, Box::new(DataPaths)).map_err(|error| error.to_string())
         }
+        // It was done before anything was read.
+        Role::Generate(_) => Ok(()),
     }
 }
 

@@ -11,6 +11,8 @@ phase_build() { make --no-print-directory build; }
 phase_clippy() { cargo clippy --release --workspace --all-targets -- -D warnings; }
 # The command line links only the pure floors: they must build without the rest.
 phase_floors() { cargo check --release -p dst --lib --no-default-features && cargo check --release -p dst-cli; }
+# What `make install` and `make deb` make is installed, used, and taken away again.
+phase_package() { tests/package.sh; }
 phase_unit() { cargo test --release --workspace --lib --bins; }
 phase_it() { cargo test --release --test it -- --skip chaos::; }
 # A request in the engine allocates nothing; each of its measurements runs once.
@@ -39,7 +41,7 @@ phase_vm() {
 }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors unit it bench chaos sim ublk vm recover power'
+all='setup fmt build clippy floors package unit it bench chaos sim ublk vm recover power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

@@ -10,6 +10,7 @@ use dst::limits;
 use dst::units::{NodeId, check_name, parse_duration, parse_size};
 
 use crate::nodes::NodeVerb;
+use crate::pages::GenerateArguments;
 use crate::scrub::ScrubArguments;
 
 /// Where dstd listens unless said otherwise.
@@ -160,6 +161,9 @@ pub(crate) enum Verb {
         #[arg(long)]
         watch: bool,
     },
+    /// Writes the manual pages and the shell completions of dst
+    #[command(hide = true)]
+    Generate(GenerateArguments),
 }
 
 /// What is to be done with volumes. These speak to the server itself, not to dstd's socket.

@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
+use clap::CommandFactory;
 use dst::control::command::{Answer, Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
 use dst::control::device::{Device, DeviceState, Devices};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
@@ -92,6 +93,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             render::one(&arrays, json, |arrays| render::arrays(&arrays.arrays))
         }
         Verb::Status { array, watch } => run_status(&daemon, array.as_deref(), watch, json),
+        Verb::Generate(given) => given.run(Arguments::command(), "1"),
     }
 }
 

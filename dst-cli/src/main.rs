@@ -10,6 +10,8 @@ mod classic;
 mod client;
 mod commands;
 mod nodes;
+#[path = "../../src/main/pages.rs"]
+mod pages;
 mod render;
 mod scrub;
 
