@@ -83,6 +83,7 @@ pub mod control {
     pub mod target;
     pub mod transfer;
     pub mod tree;
+    pub mod upgrade;
     pub mod why;
 }
 
@@ -97,6 +98,7 @@ pub mod io {
     pub mod config;
     pub mod copying;
     pub mod disk;
+    pub mod exec;
     pub mod fuse;
     pub mod greet;
     pub mod http;
@@ -143,6 +145,7 @@ pub mod roles {
         pub mod survey;
         pub mod targets;
         mod tree;
+        pub mod upgrade;
         pub mod worker;
     }
     pub mod server;

@@ -212,6 +212,10 @@ pub const HALT_MAX: Duration = Duration::from_secs(20);
 /// At the end of the daemon, what runs is given this long to be halted.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
 
+/// A program that is to go on as this daemon says its version within this.
+pub const VERSION_MAX: Duration = Duration::from_secs(10);
+/// After an upgrade the arrays that were started are waited for at most this long.
+pub const UPGRADE_MAX: Duration = Duration::from_secs(120);
 /// A service manager that does not take a message within this is not told.
 pub const NOTIFY_MAX: Duration = Duration::from_secs(1);
 /// Its watchdog is fed so many times in the time after which it takes the daemon for hung.

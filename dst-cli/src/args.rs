@@ -161,6 +161,17 @@ pub(crate) enum Verb {
         #[arg(long)]
         watch: bool,
     },
+    /// Has dstd go on as the program that is installed now, while block devices are in use
+    #[command(
+        after_help = "The process stays the same. Block devices wait for the new program, as after a crash: no request fails; how long they waited at most is printed. \
+        Connections of NBD clients are cut. 'dst upgrade' without a new program is a restart.\n\n\
+        Example:\n  dpkg -i dst_*.deb && dst upgrade"
+    )]
+    Upgrade {
+        /// Even while NBD clients are connected: they lose their connections
+        #[arg(long)]
+        force: bool,
+    },
     /// Writes the manual pages and the shell completions of dst
     #[command(hide = true)]
     Generate(GenerateArguments),
@@ -439,6 +450,7 @@ mod tests {
             "dst list --socket /x.sock",
             "dst status a --watch",
             "dst why a --json",
+            "dst upgrade --force",
             "dst tree",
             "dst tree devices/a --json",
             "dst get /devices/a/n-800/type",

@@ -25,6 +25,7 @@ use crate::client::{Daemon, ask_server};
 use crate::nodes;
 use crate::render;
 use crate::scrub;
+use crate::upgrade;
 
 /// How often `status --watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -93,6 +94,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             render::one(&arrays, json, |arrays| render::arrays(&arrays.arrays))
         }
         Verb::Status { array, watch } => run_status(&daemon, array.as_deref(), watch, json),
+        Verb::Upgrade { force } => upgrade::run(&daemon, force, json),
         Verb::Generate(given) => given.run(Arguments::command(), "1"),
     }
 }

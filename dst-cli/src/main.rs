@@ -14,6 +14,7 @@ mod nodes;
 mod pages;
 mod render;
 mod scrub;
+mod upgrade;
 
 fn main() -> ExitCode {
     let typed: Vec<OsString> = std::env::args_os().skip(1).collect();

@@ -193,6 +193,10 @@ pub enum Ask {
     Metrics,
     /// The block devices of this machine that are dst's.
     Devices,
+    /// `GET /v1/upgrade`
+    Upgraded,
+    /// `POST /v1/upgrade`; whether NBD clients may be cut.
+    Upgrade(bool),
     /// Removes one that a dead daemon has left, also while it is in use if that is said.
     DeleteDevice(u32, bool),
     /// The control tree at and below a path.
@@ -338,6 +342,8 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
         ("DELETE", ["v1", "arrays", name]) => {
             Ok(Ask::Do(Command::Remove { name: named(name)?, force: forced(query)? }))
         }
+        ("GET", ["v1", "upgrade"]) => Ok(Ask::Upgraded),
+        ("POST", ["v1", "upgrade"]) => Ok(Ask::Upgrade(parse_or_default::<Force>(body)?.force)),
         ("GET", ["v1", "devices"]) => Ok(Ask::Devices),
         ("DELETE", ["v1", "devices", id]) => {
             let bad = |_| Refusal::new(Errno::EINVAL, format!("'{}' is no device's number", id.escape_default()));
@@ -370,7 +376,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             _,
             ["v1" | "metrics"]
             | ["v1", "tree", ..]
-            | ["v1", "import" | "arrays" | "devices"]
+            | ["v1", "import" | "arrays" | "devices" | "upgrade"]
             | ["v1", "devices", _]
             | ["v1", "arrays", _]
             | ["v1", "arrays", _, "start" | "stop" | "why"]

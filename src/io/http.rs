@@ -28,6 +28,7 @@ use crate::control::device::{Device, Devices};
 use crate::control::metrics;
 use crate::control::status::ArrayStatus;
 use crate::control::tree;
+use crate::control::upgrade::{Upgrade, Upgraded};
 use crate::control::why::Why;
 use crate::errno::Errno;
 use crate::limits;
@@ -53,6 +54,13 @@ pub trait Service: Send + Sync + 'static {
 
     /// Removes one that a dead daemon has left; refused while it is in use, unless `force`. Waits for the driver, within bounds.
     fn delete_device(&self, id: u32, force: bool) -> Result<Device, Refusal>;
+
+    /// Has the daemon go on as what is installed now; refused while NBD clients are connected, unless `force`. Waits for that program's
+    /// first word, within bounds.
+    fn upgrade(&self, force: bool) -> Result<Upgrade, Refusal>;
+
+    /// What the last upgrade was for each array. Never waits.
+    fn upgraded(&self) -> Upgraded;
 
     /// Hands a command on. Never waits: when too many are waiting it is answered at once.
     fn submit(&self, command: Command, reply: Reply);
@@ -245,6 +253,8 @@ async fn respond(request: Request<Incoming>, shared: &Arc<dyn Service>) -> Resul
         Ask::DeleteDevice(id, force) => {
             Ok(json(200, &aside(shared, move |service| service.delete_device(id, force)).await??))
         }
+        Ask::Upgrade(force) => Ok(json(200, &aside(shared, move |service| service.upgrade(force)).await??)),
+        Ask::Upgraded => Ok(json(200, &service.upgraded())),
         Ask::Metrics => Ok(figures(&service.list())),
         Ask::Tree(path) => Ok(json(200, &tree::entries(&about(service, &path), &path)?)),
         Ask::Store(path, value) => perform(tree::store(&about(service, &path), &path, &value)?, service).await,
@@ -322,6 +332,14 @@ mod tests {
             Err(Refusal::new(Errno::EBUSY, "busy"))
         }
 
+        fn upgrade(&self, force: bool) -> Result<Upgrade, Refusal> {
+            Err(Refusal::new(Errno::EBUSY, format!("force is {force}")))
+        }
+
+        fn upgraded(&self) -> Upgraded {
+            Upgraded::default()
+        }
+
         fn submit(&self, command: Command, reply: Reply) {
             match command {
                 Command::Stop { .. } => drop(reply),
@@ -364,6 +382,9 @@ mod tests {
             ("GET /v1/devices", "200", "{\"devices\":[]}"),
             ("DELETE /v1/devices/3?force=true", "409", "busy"),
             ("DELETE /v1/devices/x", "400", "no device's number"),
+            ("GET /v1/upgrade", "200", "\"upgrades\":0"),
+            ("POST /v1/upgrade", "409", "force is false"),
+            ("DELETE /v1/upgrade", "405", "does not know"),
             ("GET /v1/tree", "200", "{\"tree\":[]}"),
             ("GET /v1/tree/devices/a/alg", "404", "there is no 'a' in devices/"),
             ("PUT /v1/tree/devices/a/alg", "400", "not understood"),

@@ -45,16 +45,23 @@ pub fn leave() -> io::Result<Former> {
     Ok(former)
 }
 
+/// Takes the calling thread back, if somebody is still there: before the process goes on as another program.
+pub fn go_back(former: Former) -> io::Result<()> {
+    let (host, here) = (find(former)?, std::env::current_dir()?);
+    // A namespace is entered only by who shares its directories with nobody.
+    unshare(CloneFlags::CLONE_FS)?;
+    setns(host.as_fd(), CloneFlags::CLONE_NEWNS)?;
+    std::env::set_current_dir(here)
+}
+
 /// Unmounts `path` in the former namespace, if somebody is still in it; lazily where it is in use, which is then told as `false`.
 pub fn unmount(former: Former, path: &Path) -> io::Result<bool> {
     let path = path.to_owned();
     let act = move || {
-        let host = find(former)?;
-        // A thread of its own, because a namespace is entered only by who shares its directories with nobody.
-        unshare(CloneFlags::CLONE_FS)?;
-        setns(host.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        go_back(former)?;
         detach(&path)
     };
+    // A thread of its own: the others stay.
     std::thread::spawn(act).join().unwrap_or_else(|_| Err(io::Error::other("the thread that unmounts has failed")))
 }
 

@@ -100,8 +100,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     if let Some(notifier) = &notifier {
         notifier.ready("serving volumes");
     }
-    let signal = signals.wait().map_err(failed)?;
-    info!(signal, "stopping");
+    let told = signals.wait().map_err(failed)?;
+    info!(?told, "stopping");
     if let Some(notifier) = &notifier {
         notifier.stopping();
     }

@@ -247,7 +247,8 @@ fn what_was_started_comes_back_when_its_servers_do() {
     farm.servers[1].kill();
     farm.start_array();
     let address = farm.servers[1].address.clone();
-    wait_for("the reason is shown", || farm.dst("status pair").contains(&address));
+    let reason = format!("{address} does not answer: connection refused");
+    wait_for("the reason is shown", || farm.dst("status pair").contains(&reason));
     says(&farm.dst("status pair"), &["pair: starting", "waiting for", "node n-16384", &b, "connection refused"]);
     says(&farm.dst_fails("start pair"), &["in the background", "'dst stop pair'"]);
     farm.servers[1].start();

@@ -21,4 +21,5 @@ mod shadow;
 mod shard;
 mod tidy;
 mod tree;
+mod upgrade;
 mod why;

@@ -162,6 +162,28 @@ has_no_mounts() {
     equal "what is mounted there" "" "$(<"/proc/$pid_array/mountinfo")"
 }
 
+# The same process goes on as another program, with both devices in use.
+upgrades() {
+    # Moved, not written over: as a package does it.
+    cp "$(command -v dstd)" "$T/dstd.new"
+    mv "$T/dstd.new" "$(command -v dstd)"
+    readlink "/proc/$pid_array/exe" | grep -q deleted
+    dst upgrade >"$T/upgraded"
+    cat "$T/upgraded"
+    ! readlink "/proc/$pid_array/exe" | grep -q deleted
+    dst upgrade --json | grep -q '"upgrades": 2'
+}
+went_unnoticed() {
+    grep -Eq "^wide  $(device wide)  waited [0-9.]+ s$" "$T/upgraded"
+    grep -Eq "^roam  $(device roam)  waited [0-9.]+ s$" "$T/upgraded"
+    served wide
+    raw_goes_on
+    served roam
+    fs_goes_on
+    all_are_flushers
+    has_no_mounts
+}
+
 list_waiting() {
     dst device list
     dst device list | grep -q "$(device roam) *roam *waiting"
@@ -195,6 +217,11 @@ for ((round = 1; round <= RAW; round++)); do
     check "its writer noticed nothing" raw_goes_on
     [ "$round" -gt "$FS" ] || check "nor did the filesystem" fs_goes_on
 done
+
+step "upgrade"
+check "an upgrade under load" upgrades
+sed 's/^/      | /' "$T/upgraded"
+check "its users waited for it, and nobody noticed" went_unnoticed
 
 step "worse moments"
 kill_and_start

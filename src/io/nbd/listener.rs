@@ -174,6 +174,11 @@ impl Listener {
     pub fn clients(&self) -> usize {
         self.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum()
     }
+
+    /// The same as it will be, by I/O thread.
+    pub fn counters(&self) -> Vec<Arc<AtomicUsize>> {
+        self.clients.clone()
+    }
 }
 
 impl Drop for Listener {

@@ -7,13 +7,15 @@ use std::thread::JoinHandle;
 
 use crate::control::command::Refusal;
 use crate::errno::Errno;
+use crate::io::clock;
+use crate::io::exec;
 use crate::io::fuse::{self, Mounted};
 use crate::io::http;
 use crate::io::http::scrape;
 use crate::io::memory;
 use crate::io::mounts::{self, Former};
 use crate::io::notify::Notifier;
-use crate::io::signals::Signals;
+use crate::io::signals::{Signals, Told};
 use crate::io::state_dir::StateDir;
 use crate::io::ublk::become_io_flusher;
 use crate::limits;
@@ -41,8 +43,9 @@ pub struct Config {
 pub struct Daemon {
     handle: Handle,
     owner: Option<JoinHandle<Result<(), Refusal>>>,
-    _tree: Option<Mounted>,
-    _http: http::Server,
+    tree: Option<Mounted>,
+    http: http::Server,
+    former: Option<Former>,
 }
 
 impl Daemon {
@@ -59,7 +62,7 @@ impl Daemon {
         notifier: Option<Arc<Notifier>>,
     ) -> Result<Daemon, Refusal> {
         let mut owner = OwnerLoop::new(Performer::new(state, launcher), notifier);
-        let handle = owner.handle();
+        let handle = owner.handle().upgradable(config.alone);
         // First, because it may be another daemon's; and whoever reaches it then sees every array.
         let socket = http::Bound::new(&config.socket)?;
         let metrics = config.metrics.map(|address| scrape::listen(address, config.danger_cleartext)).transpose()?;
@@ -76,7 +79,7 @@ impl Daemon {
         let no_thread = |error: std::io::Error| Refusal::new(Errno::from(&error), format!("no thread: {error}"));
         let owner = thread.map_err(no_thread)?;
         tracing::info!(state_dir = %config.state_dir.display(), socket = %config.socket.display(), "serving arrays");
-        Ok(Daemon { handle, owner: Some(owner), _tree: tree, _http: http })
+        Ok(Daemon { handle, owner: Some(owner), tree, http, former })
     }
 
     /// Halts what runs and ends. The arrays that were started come back at the next start.
@@ -89,16 +92,34 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// Goes on as the program that is installed now, in the middle of whatever is being done: block devices wait for it, as after a death.
+    /// Returns only when it could not be started: then the process has to end.
+    pub fn go_on(self) -> Refusal {
+        // Until the last moment devices are served. Answers that are ready go out first.
+        drop(self.http);
+        drop(self.tree);
+        let back = self.former.map_or(Ok(()), mounts::go_back);
+        let failed = back.and_then(|()| exec::installed()).map(|program| exec::go_on(&program, clock::now()));
+        let error = failed.unwrap_or_else(|error| error);
+        // Devices must not be halted now.
+        std::mem::forget(self.owner);
+        Refusal::new(Errno::from(&error), format!("cannot go on as another program: {error}"))
+    }
+}
+
 /// Runs the role until a signal ends it.
 pub fn run(config: &Config, launcher: Box<dyn Launcher>) -> Result<(), Refusal> {
-    let signals = block_signals()?;
+    let signals = Signals::block_with_upgrade().map_err(|error| no_signals(&error))?;
     keep_memory();
     let notifier = Notifier::from_environment().map(Arc::new);
     let daemon = Daemon::start(config, Daemon::claim(config)?, launcher, notifier.clone())?;
     if let Some(notifier) = &notifier {
         notifier.ready("serving arrays");
     }
-    wait_for_end(&signals)?;
+    if wait_for_end(&signals)? == Told::Upgrade {
+        return Err(daemon.go_on());
+    }
     if let Some(notifier) = &notifier {
         notifier.stopping();
     }
@@ -127,14 +148,17 @@ fn own_mounts() -> Option<Former> {
 
 /// Blocks the signals that end a daemon. Call it before any thread is started.
 pub fn block_signals() -> Result<Signals, Refusal> {
-    Signals::block().map_err(|error| Refusal::new(Errno::from(&error), format!("signals cannot be blocked: {error}")))
+    Signals::block().map_err(|error| no_signals(&error))
 }
 
-/// Waits for the first signal; the second one ends the process at once.
-pub fn wait_for_end(signals: &Signals) -> Result<(), Refusal> {
-    let failed =
-        |error: std::io::Error| Refusal::new(Errno::from(&error), format!("signals cannot be waited for: {error}"));
-    let signal = signals.wait().map_err(failed)?;
+fn no_signals(error: &std::io::Error) -> Refusal {
+    Refusal::new(Errno::from(error), format!("signals cannot be waited for: {error}"))
+}
+
+/// Waits for the first signal. After one that ends the daemon, a second one ends the process at once.
+pub fn wait_for_end(signals: &Signals) -> Result<Told, Refusal> {
+    let told = signals.wait().map_err(|error| no_signals(&error))?;
+    let Told::End(signal) = told else { return Ok(told) };
     tracing::info!(signal, "ending");
     let signals = signals.clone();
     let impatient = move || {
@@ -148,5 +172,5 @@ pub fn wait_for_end(signals: &Signals) -> Result<(), Refusal> {
         .name("dst-signals".to_owned())
         .stack_size(limits::THREAD_STACK_BYTES)
         .spawn(impatient);
-    Ok(())
+    Ok(told)
 }

@@ -1,6 +1,6 @@
 //! From a record to a running data path, and from its figures to what `status` shows.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,6 +20,7 @@ use crate::engine::steer::{MoveShown, Steer};
 use crate::engine::view::Role;
 use crate::errno::Errno;
 use crate::io::clock;
+use crate::io::exec::Life;
 use crate::io::sysfs::BlockInfo;
 use crate::io::ublk;
 use crate::io::wakeup::Postbox;
@@ -63,8 +64,14 @@ impl Launcher for DataPaths {
         let (device, shared) = (running.device().to_owned(), Arc::clone(running.shared()));
         let (keeper, threads) = (running.keeper(), running.threads().to_vec());
         let tags = shared.loads().len() as u64 * spec.run.depth as u64;
+        let waited = Life::own().left_at.filter(|_| running.is_recovered()).map(|left| clock::now().since(left));
+        if let Some(waited) = waited {
+            tracing::info!(array = spec.name, device, ?waited, "its users waited for the upgrade");
+        }
+        let waited_us = waited.map(|waited| u64::try_from(waited.as_micros()).unwrap_or(u64::MAX));
+        let (clients, pulse) = (running.clients(), Pulse::default());
         let (name, running) = (spec.name.clone(), Mutex::new(running));
-        Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, pulse: Pulse::default(), running }))
+        Ok(Arc::new(Started { name, device, shared, tags, threads, keeper, pulse, clients, waited_us, running }))
     }
 
     fn clear_away(&self, started: &[Id]) {
@@ -191,6 +198,8 @@ struct Started {
     threads: Vec<Postbox<Order>>,
     keeper: Option<KeeperHandle>,
     pulse: Pulse,
+    clients: Vec<Arc<AtomicUsize>>,
+    waited_us: Option<u64>,
     /// Locked while it is stopped, never by readers.
     running: Mutex<running::Running>,
 }
@@ -251,8 +260,17 @@ impl Running for Started {
         heard
     }
 
+    fn clients(&self) -> usize {
+        self.clients.iter().map(|clients| clients.load(Ordering::Relaxed)).sum()
+    }
+
+    fn waited_us(&self) -> Option<u64> {
+        self.waited_us
+    }
+
     fn goes_round(&self) -> bool {
-        self.pulse.is_felt(&self.threads)
+        // One that is being stopped waits for what the kernel still has, which may be a slow disk.
+        self.running.try_lock().is_err() || self.pulse.is_felt(&self.threads)
     }
 
     fn regrouped(&self, saved: Saved) {

@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::control::command::{Command, Refusal};
 use crate::control::device::Device;
 use crate::control::status::{ArrayStatus, State};
+use crate::control::upgrade::{Upgrade, Upgraded};
 use crate::control::why::{Why, explain};
 use crate::engine::array::{Effect, Event, JobId, Outcome, Owner, Ticket, Work};
 use crate::errno::Errno;
@@ -24,6 +25,7 @@ use crate::roles::array::keeper::{Tell, Told};
 use crate::roles::array::perform::{Performer, Running};
 use crate::roles::array::pulse::Beat;
 use crate::roles::array::targets;
+use crate::roles::array::upgrade::{self, Seen};
 use crate::units::{Id, Time};
 use crate::wire::volume::Claim;
 
@@ -53,11 +55,28 @@ fn live((status, running): &Shown) -> ArrayStatus {
 /// The way to the owner, for everybody else.
 #[derive(Clone)]
 pub struct Handle {
+    /// Whether the process may go on as another program: it is the array daemon's alone.
+    upgrades: bool,
     messages: SyncSender<Message>,
     published: Arc<RwLock<Arc<Vec<Shown>>>>,
 }
 
 impl Handle {
+    /// The same, with upgrades allowed or not.
+    pub fn upgradable(self, upgrades: bool) -> Handle {
+        Handle { upgrades, ..self }
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
+        let see = |(status, running): &Shown| Seen {
+            status: status.clone(),
+            clients: running.as_ref().map_or(0, |running| running.clients()),
+            waited_us: running.as_ref().and_then(|running| running.waited_us()),
+        };
+        shown.iter().map(see).collect()
+    }
+
     /// Asks the owner to halt everything and end.
     pub fn shut_down(&self) {
         // If the loop has ended already there is nothing to do.
@@ -89,6 +108,18 @@ impl Service for Handle {
 
     fn delete_device(&self, id: u32, force: bool) -> Result<Device, Refusal> {
         devices::delete(&self.list(), id, force)
+    }
+
+    fn upgrade(&self, force: bool) -> Result<Upgrade, Refusal> {
+        if !self.upgrades {
+            let text = "this is 'dstd up', which cannot go on as another program: end it and start it again";
+            return Err(Refusal::new(Errno::EOPNOTSUPP, text));
+        }
+        upgrade::begin(&self.seen(), force)
+    }
+
+    fn upgraded(&self) -> Upgraded {
+        upgrade::tell(self.seen())
     }
 
     fn submit(&self, command: Command, reply: Reply) {
@@ -130,7 +161,7 @@ impl OwnerLoop {
     /// An owner that performs its work with `performer`, and feeds the watchdog of `notifier`.
     pub fn new(performer: Performer, notifier: Option<Arc<Notifier>>) -> OwnerLoop {
         let (sender, messages) = sync_channel(limits::OWNER_EVENTS_MAX);
-        let handle = Handle { messages: sender, published: Arc::default() };
+        let handle = Handle { upgrades: false, messages: sender, published: Arc::default() };
         OwnerLoop {
             owner: Owner::default(),
             performer: Arc::new(performer),

@@ -34,6 +34,12 @@ pub trait Running: Send + Sync {
     /// Whether each of its I/O threads has gone round since the last call that said so. Never waits.
     fn goes_round(&self) -> bool;
 
+    /// Clients with connections that end with this process.
+    fn clients(&self) -> usize;
+
+    /// How long its block device was without a daemon when the process went on as this program, microseconds.
+    fn waited_us(&self) -> Option<u64>;
+
     /// What has become of what it had asked to be made durable.
     fn regrouped(&self, saved: Saved);
 

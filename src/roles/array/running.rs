@@ -5,7 +5,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ pub struct Running {
     live: Live,
     stopping: Arc<AtomicBool>,
     keeper: Option<Keeper>,
+    recovered: bool,
 }
 
 impl Running {
@@ -110,12 +111,14 @@ impl Running {
             }
         };
         let shape = ublk_config(config, block, tag);
+        let recovered = left.is_some();
         let device = match left {
             Some(leftover) => UblkDevice::recover(leftover, shape, workers, ended),
             None => UblkDevice::create(shape, workers, ended),
         };
         let device = device.map_err(|error| RunError::Frontend(refusal(&error)))?;
-        Ok(Running::new(device.path(), path, Live::Ublk(device), stopping, keeper))
+        let running = Running::new(device.path(), path, Live::Ublk(device), stopping, keeper);
+        Ok(Running { recovered, ..running })
     }
 
     fn start_nbd(
@@ -165,7 +168,15 @@ impl Running {
     }
 
     fn new(device: String, path: Started, live: Live, stopping: Arc<AtomicBool>, keeper: Keeper) -> Running {
-        Running { device, shared: path.shared, orders: path.orders, live, stopping, keeper: Some(keeper) }
+        Running {
+            device,
+            shared: path.shared,
+            orders: path.orders,
+            live,
+            stopping,
+            keeper: Some(keeper),
+            recovered: false,
+        }
     }
 
     /// What looks after the replicas, until the end.
@@ -176,6 +187,19 @@ impl Running {
     /// `/dev/ublkbN`, or the NBD URI.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Whether its device is one that a dead daemon has left.
+    pub fn is_recovered(&self) -> bool {
+        self.recovered
+    }
+
+    /// How many NBD clients are connected, by I/O thread.
+    pub fn clients(&self) -> Vec<Arc<AtomicUsize>> {
+        match &self.live {
+            Live::Nbd { listener: Some(listener), .. } => listener.counters(),
+            _ => Vec::new(),
+        }
     }
 
     /// The figures of every target and thread.
