@@ -59,7 +59,7 @@ make_arrays() {
 # Verified writes on the raw device until they are told to stop.
 raw_load() {
     setsid fio --name=raw --filename="$(device wide)" --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-64k --iodepth=16 --size=24m \
-        --numjobs=2 --offset_increment=24m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --loops=1000000 --time_based --runtime=600 \
+        --numjobs=2 --offset_increment=24m --verify=crc32c --verify_fatal=1 --verify_state_save=0 --loops=1000000 --time_based --runtime=3600 \
         --serialize_overlap=1 --fsync=64 >"$T/raw.out" 2>&1 </dev/null &
     echo $! >"$T/raw.pid"
     disown
