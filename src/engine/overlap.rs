@@ -6,9 +6,10 @@
 //! A fixed table of atomics, one for each 4 KiB granule modulo the table's reach. Taking is all or nothing and never waits, so
 //! there is no deadlock; who could not take is woken by who releases. A granule far away may share a slot: then one request
 //! waits for another in vain, which costs time and never truth. Who releases could always be the first to take again; a shard
-//! that has waited for long is therefore favoured: until it has what it wants the others take nothing.
+//! that has waited for long is therefore favoured: until it has what it wants the others take nothing. Several that have waited for
+//! long come in turn, by number, so that none is favoured twice before each of the others.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::bugs::{Bug, planted};
 use crate::engine::points::Points;
@@ -42,10 +43,52 @@ pub struct Overlap {
     slots: Box<[AtomicU32]>,
     /// Shards that could not take what they wanted since somebody released last.
     waiting: AtomicU32,
-    /// The shard that goes first, one more than its number; 0: none.
-    favoured: AtomicU32,
+    /// A [`Turn`]. One word, so that the turn never goes to a shard that has just given it up.
+    turn: AtomicU64,
     /// Up to where the targets are surely the same.
     pub points: Points,
+}
+
+/// Who goes first, and who wants to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Turn {
+    /// The shard that goes first, one more than its number; 0: none.
+    first: u32,
+    /// Those that have waited for long, too.
+    others: Shards,
+}
+
+impl Turn {
+    fn of(word: u64) -> Turn {
+        let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or_default();
+        Turn { first: half(word >> 32), others: half(word) }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.first) << 32 | u64::from(self.others)
+    }
+
+    fn wanted_by(self, shard: usize) -> Turn {
+        match self.first {
+            0 => Turn { first: number(shard), ..self },
+            first if first == number(shard) => self,
+            _ => Turn { others: self.others | 1 << shard, ..self },
+        }
+    }
+
+    fn left_by(self, shard: usize) -> Turn {
+        let others = self.others & !(1 << shard);
+        if self.first != number(shard) {
+            return Turn { others, ..self };
+        }
+        // The next one above it, else from the beginning.
+        let above = others & !(u32::MAX >> (31 - shard));
+        let next = if above == 0 { others } else { above }.trailing_zeros();
+        if next == 32 {
+            return Turn { first: 0, others: 0 };
+        }
+        Turn { first: next + 1, others: others & !(1 << next) }
+    }
 }
 
 impl Default for Overlap {
@@ -53,7 +96,7 @@ impl Default for Overlap {
         Overlap {
             slots: (0..SLOTS).map(|_| AtomicU32::new(0)).collect(),
             waiting: AtomicU32::new(0),
-            favoured: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
             points: Points::default(),
         }
     }
@@ -129,22 +172,29 @@ impl Overlap {
         self.waiting.fetch_or(1 << shard, Ordering::SeqCst);
     }
 
-    /// The shard has waited for long: it goes first from now on, unless another one does.
+    /// The shard has waited for long: it goes first from now on, or in its turn.
     pub fn favour(&self, shard: usize) {
-        let _ = self.favoured.compare_exchange(0, number(shard), Ordering::SeqCst, Ordering::SeqCst);
+        self.change_turn(|turn| turn.wanted_by(shard));
     }
 
     /// The shard has what it wanted, or does not want it any more. The shards to be woken.
     pub fn unfavour(&self, shard: usize) -> Shards {
-        let was = self.favoured.compare_exchange(number(shard), 0, Ordering::SeqCst, Ordering::SeqCst);
-        if was.is_ok() { self.waiting() } else { 0 }
+        let was = self.change_turn(|turn| turn.left_by(shard));
+        if was.first == number(shard) { self.waiting() } else { 0 }
+    }
+
+    /// What it was before.
+    fn change_turn(&self, change: impl Fn(Turn) -> Turn) -> Turn {
+        let change = |word| Some(change(Turn::of(word)).word());
+        let was = self.turn.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+        Turn::of(was.unwrap_or_else(|word| word))
     }
 
     /// Whether another shard goes first; then this one is woken afterwards.
     pub fn favours_other(&self, shard: usize) -> bool {
         let other = || {
-            let favoured = self.favoured.load(Ordering::SeqCst);
-            favoured != 0 && favoured != number(shard)
+            let first = Turn::of(self.turn.load(Ordering::SeqCst)).first;
+            first != 0 && first != number(shard)
         };
         if !other() {
             return false;
@@ -191,6 +241,28 @@ mod tests {
         assert!(!table.take(0, a, Hold::Shared) && !table.take(3, b, Hold::Exclusive));
         assert_eq!(table.release(Extent::new(15, 1), Hold::Exclusive), 1 << 0 | 1 << 3);
         assert!(table.is_idle());
+    }
+
+    #[test]
+    fn who_has_waited_for_long_comes_in_turn() {
+        let table = Overlap::default();
+        let first = || (0..32).find(|shard| !table.favours_other(*shard));
+        [2, 0, 5, 31].into_iter().for_each(|shard| table.favour(shard));
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            let shard = first().unwrap();
+            seen.push(shard);
+            table.unfavour(shard);
+            // It is always the quickest to want it again.
+            table.favour(shard);
+        }
+        assert_eq!(seen, [2, 5, 31, 0, 2, 5]);
+        // One that does not want it any more is passed over, and the last one leaves it to nobody.
+        table.unfavour(0);
+        for shard in [31, 2, 5] {
+            table.unfavour(shard);
+        }
+        assert!((0..32).all(|shard| !table.favours_other(shard)));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 
 use crate::bugs::{Bug, planted};
 use crate::engine::link::LinkState;
-use crate::engine::overlap::{Hold, conflict};
+use crate::engine::overlap::{Hold, Overlap, conflict};
 use crate::engine::part::{Part, PartState};
 use crate::engine::region::RegionState;
 use crate::engine::request::Tag;
@@ -256,7 +256,10 @@ impl Shard {
             if self.groups.waiting.iter().take(earlier).any(|other| self.groups.at(*other).excludes(&group)) {
                 return false;
             }
+            let late = group.since.after(limits::TICK) <= self.now;
             if overlap.favours_other(self.config.index) {
+                // It has its turn as soon as the other one has had its own.
+                self.favour_if(late, index, overlap);
                 return false;
             }
             loop {
@@ -269,10 +272,7 @@ impl Shard {
                     }
                 }
                 if !overlap.take(self.config.index, group.extent, group.hold()) {
-                    if group.since.after(limits::TICK) <= self.now {
-                        overlap.favour(self.config.index);
-                        self.groups.at_mut(index).favoured = true;
-                    }
+                    self.favour_if(late, index, overlap);
                     return false;
                 }
                 // A window that was opened before the range was taken.
@@ -286,6 +286,14 @@ impl Shard {
         self.unfavour(index);
         self.fly(index, &view);
         true
+    }
+
+    /// A group has waited for long.
+    fn favour_if(&mut self, late: bool, index: u16, overlap: &Overlap) {
+        if late {
+            overlap.favour(self.config.index);
+            self.groups.at_mut(index).favoured = true;
+        }
     }
 
     /// A group has what it waited for, or does not wait any more.
