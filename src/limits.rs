@@ -85,8 +85,12 @@ pub const ORDERS_MAX: usize = 16;
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// A target that does not answer is left behind after this, where another one of its node has answered.
 pub const REPLICA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-/// A target that is copied to is left behind when one write of the copy takes longer than this.
+/// A target that is copied to is left behind when one write of the copy takes longer than this, unless said otherwise.
 pub const TARGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// Shortest time that may be said.
+pub const TARGET_TIMEOUT_MIN: Duration = Duration::from_millis(50);
+/// Longest: requests of callers wait as long.
+pub const TARGET_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// A move whose source is there and takes longer than that is tried so often, one try after the other, before it ends: a busy disk is not a
 /// bad one.
 pub const SOURCE_TRIES: u32 = 10;

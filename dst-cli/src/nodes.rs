@@ -121,6 +121,9 @@ pub(crate) struct MigrateArguments {
     /// Requests of the node wait at most this long, or the cut-over is tried again later
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "50ms")]
     max_freeze: Duration,
+    /// Give the new target up when it takes longer than this for one request
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    target_timeout: Duration,
     /// Do not compare the two before the cut-over; nothing is certified then
     #[arg(long)]
     no_verify: bool,
@@ -223,10 +226,15 @@ fn ask(daemon: &Daemon, which: &NodeArguments, verb: &str, body: &impl Serialize
 }
 
 fn migrate(daemon: &Daemon, typed: MigrateArguments, json: bool) -> Result<(), String> {
-    let MigrateArguments { which, to, replica, rate, max_freeze, no_verify, keep_source, detach } = typed;
+    let MigrateArguments { which, to, replica, rate, max_freeze, target_timeout, no_verify, keep_source, detach } =
+        typed;
     let keep_source = keep_source.map(Keep);
-    let begun =
-        ask(daemon, &which, "migrate", &Migrate { to, replica, rate, max_freeze, verify: !no_verify, keep_source })?;
+    let begun = ask(
+        daemon,
+        &which,
+        "migrate",
+        &Migrate { to, replica, rate, max_freeze, target_timeout, verify: !no_verify, keep_source },
+    )?;
     let migration = last(&begun, which.node, None)?;
     if detach {
         return render::one(&migration, json, |migration| {
@@ -421,6 +429,7 @@ mod tests {
             paused: false,
             rate: limits::SYNC_RATE,
             max_freeze: limits::MAX_FREEZE_DEFAULT,
+            target_timeout: limits::TARGET_TIMEOUT,
             verify: true,
             keep_until: None,
             epoch: Epoch(4),

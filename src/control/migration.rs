@@ -79,6 +79,13 @@ pub struct MigrationStatus {
     /// For so long requests may wait before the cut-over is recorded.
     #[serde(with = "duration_text")]
     pub max_freeze: Duration,
+    /// The new target is given up when it takes longer than this for one request.
+    #[serde(
+        default = "target_timeout_default",
+        with = "duration_text",
+        skip_serializing_if = "is_target_timeout_default"
+    )]
+    pub target_timeout: Duration,
     /// Whether the two are, or were, compared. Where not, nothing is certified.
     pub verify: bool,
     /// The source is kept until then, seconds since 1970.
@@ -113,6 +120,14 @@ pub struct MigrationStatus {
     pub why: Option<String>,
 }
 
+const fn target_timeout_default() -> Duration {
+    limits::TARGET_TIMEOUT
+}
+
+fn is_target_timeout_default(time: &Duration) -> bool {
+    *time == limits::TARGET_TIMEOUT
+}
+
 /// What the data path says of a node's migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoveLive {
@@ -137,6 +152,7 @@ impl MigrationStatus {
             paused: false,
             rate: 0,
             max_freeze: limits::MAX_FREEZE_DEFAULT,
+            target_timeout: limits::TARGET_TIMEOUT,
             verify: true,
             keep_until: None,
             epoch: Epoch(0),

@@ -164,6 +164,9 @@ pub struct Migrate {
     /// For so long requests of the node may wait before the cut-over is recorded; else it is tried again later.
     #[serde(default = "max_freeze_default", with = "duration_text")]
     pub max_freeze: Duration,
+    /// The new target is given up when it takes longer than this for one request.
+    #[serde(default = "target_timeout_default", with = "duration_text")]
+    pub target_timeout: Duration,
     /// Compare the two before the cut-over.
     #[serde(default = "verify_default")]
     pub verify: bool,
@@ -185,6 +188,10 @@ const fn max_freeze_default() -> Duration {
     limits::MAX_FREEZE_DEFAULT
 }
 
+const fn target_timeout_default() -> Duration {
+    limits::TARGET_TIMEOUT
+}
+
 const fn verify_default() -> bool {
     true
 }
@@ -197,6 +204,7 @@ impl Migrate {
             replica: None,
             rate: rate_default(),
             max_freeze: max_freeze_default(),
+            target_timeout: target_timeout_default(),
             verify: verify_default(),
             keep_source: None,
         }
@@ -212,6 +220,7 @@ impl Migrate {
             Err(format!("{what} of {time}: it is a time from {least} to {most}"))
         };
         within("a freeze", self.max_freeze, limits::MAX_FREEZE_MIN, limits::MAX_FREEZE_MAX)?;
+        within("a target's time", self.target_timeout, limits::TARGET_TIMEOUT_MIN, limits::TARGET_TIMEOUT_MAX)?;
         if let Some(Keep(keep)) = self.keep_source {
             within("keeping the source for a time", keep, limits::KEEP_SOURCE_MIN, limits::KEEP_SOURCE_MAX)?;
         }
@@ -307,6 +316,8 @@ mod tests {
             keep(Duration::from_millis(1)),
             Migrate { max_freeze: Duration::ZERO, ..migrate.clone() },
             Migrate { max_freeze: Duration::from_secs(3600), ..migrate.clone() },
+            Migrate { target_timeout: Duration::ZERO, ..migrate.clone() },
+            Migrate { target_timeout: Duration::from_secs(60), ..migrate.clone() },
             Migrate { rate: 1, ..migrate.clone() },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");

@@ -502,6 +502,7 @@ impl Replicas {
             if state.syncing.is_none() && !self.is_open_for_scrub(number) && !self.awaits_refill(number) {
                 node.sync = None;
             }
+            node.target_timeout = state.moving.as_ref().map(Moving::target_timeout);
             let gate = state.gate();
             if node.gate != gate {
                 (node.gate, node.changed) = (gate, view.version);

@@ -160,6 +160,8 @@ pub struct Move {
     pub verify: bool,
     /// For so long the node's requests may wait before the move is recorded; else it is tried again later.
     pub max_freeze: Duration,
+    /// The volume is given up when it takes longer than this for one request.
+    pub target_timeout: Duration,
     /// Afterwards the former replica is still written, so that the move can be undone at once.
     pub keep: bool,
     /// The destination is new and reads as zeros: what the source never wrote need not be copied.

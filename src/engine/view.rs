@@ -100,6 +100,8 @@ pub struct Node {
     pub changed: u64,
     /// The view in which one of its targets began to sync: what was sent under an older one does not go there.
     pub opened: u64,
+    /// While it moves: how long the volume that comes may take for one request, if something was said.
+    pub target_timeout: Option<Duration>,
 }
 
 /// An array as its shards see it.
@@ -140,6 +142,7 @@ impl View {
                 sync: None,
                 changed: 0,
                 opened: 0,
+                target_timeout: None,
             });
         }
         let mut view = View {
@@ -154,6 +157,11 @@ impl View {
         };
         view.see_singles();
         view
+    }
+
+    /// How long a target of a node that is only being filled may take for one request.
+    pub fn target_timeout(&self, node: usize) -> Duration {
+        self.nodes[node].target_timeout.unwrap_or(self.target_timeout)
     }
 
     /// With spare targets, so that each node has `most` of them.

@@ -136,7 +136,8 @@ impl World {
         let rate = self.rng.pick(&[0, 0, 1 << 20]);
         let max_freeze = Duration::from_nanos(self.rng.pick(&[20, 200, 1000]) * MILLI);
         let (from, target, at) = (id_of(from), somewhere(), id_of(to));
-        let spec = Move { node, from, to: at, target, rate, verify, max_freeze, keep, fresh };
+        let target_timeout = Duration::from_nanos(self.plan.patience);
+        let spec = Move { node, from, to: at, target, rate, verify, max_freeze, target_timeout, keep, fresh };
         self.record.standings[to] = Standing::Candidate;
         self.record.asked.moves[node] = Some(spec.clone());
         self.steer(Steer::Move(spec));
@@ -151,7 +152,9 @@ impl World {
         }
         let from = id_of(self.rng.pick(&in_sync));
         let (to, target, max_freeze) = (id_of(mirror), somewhere(), Duration::from_millis(50));
-        let spec = Move { node, from, to, target, rate: 0, verify: true, max_freeze, keep: false, fresh: false };
+        let (target_timeout, keep) = (Duration::from_nanos(self.plan.patience), false);
+        let spec =
+            Move { node, from, to, target, rate: 0, verify: true, max_freeze, target_timeout, keep, fresh: false };
         self.record.asked.moves[node] = Some(spec.clone());
         self.steer(Steer::Move(spec));
     }

@@ -56,6 +56,7 @@ impl Owner {
         let status = MigrationStatus {
             rate: migrate.rate,
             max_freeze: migrate.max_freeze,
+            target_timeout: migrate.target_timeout,
             verify: migrate.verify,
             epoch: array.spec.epoch,
             begun: self.wall(now),
@@ -149,6 +150,7 @@ impl Owner {
             rate: status.rate,
             verify: status.verify,
             max_freeze: status.max_freeze,
+            target_timeout: status.target_timeout,
             keep: transfer.keep.is_some(),
             fresh: array.live.blank.remove(&node),
         };
@@ -347,6 +349,7 @@ impl Owner {
         let status = MigrationStatus {
             rate: before.rate,
             max_freeze: before.max_freeze,
+            target_timeout: before.target_timeout,
             verify: before.verify,
             epoch: array.spec.epoch,
             begun: wall,
@@ -490,7 +493,7 @@ fn explain(error: MoveError, status: &MigrationStatus) -> (MigrationState, Strin
         }
         MoveError::Target(errno) => {
             format!(
-                "{} failed, or was too slow: {}. Nothing was lost; migrate again when it is well",
+                "{} failed, or was too slow: {}. Nothing was lost; migrate again when it is well, or with a longer --target-timeout",
                 status.to,
                 errno.text()
             )

@@ -91,6 +91,10 @@ impl Moving {
         }
     }
 
+    pub(super) fn target_timeout(&self) -> Duration {
+        self.spec.target_timeout
+    }
+
     pub(super) fn rate(&self) -> u64 {
         self.spec.rate
     }
@@ -167,8 +171,9 @@ impl Replicas {
         let (Some(old), Some(new)) = (old, new) else {
             return self.tell(News::Moved { node, result: Err(MoveError::Refused) });
         };
-        let max_freeze = Duration::MAX;
-        let spec = Move { node, from, to, target, rate: 0, verify: false, max_freeze, keep: false, fresh: false };
+        let (max_freeze, target_timeout) = (Duration::MAX, self.view.target_timeout);
+        let (rate, verify, keep, fresh) = (0, false, false, false);
+        let spec = Move { node, from, to, target, rate, verify, max_freeze, target_timeout, keep, fresh };
         self.nodes[node].moving = Some(Moving::new(spec, old, new, Stage::Committing { since: Time(0) }));
         self.take_place(node, old, new, false);
     }

@@ -52,8 +52,9 @@ impl Bench {
 
 fn a_move(verify: bool) -> Move {
     let max_freeze = Duration::from_millis(50);
-    let target = Target::Local("/new".into());
-    Move { node: 0, from: volume(0), to: NEW, target, rate: 0, verify, max_freeze, keep: false, fresh: true }
+    let (target, target_timeout) = (Target::Local("/new".into()), Duration::from_millis(700));
+    let (node, from, to) = (0, volume(0), NEW);
+    Move { node, from, to, target, rate: 0, verify, max_freeze, target_timeout, keep: false, fresh: true }
 }
 
 fn saved(effects: &[Effect]) -> Option<Vec<(Id, Standing)>> {
@@ -138,7 +139,8 @@ fn what_is_left_is_not_recorded_while_a_copy_still_reads_from_it() {
 #[test]
 fn a_move_is_recorded_when_nothing_is_in_flight_and_all_is_flushed() {
     let (mut bench, effects) = copied();
-    assert_eq!(bench.gate(), Gate::Open);
+    let patience = |bench: &Bench| bench.rules.view().target_timeout(0);
+    assert_eq!((bench.gate(), patience(&bench)), (Gate::Open, a_move(false).target_timeout));
     bench.tell(Event::Flushed { ticket: ticket(&effects), durable: true });
     assert_eq!(bench.gate(), Gate::Closing);
     let effects = bench.adopt();
@@ -151,6 +153,7 @@ fn a_move_is_recorded_when_nothing_is_in_flight_and_all_is_flushed() {
     let effects = bench.tell(Event::Saved(Saved::All));
     assert!(matches!(moved(&effects), Some(Ok(Moved { copied: 4, .. }))), "{effects:?}");
     assert_eq!((bench.rules.role(0), bench.rules.role(2), bench.gate()), (Role::Absent, Role::InSync, Gate::Open));
+    assert_eq!(patience(&bench), limits::TARGET_TIMEOUT, "for whatever is filled next");
 }
 
 #[test]

@@ -544,7 +544,7 @@ impl Shard {
             let Some(index) = group.filter(|_| state != PartState::Free && !over) else { continue };
             let group = *self.groups.at(index);
             let patience = match self.view.role(target) {
-                Role::Syncing | Role::Mirror if op != Op::Flush => self.view.target_timeout,
+                Role::Syncing | Role::Mirror if op != Op::Flush => self.view.target_timeout(group.node),
                 _ => self.view.replica_timeout,
             };
             let early = group.since.after(patience) > self.now || self.is_frozen(target);

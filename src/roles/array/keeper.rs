@@ -477,7 +477,7 @@ impl Work {
         let (targets, logged) = task.targets(&view, source, target);
         let patience = match task {
             Task::Scrub(_) => limits::SCRUB_TIMEOUT,
-            Task::Copy { .. } | Task::Verify => limits::TARGET_TIMEOUT,
+            Task::Copy { .. } | Task::Verify => view.target_timeout(node),
         };
         let (seat, orders) = self.config.seats.seat(&view, (&targets, logged), self.sequences[node], patience)?;
         info!(array = self.config.name, node, ?targets, ?task, regions = map.left(), "a sync engine begins");
