@@ -410,9 +410,6 @@ impl Replicas {
     /// Leaves what has failed; true when there was something.
     fn leave(&mut self, node: usize) -> bool {
         let diverged = std::mem::take(&mut self.nodes[node].diverged);
-        // Whether these two have changed places is decided: only the record knows how.
-        let swapped = self.committing(node);
-        let pinned = |target: usize| swapped.as_ref().is_some_and(|ends| ends.contains(&target));
         let in_sync = self.whole(node);
         let fine = |target: &usize| !self.targets[*target].failed && self.targets[*target].gone.is_none();
         let good = in_sync.iter().copied().filter(fine).collect::<Vec<_>>();
@@ -424,19 +421,20 @@ impl Replicas {
             let gone = target.gone.is_some() && !matches!(target.role, Role::Leaving | Role::Absent);
             gone || target.role.is_written() && (diverged || target.failed)
         });
-        leaving.retain(|target| !pinned(*target));
+        leaving.retain(|target| !self.changes_place(*target));
         let last = in_sync.len() == 1;
         let stays = |target: usize| (diverged || all_failed || last) && Some(target) == keeper;
         let (staying, leaving): (Vec<usize>, Vec<usize>) = leaving.into_iter().partition(|target| stays(*target));
         for target in staying {
             (self.targets[target].gone, self.targets[target].refill) = (None, false);
         }
-        for target in self.of(node, |target| target.failed).into_iter().filter(|target| !pinned(*target)) {
-            self.targets[target].failed = false;
+        for target in self.of(node, |target| target.failed) {
+            self.targets[target].failed = self.changes_place(target);
         }
         if leaving.is_empty() {
             return false;
         }
+        let committing = self.committing(node).is_some();
         for target in leaving {
             let refilled = self.refilled(target);
             let state = &mut self.targets[target];
@@ -447,7 +445,7 @@ impl Replicas {
             state.standing = match (state.gone, state.standing) {
                 (Some(_), _) => Standing::Absent,
                 // Its marks are with the one that goes, as for those that were left before.
-                (None, Standing::InSync) if swapped.is_some() => Standing::Filling { from: Lba(0) },
+                (None, Standing::InSync) if committing => Standing::Filling { from: Lba(0) },
                 (None, Standing::InSync) => refilled.unwrap_or(Standing::Stale),
                 // What was never filled does not become a copy by being left.
                 (None, standing) => standing,
@@ -575,13 +573,12 @@ impl Replicas {
     fn fail_untold(&mut self, untold: &[Id]) -> Vec<usize> {
         let mut nodes = Vec::new();
         for node in 0..self.nodes.len() {
-            let swapped = self.committing(node).unwrap_or_default();
             let untold = untold.iter().filter_map(|volume| self.slot(node, *volume)).collect::<Vec<usize>>();
             if !untold.is_empty() {
                 nodes.push(node);
             }
-            for target in untold.into_iter().filter(|target| !swapped.contains(target)) {
-                self.targets[target].failed = true;
+            for target in untold {
+                self.targets[target].failed |= !self.changes_place(target);
             }
         }
         nodes

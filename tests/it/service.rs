@@ -60,11 +60,11 @@ impl Manager {
     }
 }
 
-#[test]
-fn an_array_daemon_tells_that_it_serves_lives_and_ends() {
+/// An array daemon under a manager, with one array started.
+fn managed(name: &str) -> (Farm, Manager) {
     let mut farm = Farm::new(1);
     farm.kill_array();
-    let manager = Manager::new("array");
+    let manager = Manager::new(name);
     let environment = manager.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     farm.start_array_in(&[], &environment);
@@ -72,6 +72,12 @@ fn an_array_daemon_tells_that_it_serves_lives_and_ends() {
     let volume = farm.volume(0, "a", "1M");
     farm.dst(&format!("create a --alg linear {volume}"));
     farm.start_nbd("a", "--queues 2");
+    (farm, manager)
+}
+
+#[test]
+fn an_array_daemon_tells_that_it_serves_lives_and_ends() {
+    let (mut farm, manager) = managed("array");
     manager.forgets();
     for _ in 0..3 {
         manager.waits_for("WATCHDOG=1");
@@ -84,15 +90,7 @@ fn an_array_daemon_tells_that_it_serves_lives_and_ends() {
 /// A server that is away is no hang; an I/O thread that does not go round is one, whatever the daemon's other threads do.
 #[test]
 fn the_watchdog_is_fed_by_what_makes_progress() {
-    let mut farm = Farm::new(1);
-    farm.kill_array();
-    let manager = Manager::new("hang");
-    let environment = manager.environment();
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    farm.start_array_in(&[], &environment);
-    let volume = farm.volume(0, "a", "1M");
-    farm.dst(&format!("create a --alg linear {volume}"));
-    farm.start_nbd("a", "--queues 2");
+    let (mut farm, manager) = managed("hang");
     farm.servers[0].kill();
     manager.forgets();
     for _ in 0..5 {

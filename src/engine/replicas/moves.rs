@@ -74,6 +74,10 @@ impl Moving {
         self.from
     }
 
+    fn is_committing(&self) -> bool {
+        matches!(self.stage, Stage::Committing { .. })
+    }
+
     /// Whether new requests wait.
     pub(super) fn shuts_gate(&self) -> bool {
         let ending = matches!(self.stage, Stage::Ending(_)) && planted(Bug::AbortLeavesGate);
@@ -374,16 +378,20 @@ impl Replicas {
         self.record(node);
     }
 
-    /// The two of a node that are changing places, while that is recorded.
-    pub(super) fn committing(&self, node: usize) -> Option<Vec<usize>> {
-        let committing = |moving: &&Moving| matches!(moving.stage, Stage::Committing { .. });
-        self.nodes[node].moving.as_ref().filter(committing).map(|moving| vec![moving.from, moving.to])
+    /// The move of a node whose record is being written.
+    pub(super) fn committing(&self, node: usize) -> Option<&Moving> {
+        self.nodes[node].moving.as_ref().filter(|moving| moving.is_committing())
+    }
+
+    /// Whether a target is one of two that are changing places: whether they have, only the record knows.
+    pub(super) fn changes_place(&self, target: usize) -> bool {
+        let moving = self.committing(self.view.targets[target].node);
+        moving.is_some_and(|moving| target == moving.from || target == moving.to)
     }
 
     /// It is durable.
     pub(super) fn committed(&mut self, node: usize, now: Time) {
-        let committing = |moving: &mut Moving| matches!(moving.stage, Stage::Committing { .. });
-        let Some(moving) = self.nodes[node].moving.take_if(committing) else { return };
+        let Some(moving) = self.nodes[node].moving.take_if(|moving| moving.is_committing()) else { return };
         let Stage::Committing { since } = moving.stage else { return };
         let regions = self.view.nodes[node].sync.as_ref().map_or(0, |map| map.regions() as u64);
         let waited = if since == Time(0) { Duration::ZERO } else { now.since(since) };
