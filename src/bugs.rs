@@ -93,6 +93,7 @@ bugs! {
     DivergenceIgnored "a write that failed on some replicas leaves them different"
     SlowReplicaStalls "a replica that does not answer is waited for"
     WindowIgnored "a region is copied while writes to it are in flight"
+    WindowWantsTurn "a shard that waits for a window to close asks for the turn, which only makes others wait and look"
     WindowClosedEarly "writes to a region go on before its copy has landed"
     UncleanIsClean "replicas that differ after a crash are all taken as in sync"
     StaleForgotten "a stale replica is taken as in sync after a restart"

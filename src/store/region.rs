@@ -114,6 +114,20 @@ impl Bits {
         self.0[byte] = if on { before | mask } else { before & !mask };
         self.0[byte] != before
     }
+
+    fn count(&self) -> u32 {
+        let (words, rest) = self.0.as_chunks();
+        let rest: u32 = rest.iter().map(|byte| byte.count_ones()).sum();
+        words.iter().map(|word| u64::from_le_bytes(*word).count_ones()).sum::<u32>() + rest
+    }
+
+    fn clear_from(&mut self, bit: u64) {
+        let (byte, mask) = place(bit.min(PAGE_REGIONS));
+        if let Some((first, rest)) = self.0.get_mut(byte..).and_then(<[u8]>::split_first_mut) {
+            *first &= mask - 1;
+            rest.fill(0);
+        }
+    }
 }
 
 fn place(bit: u64) -> (usize, u8) {
@@ -179,11 +193,8 @@ impl Log {
         for (at, page) in (0u64..).zip(&mut log.pages) {
             let bits = chunks.next().and_then(|bytes| decode(at, bytes));
             let mut bits = bits.unwrap_or(Bits([0xff; BITS_BYTES]));
-            let first = at * PAGE_REGIONS;
-            for bit in layout.regions.saturating_sub(first)..PAGE_REGIONS {
-                bits.set(bit, false);
-            }
-            page.count = bits.0.iter().map(|byte| byte.count_ones()).sum();
+            bits.clear_from(layout.regions.saturating_sub(at * PAGE_REGIONS));
+            page.count = bits.count();
             (page.marked, page.durable) = (bits, bits);
         }
         log

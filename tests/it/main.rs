@@ -3,6 +3,8 @@
 // In a test a panic is the verdict, in helper functions too.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
+mod cases;
 mod chaos;
 mod classic;
 mod cli;

@@ -261,7 +261,11 @@ fn the_daemon_has_mounts_of_its_own() {
     // A second daemon at the same place finds a dead tree, and the end of it leaves none.
     farm.kill_array();
     farm.start_array_with(&["--tree", tree.to_str().unwrap()]);
-    assert_eq!(std::fs::read_to_string(tree.join("devices/a/name")).unwrap(), "a\n");
+    let until = Instant::now() + PATIENCE;
+    while std::fs::read_to_string(tree.join("devices/a/name")).ok().as_deref() != Some("a\n") {
+        assert!(Instant::now() < until, "there is no tree:\n{}", farm.logs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     farm.array_process().unwrap().signal(Signal::SIGTERM);
     assert!(!farm.array_process().unwrap().outlives(PATIENCE));
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -5,103 +5,16 @@ use std::time::Duration;
 
 use dst::engine::link::{LinkCommand, LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
-use dst::engine::shard::{Body, Outgoing, Report, Shard};
+use dst::engine::shard::{Body, Shard};
 use dst::engine::shared::Shared;
 use dst::engine::view::View;
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
-use dst::units::{Epoch, Extent, Id, Time};
+use dst::units::{Epoch, Extent, Id};
 use dst::wire::frame::{Header, Op};
 
-const VOLUME: Id = Id([7; 16]);
-const SECTORS: u64 = 4096;
-
-fn ms(millis: u64) -> Time {
-    Time(millis * 1_000_000)
-}
-
-/// Shards of one array of `nodes` linear nodes, with I/O timeout one second, all links up.
-struct Bench {
-    shards: Vec<Shard>,
-    shared: Arc<Shared>,
-}
-
-impl Bench {
-    fn new(nodes: usize, shards: usize) -> Bench {
-        Bench::laid_out(Geometry::linear(&vec![SECTORS; nodes]).unwrap(), shards)
-    }
-
-    fn laid_out(geometry: Geometry, shards: usize) -> Bench {
-        let nodes = geometry.nodes();
-        let shared = Arc::new(Shared::new(nodes, shards));
-        let view = Arc::new(View::new(geometry, &vec![vec![VOLUME]; nodes], Epoch(3)));
-        let make = |index| {
-            let config = ShardConfig { index, depth: 8, io_timeout: Duration::from_secs(1) };
-            Shard::new(config, Arc::clone(&view), Arc::clone(&shared))
-        };
-        let mut bench = Bench { shards: (0..shards).map(make).collect(), shared };
-        for shard in 0..shards {
-            bench.shards[shard].handle_timeout(ms(0));
-            for target in 0..nodes {
-                bench.up(shard, target, 0);
-            }
-            while bench.shards[shard].poll_link().is_some() {}
-        }
-        bench
-    }
-
-    fn up(&mut self, shard: usize, target: usize, at: u64) {
-        let terms = Terms { sectors: SECTORS, volume: VOLUME, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
-        self.shards[shard].handle_link(ms(at), target, LinkEvent::Up(terms));
-    }
-
-    fn ask(&mut self, shard: usize, at: u64, tag: u16, op: RequestOp, start: u64, sectors: u64) {
-        self.shards[shard].handle_request(ms(at), Tag(tag), Request::new(op, Extent::new(start, sectors)));
-    }
-
-    fn write(&mut self, shard: usize, at: u64, tag: u16, start: u64) {
-        self.ask(shard, at, tag, RequestOp::Write { fua: false }, start, 8);
-    }
-
-    fn sent(&mut self, shard: usize, target: usize) -> Option<Outgoing> {
-        self.shards[shard].poll_send(target)
-    }
-
-    fn answer(&mut self, shard: usize, target: usize, at: u64, request: &Header, result: Result<(), Errno>) {
-        let mut reply = request.reply(result);
-        if request.op == Op::Read && result.is_ok() {
-            reply = reply.with_body(request.length, 0);
-        }
-        self.shards[shard].handle_reply(ms(at), target, &reply, Body::Good).unwrap();
-    }
-
-    fn done(&mut self, shard: usize) -> Option<(u16, Result<(), Errno>)> {
-        self.shards[shard].poll_complete().map(|(tag, result)| (tag.0, result))
-    }
-
-    /// A write on `target` from `shard`, sent, answered and completed.
-    fn written(&mut self, shard: usize, target: usize, at: u64) {
-        self.write(shard, at, 0, target as u64 * SECTORS);
-        let frame = self.sent(shard, target).unwrap();
-        self.answer(shard, target, at, &frame.header, Ok(()));
-        assert_eq!(self.done(shard), Some((0, Ok(()))));
-    }
-
-    /// Flushes from `shard`, answering every frame; the targets that were asked.
-    fn flush(&mut self, shard: usize, at: u64) -> Vec<usize> {
-        self.ask(shard, at, 7, RequestOp::Flush, 0, 0);
-        let mut asked = Vec::new();
-        for target in 0..self.shared.targets().len() {
-            if let Some(frame) = self.sent(shard, target) {
-                assert_eq!(frame.header.op, Op::Flush);
-                self.answer(shard, target, at, &frame.header, Ok(()));
-                asked.push(target);
-            }
-        }
-        assert_eq!(self.done(shard), Some((7, Ok(()))));
-        asked
-    }
-}
+use crate::bench::{Bench, SECTORS, VOLUME, ms};
+use crate::cases;
 
 #[test]
 fn a_request_on_the_border_of_two_nodes_becomes_two_frames() {
@@ -393,70 +306,12 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
 
 #[test]
 fn a_node_that_does_not_answer_starves_no_request_of_another() {
-    // Chunks of 8 sectors: a write of 256 has 32 parts, and a shard of depth 8 has 64.
-    let mut bench = Bench::laid_out(Geometry::striped(8, &[SECTORS; 2]).unwrap(), 1);
-    for tag in 0..7 {
-        bench.ask(0, 0, tag, RequestOp::Write { fua: false }, u64::from(tag) * 256, 256);
-    }
-    let mut silent = Vec::new();
-    loop {
-        silent.extend(std::iter::from_fn(|| bench.sent(0, 0)));
-        let Some(frame) = bench.sent(0, 1) else { break };
-        bench.answer(0, 1, 0, &frame.header, Ok(()));
-    }
-    assert!(silent.len() < 7 * 16, "the parts have run out");
-    bench.ask(0, 0, 7, RequestOp::Read, 8, 4);
-    let frame = bench.sent(0, 1).unwrap();
-    bench.answer(0, 1, 0, &frame.header, Ok(()));
-    assert_eq!(bench.done(0), Some((7, Ok(()))));
-    // Once the silent node answers, everything ends.
-    let mut done = 0;
-    while done < 7 {
-        silent.extend(std::iter::from_fn(|| bench.sent(0, 0)));
-        for frame in std::mem::take(&mut silent) {
-            bench.answer(0, 0, 0, &frame.header, Ok(()));
-        }
-        while let Some(frame) = bench.sent(0, 1) {
-            bench.answer(0, 1, 0, &frame.header, Ok(()));
-        }
-        while let Some((_, result)) = bench.done(0) {
-            assert_eq!(result, Ok(()));
-            done += 1;
-        }
-    }
+    cases::a_node_that_does_not_answer_starves_no_request_of_another();
 }
 
 #[test]
 fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
-    let volumes = [VOLUME, Id([8; 16])];
-    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
-    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
-    let mut shard = Shard::new(config, Arc::new(view), Arc::new(Shared::new(2, 1)));
-    let up = |shard: &mut Shard, target: usize, losses: u64| {
-        let terms = Terms { sectors: SECTORS, volume: volumes[target], losses, requests_max: 64, bytes_max: 1 << 20 };
-        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
-    };
-    shard.handle_timeout(ms(0));
-    (0..2).for_each(|target| up(&mut shard, target, 0));
-    let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
-    shard.handle_request(ms(2), Tag(0), write);
-    for target in 0..2 {
-        let reply = shard.poll_send(target).unwrap().header.reply(Ok(()));
-        shard.handle_reply(ms(3), target, &reply, Body::Good).unwrap();
-    }
-    assert_eq!(shard.poll_complete(), Some((Tag(0), Ok(()))));
-    // The first one's machine comes back without it; then the other one cannot write.
-    shard.handle_link(ms(4), 0, LinkEvent::Down(Errno::ECONNRESET));
-    shard.handle_timeout(ms(200));
-    up(&mut shard, 0, 1);
-    assert_eq!(shard.poll_report(), Some(Report::Lost { target: 0 }));
-    shard.handle_request(ms(202), Tag(1), write);
-    assert!(shard.poll_send(0).is_none(), "what has lost something is not written");
-    let reply = shard.poll_send(1).unwrap().header.reply(Err(Errno::EIO));
-    shard.handle_reply(ms(203), 1, &reply, Body::Good).unwrap();
-    assert_eq!(shard.poll_complete(), Some((Tag(1), Err(Errno::EIO))));
-    // Else its range stays taken for ever.
-    assert_eq!(shard.poll_report(), Some(Report::Diverged { node: 0 }));
+    cases::that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! `BUGS=1`: every mistake of the bank is made in turn, and must be noticed. `BUGS=name` tries one. `SEEDS` bounds the search.
+//! `BUGS=1`: every mistake of the bank is made in turn, and must be noticed, by the simulator or by a property. `BUGS=name,name` tries
+//! some. `SEEDS` bounds the search.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -6,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dst::bugs::Bug;
 
-use crate::runner;
+use crate::{cases, runner};
 
 /// A bug is caught well enough after so many seeds have failed.
 const CATCHES: u64 = 20;
 
-/// How one bug fared.
+/// How one bug fared in the simulator.
 struct Hunt {
     tried: u64,
     caught: u64,
@@ -19,34 +20,47 @@ struct Hunt {
     first: Option<(u64, String)>,
 }
 
-/// The chosen bug of the bank.
+/// The property that notices a bug by itself.
+fn property(bug: Bug) -> Option<&'static str> {
+    dst::bugs::plant(Some(bug));
+    let broken = cases::ALL.iter().find(|(_, case)| std::panic::catch_unwind(case).is_err());
+    dst::bugs::plant(None);
+    broken.map(|(name, _)| *name)
+}
+
+/// The bug of that name.
 pub(crate) fn chosen(name: &str) -> Option<Bug> {
     Bug::ALL.iter().copied().find(|bug| format!("{bug:?}") == name)
 }
 
-/// Tries all bugs, or the one of that name.
-pub(crate) fn main(name: &str, seeds: u64, requests: u64) -> ExitCode {
-    let bugs: Vec<Bug> = if name == "1" { Bug::ALL.to_vec() } else { chosen(name).into_iter().collect() };
-    if bugs.is_empty() {
-        println!("bugs: there is no bug '{name}'");
-        return ExitCode::from(2);
+/// Tries all bugs, or those of these names.
+pub(crate) fn main(names: &str, seeds: u64, requests: u64) -> ExitCode {
+    let mut bugs = Bug::ALL.to_vec();
+    if names != "1" {
+        bugs.clear();
+        for name in names.split(',') {
+            let Some(bug) = chosen(name) else {
+                println!("bugs: there is no bug '{name}'");
+                return ExitCode::from(2);
+            };
+            bugs.push(bug);
+        }
     }
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     for bug in &bugs {
-        let hunt = hunt(*bug, seeds, requests);
-        let Hunt { tried, caught, first } = hunt;
-        match first {
-            Some((seed, rule)) => {
-                println!(
-                    "bugs: {:<20} caught in {caught:>2} of {tried:>5} seeds, first {seed}: {rule}",
-                    format!("{bug:?}")
-                );
-            }
-            None => {
-                println!("bugs: {:<20} NOT CAUGHT in {tried} seeds: {}", format!("{bug:?}"), bug.text());
-                missed.push(format!("{bug:?}"));
-            }
+        let name = format!("{bug:?}");
+        let Hunt { tried, caught, first } = hunt(*bug, seeds, requests);
+        let property = property(*bug);
+        if let Some((seed, rule)) = &first {
+            println!("bugs: {name:<20} caught in {caught:>2} of {tried:>5} seeds, first {seed}: {rule}");
+        }
+        if let Some(case) = property {
+            println!("bugs: {name:<20} caught by {case}");
+        }
+        if first.is_none() && property.is_none() {
+            println!("bugs: {name:<20} NOT CAUGHT in {tried} seeds: {}", bug.text());
+            missed.push(name);
         }
     }
     println!("bugs: {} of {} caught", bugs.len() - missed.len(), bugs.len());

@@ -4,6 +4,8 @@
 //! What the rules promise of it is checked here from outside: nobody is welcome whose claim is older than one that was
 //! welcome before, or as old and another's; once a flush was answered with an error, none of that volume succeeds.
 
+use std::cell::OnceCell;
+
 use dst::engine::replicas::Standing;
 use dst::errno::Errno;
 use dst::store::region::{Layout, Log};
@@ -22,6 +24,8 @@ use crate::world::{Conn, Event, MILLI, Phase, World};
 pub(crate) struct Kept {
     volume: Id,
     bytes: Vec<u8>,
+    /// What they say of regions, once it was asked.
+    log: OnceCell<Log>,
     layout: Option<Layout>,
     /// The writes on their way, and their numbers.
     writing: Vec<(u64, Write)>,
@@ -55,6 +59,7 @@ impl Kept {
         Kept {
             volume,
             bytes,
+            log: OnceCell::new(),
             layout,
             writing,
             serial: 0,
@@ -75,8 +80,9 @@ impl Kept {
     }
 
     /// The log as a crash now would leave it.
-    fn log(&self) -> Option<Log> {
-        Some(Log::load(&self.bytes[state::SLOTS_BYTES..], self.layout?))
+    fn log(&self) -> Option<&Log> {
+        let layout = self.layout?;
+        Some(self.log.get_or_init(|| Log::load(&self.bytes[state::SLOTS_BYTES..], layout)))
     }
 
     /// The first `sectors` sectors of a write land, and nothing more.
@@ -84,6 +90,7 @@ impl Kept {
         let at = usize::try_from(write.offset).unwrap_or(usize::MAX);
         let bytes = write.bytes.len().min(sectors * 512);
         self.bytes[at..at + bytes].copy_from_slice(&write.bytes[..bytes]);
+        self.log.take();
     }
 
     /// What the next HELLO will be told of losses.
@@ -131,7 +138,9 @@ impl World {
     pub(crate) fn found_state(&mut self, node: usize) -> (Book, Option<Log>) {
         let kept = &mut self.nodes[node].kept;
         let volume = kept.volume;
-        let (found, log) = (kept.found(), kept.log());
+        let found = kept.found();
+        kept.log();
+        let log = kept.log.take();
         kept.doomed = kept.sync_failed && found.as_ref().is_none_or(|(_, state)| !state.flush_failed);
         if found.is_none() {
             self.fail("4.1", format!("neither slot of the state of v{node} can be used"));
@@ -169,8 +178,13 @@ impl World {
             return;
         }
         let (_, write) = self.nodes[node].kept.writing.remove(at);
-        self.check_cleaned(node, &write);
-        self.nodes[node].kept.land(&write, usize::MAX / 512);
+        let kept = &mut self.nodes[node].kept;
+        kept.log();
+        let before = kept.log.take();
+        kept.land(&write, usize::MAX / 512);
+        if let Some(before) = before {
+            self.check_cleaned(node, &before);
+        }
         self.trace.note(self.now, 150, node as u64);
         self.trace.say(self.now, || format!("  state v{node}: {:?} is saved", write.part));
         self.tell_rules(node, Told::Saved { part: write.part, result: Ok(()) });
@@ -207,25 +221,20 @@ impl World {
     }
 
     /// What loses its mark is on the disk, and nothing of it is under way.
-    fn check_cleaned(&mut self, node: usize, write: &Write) {
-        let kept = &mut self.nodes[node].kept;
-        let Some(before) = kept.log() else { return };
-        let former = kept.bytes.clone();
-        kept.land(write, usize::MAX / 512);
-        let Some(after) = kept.log() else { return };
-        kept.bytes = former;
-        let Some(Layout { region_sectors, regions }) = kept.layout else { return };
-        for region in 0..regions {
-            let extent = Extent::new(region * region_sectors, region_sectors);
-            let cleaned = before.is_durable(extent) && !after.is_durable(extent);
+    fn check_cleaned(&mut self, node: usize, before: &Log) {
+        let kept = &self.nodes[node].kept;
+        let (Some(after), Some(layout)) = (kept.log(), kept.layout) else { return };
+        let extent = |region: u64| Extent::new(region * layout.region_sectors, layout.region_sectors);
+        let cleaned = |region: &u64| before.is_durable(extent(*region)) && !after.is_durable(extent(*region));
+        let cleaned: Vec<u64> = (0..layout.regions).filter(cleaned).collect();
+        for region in cleaned {
+            let extent = extent(region);
             // What is being copied to it meanwhile is marked where it comes from; of a repair nothing is lost but the repair.
             let lies = self.flipped(self.plan.node_of(node)).range(extent.start.0..extent.end().0).next().is_some();
-            if cleaned && !lies && !self.nodes[node].is_settled(extent) && !self.is_marked_elsewhere(node, extent) {
+            if !lies && !self.nodes[node].is_settled(extent) && !self.is_marked_elsewhere(node, extent) {
                 self.fail("7.2", format!("region {region} of v{node} is cleaned and could still be lost"));
             }
-            if cleaned {
-                self.check_alike(node, region, extent);
-            }
+            self.check_alike(node, region, extent);
         }
     }
 

@@ -7,6 +7,14 @@
 mod array;
 #[cfg(feature = "bugs")]
 mod bank;
+#[cfg(feature = "bugs")]
+#[allow(clippy::unwrap_used, dead_code)]
+#[path = "../it/bench.rs"]
+mod bench;
+#[cfg(feature = "bugs")]
+#[allow(clippy::unwrap_used)]
+#[path = "../it/cases.rs"]
+mod cases;
 mod data;
 mod disk;
 mod excuse;

@@ -296,6 +296,7 @@ impl World {
 
     pub(crate) fn look(&mut self, life: u32, shard: usize) {
         if life == self.daemon.life && self.hears(Event::Look { life, shard }) {
+            self.stats.wakes += 1;
             self.daemon.hosts[shard].shard.look(Time(self.now));
             self.turn(shard);
         }

@@ -260,6 +260,27 @@ pub(crate) fn deeds(rng: &mut Rng, plan: &mut Plan) {
     plan.faults.sort_by_key(|fault| fault.after);
 }
 
+/// In few worlds, decided by a generator of its own, too: the queue is full of requests that have many parts each, and one server is silent
+/// for longer than requests wait. Those of the other nodes must go on.
+pub(crate) fn crowd(rng: &mut Rng, plan: &mut Plan) {
+    let nodes = plan.volumes.len();
+    let striped = matches!(plan.layout, Layout::Striped { .. });
+    if plan.is_plural() || nodes < 2 || !striped || !rng.percent(25) {
+        return;
+    }
+    let array = plan.sectors();
+    (plan.depth, plan.largest, plan.small) = (64, 256.min(array), rng.pick(&[30, 50, 80]));
+    (plan.hot, plan.think) = ((0, array), (0, plan.think.1));
+    let node = rng.index(nodes);
+    plan.faults.retain(|fault| !matches!(fault.kind, Kind::KillDaemon | Kind::PauseDaemon | Kind::StopDaemon));
+    for _ in 0..rng.range(1, 3) {
+        let kind = rng.pick(&[Kind::PauseServer, Kind::Partition { up: true, down: true }, Kind::StallDisk]);
+        let lasts = plan.io_timeout.min(5000 * MILLI) * rng.range(11, 30) / 10;
+        plan.faults.push(Fault { after: rng.below(plan.requests), kind, node, lasts });
+    }
+    plan.faults.sort_by_key(|fault| fault.after);
+}
+
 /// The replicas of a node are on different servers.
 fn some_servers(rng: &mut Rng, servers: usize, copies: usize) -> Vec<usize> {
     let first = rng.index(servers);

@@ -89,6 +89,7 @@ impl Total {
             stats.found += more.found;
             stats.repaired += more.repaired;
             stats.events += more.events;
+            stats.wakes += more.wakes;
         }
         if let Some(violation) = outcome.violation
             && let Ok(mut failures) = self.failures.lock()
@@ -226,7 +227,7 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
     let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
     println!(
         "sim: {done} seeds and {kept} kept ones in {seconds:.1} s ({:.0}/s): {} requests ({} errors, {} of them time-outs), \
-         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} events",
+         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} wakes, {} events",
         done as f64 / seconds.max(0.001),
         stats.requests,
         stats.errors,
@@ -238,6 +239,7 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
         stats.scrubs,
         stats.found,
         stats.repaired,
+        stats.wakes,
         stats.events,
     );
     // For tests/run.sh, which adds up.

@@ -32,6 +32,8 @@ const SETTLE: u64 = 25 * SECOND;
 const SLACK: u64 = 200 * MILLI;
 /// Events of a run; more means that it turns in circles.
 const EVENTS_MAX: u64 = 20_000_000;
+/// How often shards wake each other at most, for each request: ten times what the worst of many worlds needs.
+const WAKES_MAX: u64 = 150;
 
 /// Something that happens. Connections are numbered through the run; numbers are never used twice.
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +226,8 @@ pub(crate) struct Stats {
     pub(crate) found: u64,
     pub(crate) repaired: u64,
     pub(crate) events: u64,
+    /// How often a shard was told that another one has given back what it may wait for.
+    pub(crate) wakes: u64,
 }
 
 /// How a run ended.
@@ -280,6 +284,7 @@ pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
         (plan.rates.disk_eio, plan.rates.disk_enospc) = (0, 0);
     }
     scrubs::plan(&mut Rng::new(seed.rotate_left(32) ^ 0x5c), &mut plan);
+    plan::crowd(&mut Rng::new(seed.rotate_left(16) ^ 0xc0d), &mut plan);
     (plan, rng)
 }
 
@@ -357,6 +362,9 @@ impl World {
             self.stats.events += 1;
             if self.stats.events > EVENTS_MAX {
                 self.fail("liveness", format!("the run turns in circles in phase {:?}", self.phase));
+            }
+            if self.stats.wakes > (self.stats.requests + 100) * WAKES_MAX {
+                self.fail("liveness", format!("shards wake each other without end in phase {:?}", self.phase));
             }
             self.happen(event);
         }

@@ -121,7 +121,7 @@ pub(super) struct Groups {
     pub(super) groups: Vec<Group>,
     free: Vec<u16>,
     /// Those that wait for their range, oldest first.
-    waiting: std::collections::VecDeque<u16>,
+    waiting: Vec<u16>,
     /// Something was given back that a waiting one may have waited for.
     look: bool,
 }
@@ -148,7 +148,7 @@ impl Groups {
             favoured: false,
             held: false,
         };
-        let waiting = std::collections::VecDeque::with_capacity(usize::from(count));
+        let waiting = Vec::with_capacity(usize::from(count));
         Groups { groups: vec![none; usize::from(count)], free: (0..count).rev().collect(), waiting, look: false }
     }
 
@@ -207,7 +207,7 @@ impl Shard {
             held: false,
         };
         // It is started when the request is whole: it may end at once.
-        self.groups.waiting.push_back(index);
+        self.groups.waiting.push(index);
         self.groups.look = true;
     }
 
@@ -222,70 +222,87 @@ impl Shard {
     pub(super) fn look_again(&mut self) {
         while std::mem::take(&mut self.groups.look) {
             let mut place = 0;
-            // It is out of the line while it starts: it may end at once, and its place be taken by another.
-            while let Some(index) = self.groups.waiting.remove(place) {
-                if !self.try_start(index, place) {
-                    self.groups.waiting.insert(place, index);
-                    place += 1;
+            let view = std::sync::Arc::clone(&self.view);
+            while let Some(index) = self.groups.waiting.get(place).copied() {
+                match self.admit(index, place, &view) {
+                    Passage::Wait => place += 1,
+                    // It is out of the line before it starts: it may end at once, and its place be taken by another.
+                    passage => {
+                        self.groups.waiting.remove(place);
+                        self.unfavour(index);
+                        if passage == Passage::Refused {
+                            self.end(index, Err(Errno::EIO));
+                        } else {
+                            self.fly(index);
+                        }
+                    }
                 }
             }
             self.retry_unissued();
         }
     }
 
-    /// Sends a group's parts if its range is free. Of those that wait, the first `earlier` come before it.
-    fn try_start(&mut self, index: u16, earlier: usize) -> bool {
+    /// Whether a group may be sent: then its range is taken. Of those that wait, the first `earlier` come before it.
+    fn admit(&mut self, index: u16, earlier: usize, view: &View) -> Passage {
         let group = *self.groups.at(index);
-        let view = std::sync::Arc::clone(&self.view);
-        let node = &view.nodes[group.node];
-        match self.at_gate(&group) {
-            Passage::Wait => return false,
-            Passage::Refused => {
-                self.unfavour(index);
-                self.end(index, Err(Errno::EIO));
-                return true;
-            }
-            Passage::Free => {}
+        let passage = self.at_gate(&group);
+        if passage != Passage::Free {
+            return passage;
         }
+        let node = &view.nodes[group.node];
         // Without a target to go by it waits for a view that has one.
         let nobody = view.with_role(group.node, Role::InSync).next().is_none();
         if nobody || self.parts.free() < node.targets.len() {
+            return Passage::Wait;
+        }
+        let Some(overlap) = node.overlap.as_deref().filter(|_| group.op.has_range()) else { return Passage::Free };
+        if self.groups.waiting[..earlier].iter().any(|other| self.groups.at(*other).excludes(&group)) {
+            return Passage::Wait;
+        }
+        let late = group.since.after(limits::TICK) <= self.now;
+        // Before the turn: who waits for a window leaves the turn to others, and does not ask for it again meanwhile.
+        if !planted(Bug::WindowWantsTurn) && self.waits_for_window(index, node, overlap) {
+            return Passage::Wait;
+        }
+        if overlap.favours_other(self.config.index) {
+            // It has its turn as soon as the other one has had its own.
+            self.favour_if(late, index, overlap);
+            return Passage::Wait;
+        }
+        if planted(Bug::WindowWantsTurn) && self.waits_for_window(index, node, overlap) {
+            return Passage::Wait;
+        }
+        loop {
+            if !overlap.take(self.config.index, group.extent, group.hold()) {
+                self.favour_if(late, index, overlap);
+                return Passage::Wait;
+            }
+            if !(group.mutates() && is_window(node, group.extent)) {
+                break;
+            }
+            // It was opened before the range was taken.
+            self.wake(overlap.release(group.extent, group.hold()));
+            if self.waits_for_window(index, node, overlap) {
+                return Passage::Wait;
+            }
+        }
+        self.groups.at_mut(index).held = true;
+        Passage::Free
+    }
+
+    /// Whether a group would change what is being copied; then its shard is woken afterwards.
+    fn waits_for_window(&mut self, index: u16, node: &Node, overlap: &Overlap) -> bool {
+        let group = *self.groups.at(index);
+        if !group.mutates() || !is_window(node, group.extent) {
             return false;
         }
-        if let Some(overlap) = node.overlap.as_deref().filter(|_| group.op.has_range()) {
-            if self.groups.waiting.iter().take(earlier).any(|other| self.groups.at(*other).excludes(&group)) {
-                return false;
-            }
-            let late = group.since.after(limits::TICK) <= self.now;
-            if overlap.favours_other(self.config.index) {
-                // It has its turn as soon as the other one has had its own.
-                self.favour_if(late, index, overlap);
-                return false;
-            }
-            loop {
-                if group.mutates() && is_window(node, group.extent) {
-                    overlap.wait(self.config.index);
-                    // It may have been closed before this shard was seen waiting.
-                    if is_window(node, group.extent) {
-                        self.unfavour(index);
-                        return false;
-                    }
-                }
-                if !overlap.take(self.config.index, group.extent, group.hold()) {
-                    self.favour_if(late, index, overlap);
-                    return false;
-                }
-                // A window that was opened before the range was taken.
-                if !(group.mutates() && is_window(node, group.extent)) {
-                    break;
-                }
-                self.wake(overlap.release(group.extent, group.hold()));
-            }
-            self.groups.at_mut(index).held = true;
+        overlap.wait(self.config.index);
+        // It may have been closed before this shard was seen waiting.
+        let waits = is_window(node, group.extent);
+        if waits {
+            self.unfavour(index);
         }
-        self.unfavour(index);
-        self.fly(index, &view);
-        true
+        waits
     }
 
     /// A group has waited for long.
@@ -306,7 +323,8 @@ impl Shard {
         }
     }
 
-    fn fly(&mut self, index: u16, view: &View) {
+    fn fly(&mut self, index: u16) {
+        let view = std::sync::Arc::clone(&self.view);
         let group = self.groups.at_mut(index);
         group.state = GroupState::Flying;
         (group.version, group.since) = (view.version, self.now);
@@ -319,14 +337,14 @@ impl Shard {
         }
         self.count_in(index);
         if group.op == Op::Read {
-            match self.pick(view, group.node, 0) {
+            match self.pick(&view, group.node, 0) {
                 Some(target) => drop(self.send_part(index, target)),
                 None => self.end(index, Err(Errno::EIO)),
             }
             return;
         }
         for target in node.targets.iter().copied() {
-            self.fly_to(index, view, target);
+            self.fly_to(index, &view, target);
         }
         if self.groups.at(index).flying == 0 {
             self.decide(index);
@@ -453,7 +471,9 @@ impl Shard {
 
     /// What [`Bug::ParkedForgotten`] does.
     pub(super) fn forget_waiting(&mut self) {
-        self.groups.waiting.pop_front();
+        if !self.groups.waiting.is_empty() {
+            self.groups.waiting.remove(0);
+        }
     }
 
     /// Whether its request was given up.
