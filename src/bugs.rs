@@ -76,6 +76,8 @@ bugs! {
     ClaimNotAwaited "HELLO is answered before its claim is durable"
     ClaimForgotten "a new server does not know who has its volumes"
     EqualEpochTaken "a claim of the same epoch by another owner is accepted"
+    FencedIsFailed "a target that another owner has taken is left like one that has failed, and the array goes on without it"
+    SplitIsSame "replicas of which neither came from the other are taken as in sync"
     FlushFailureForgotten "a new server does not know that a flush has failed"
     LossNotCounted "a server whose machine has lost its memory does not say so"
     LossCountedAtWrite "a write is answered before it is written down that there are writes to lose"

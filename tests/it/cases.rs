@@ -1,8 +1,9 @@
-//! Properties of a shard that chance seldom puts to the test: `it` runs them, and so does `make bugs` under each planted mistake.
+//! Properties that chance seldom puts to the test: `it` runs them, and so does `make bugs` under each planted mistake.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use dst::control::replica::{Generation, Standing};
 use dst::engine::link::{LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::{Body, Report, Shard};
@@ -14,18 +15,39 @@ use dst::units::{Epoch, Extent, Id};
 
 use crate::bench::{Bench, SECTORS, VOLUME, ms};
 
-/// All of them.
+/// A property, by its name.
 #[cfg(feature = "bugs")]
-pub(crate) const ALL: [(&str, fn()); 2] = [
-    (
-        "a_node_that_does_not_answer_starves_no_request_of_another",
-        a_node_that_does_not_answer_starves_no_request_of_another,
-    ),
-    (
-        "that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before",
-        that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before,
-    ),
-];
+type Case = (&'static str, fn());
+
+macro_rules! cases {
+    ($($name:ident)*) => {
+        /// All of them.
+        #[cfg(feature = "bugs")]
+        pub(crate) const ALL: &[Case] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+cases! {
+    a_node_that_does_not_answer_starves_no_request_of_another
+    that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before
+    who_is_fenced_by_one_replica_acknowledges_nothing_more
+    sets_of_replicas_that_went_on_alone_are_split
+}
+
+/// A shard of an array with one node, of two replicas.
+fn pair() -> (Shard, impl Fn(&mut Shard, usize, u64)) {
+    let volumes = [VOLUME, Id([8; 16])];
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
+    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
+    let mut shard = Shard::new(config, Arc::new(view), Arc::new(Shared::new(2, 1)));
+    let up = move |shard: &mut Shard, target: usize, losses: u64| {
+        let terms = Terms { sectors: SECTORS, volume: volumes[target], losses, requests_max: 64, bytes_max: 1 << 20 };
+        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
+    };
+    shard.handle_timeout(ms(0));
+    (0..2).for_each(|target| up(&mut shard, target, 0));
+    (shard, up)
+}
 
 pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
     // Chunks of 8 sectors: a write of 256 has 32 parts, and a shard of depth 8 has 64.
@@ -62,16 +84,7 @@ pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
 }
 
 pub(crate) fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
-    let volumes = [VOLUME, Id([8; 16])];
-    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
-    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
-    let mut shard = Shard::new(config, Arc::new(view), Arc::new(Shared::new(2, 1)));
-    let up = |shard: &mut Shard, target: usize, losses: u64| {
-        let terms = Terms { sectors: SECTORS, volume: volumes[target], losses, requests_max: 64, bytes_max: 1 << 20 };
-        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
-    };
-    shard.handle_timeout(ms(0));
-    (0..2).for_each(|target| up(&mut shard, target, 0));
+    let (mut shard, up) = pair();
     let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
     shard.handle_request(ms(2), Tag(0), write);
     for target in 0..2 {
@@ -91,4 +104,29 @@ pub(crate) fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_r
     assert_eq!(shard.poll_complete(), Some((Tag(1), Err(Errno::EIO))));
     // Else its range stays taken for ever.
     assert_eq!(shard.poll_report(), Some(Report::Diverged { node: 0 }));
+}
+
+pub(crate) fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
+    let (mut shard, _) = pair();
+    let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
+    shard.handle_request(ms(2), Tag(0), write);
+    let reply = shard.poll_send(1).unwrap().header.reply(Ok(()));
+    assert!(shard.poll_send(0).is_some());
+    shard.handle_reply(ms(3), 1, &reply, Body::Good).unwrap();
+    // The other one has a new owner. What both have is its business now.
+    shard.handle_link(ms(4), 0, LinkEvent::Down(Errno::EBADE));
+    assert_eq!(shard.poll_complete(), Some((Tag(0), Err(Errno::EBADE))));
+    assert_eq!(shard.poll_report(), Some(Report::Fenced { target: 0 }));
+    shard.handle_request(ms(5), Tag(1), write);
+    assert_eq!(shard.poll_complete(), Some((Tag(1), Err(Errno::EBADE))));
+    assert!(shard.poll_send(1).is_none());
+    assert_eq!(shard.poll_report(), None, "nobody is left");
+}
+
+pub(crate) fn sets_of_replicas_that_went_on_alone_are_split() {
+    let first = Generation::first(VOLUME);
+    let (one, other) = (first.next(Id([1; 16])), first.next(Id([2; 16])));
+    assert_eq!((one.standing(&one), one.standing(&first)), (Standing::Same, Standing::Newer));
+    assert_eq!((first.standing(&one), one.standing(&other)), (Standing::Older, Standing::Split));
+    assert_eq!(one.next(Id([3; 16])).standing(&other.next(Id([4; 16]))), Standing::Split);
 }

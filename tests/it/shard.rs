@@ -315,6 +315,16 @@ fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_bef
 }
 
 #[test]
+fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
+    cases::who_is_fenced_by_one_replica_acknowledges_nothing_more();
+}
+
+#[test]
+fn sets_of_replicas_that_went_on_alone_are_split() {
+    cases::sets_of_replicas_that_went_on_alone_are_split();
+}
+
+#[test]
 fn what_waits_for_a_machine_that_has_lost_something_is_refused() {
     let mut bench = Bench::new(1, 1);
     bench.written(0, 0, 1);
