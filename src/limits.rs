@@ -94,6 +94,8 @@ pub const TARGET_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// A move whose source is there and takes longer than its target may is tried so often, one try after the other, before it ends: a busy
 /// disk is not a bad one.
 pub const SOURCE_TRIES: u32 = 10;
+/// Between two of them. Requests that have waited for the region that was being copied go on meanwhile.
+pub const SOURCE_PAUSE: Duration = Duration::from_millis(50);
 /// A stale replica is synced again at the earliest after this, when the last try has failed; doubled with each.
 pub const SYNC_RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.

@@ -473,6 +473,7 @@ impl Replicas {
     /// From now on a target is written where it is copied.
     fn open(&mut self, node: usize, target: usize, map: Option<SyncMap>) {
         self.targets[target].role = Role::Syncing;
+        self.forget_loss(target);
         let sectors = self.view.geometry.node_sectors(node);
         let map = Arc::new(map.unwrap_or_else(|| self.first_map(target, sectors)));
         let mut view = View::clone(&self.view);

@@ -381,6 +381,10 @@ impl Volume {
 
     fn synced(&mut self, result: Result<(), Errno>) {
         self.flushes.ended(result);
+        if self.flushes.is_failed() && self.stopping.is_none() && !planted(Bug::FailureTellsNobody) {
+            // Also when nobody is there any more to be told. A stop does so itself.
+            self.record_failure();
+        }
         for waiter in std::mem::take(&mut self.waiters) {
             let Waiter { conn, slot, header, needs } = waiter;
             match result {
@@ -408,7 +412,10 @@ impl Volume {
         let kept = self.book.durable();
         match self.flushes.ask() {
             _ if !kept.dirty || kept.boot != self.config.boot => self.effects.push_back(Effect::Stopped),
-            Asked::Failed => self.effects.push_back(Effect::Stopped),
+            Asked::Failed if kept.flush_failed || planted(Bug::FailureTellsNobody) => {
+                self.effects.push_back(Effect::Stopped);
+            }
+            Asked::Failed => self.keep(|state| state.flush_failed = true, Then::Stopped),
             Asked::Clean => self.keep(|state| state.dirty = false, Then::Stopped),
             Asked::Wait(needs) => {
                 self.stopping = Some(needs);

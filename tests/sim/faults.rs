@@ -114,8 +114,8 @@ impl World {
         };
         for node in nodes {
             self.node_trouble(node, begins);
-            // Slow is not silent: a copy that answers late is waited for.
-            if self.plan.copies > 1 && self.matters(node) && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
+            // Slow is not silent: a copy that answers late is waited for, as soon as it is in sync.
+            if self.plan.copies > 1 && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
                 let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
                 if begins {
                     self.judge.excuses.trouble(self.now, device);

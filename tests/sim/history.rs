@@ -71,6 +71,7 @@ fn step(story: &mut Story, words: &[&str]) -> Option<Verdict> {
     match *words.first()? {
         "wait" => story.now += words.get(1)?.parse::<u64>().ok()? * MILLI,
         "death" => judge.device_died(device()?),
+        "forgiven" => judge.device_had_died(device()?),
         "restart" => judge.restarted(device()?),
         "daemon-death" => judge.daemon_died(now),
         "resumed" => judge.resumed(now),

@@ -434,8 +434,18 @@ impl Judge {
         }
     }
 
-    /// A device has lost its volatile cache (rule 5).
+    /// A device has lost its volatile cache (rule 5): what it has now is on stable storage.
     pub(crate) fn device_died(&mut self, device: u16) {
+        self.forgets(device, true);
+    }
+
+    /// A device has lost its volatile cache at some time in the past, and from now on nobody minds. What was written since is not on stable
+    /// storage by that.
+    pub(crate) fn device_had_died(&mut self, device: u16) {
+        self.forgets(device, false);
+    }
+
+    fn forgets(&mut self, device: u16, just_now: bool) {
         debug_assert!(self.rules.mortal);
         let stamp = self.stamp();
         self.died[usize::from(device)] = stamp;
@@ -450,7 +460,7 @@ impl Judge {
                     entry.killed = NEVER;
                     entry.superseded = NEVER;
                     // Of several copies another one may have it still, and lose it later.
-                    entry.hard = entry.latest() != NEVER && !self.rules.plural;
+                    entry.hard = just_now && entry.latest() != NEVER && !self.rules.plural;
                 } else {
                     entry.killed = entry.killed.min(stamp);
                     entry.superseded = GONE;

@@ -44,7 +44,7 @@ impl World {
     fn forgive(&mut self, target: usize) {
         if std::mem::take(&mut self.lossy[target]) {
             let device = self.device(target);
-            self.judge.device_died(device);
+            self.judge.device_had_died(device);
         }
         // What is known to be lost stays so until it is accepted.
         let lost = |target: usize| self.record.memory.has_lost(id_of(target)) && !self.accepted[target];

@@ -111,7 +111,7 @@ impl Replicas {
             return;
         }
         if self.nodes[node].moving_to(target).is_some() {
-            return self.move_synced(node, result);
+            return self.move_synced(node, result, now);
         }
         if result.is_ok() && !self.targets[target].failed {
             self.nodes[node].pause = limits::SYNC_RETRY_MIN;

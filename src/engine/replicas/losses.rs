@@ -53,6 +53,13 @@ impl Replicas {
         }
     }
 
+    /// What it had lost is copied to it: it does not count any more when it is in sync.
+    pub(super) fn forget_loss(&mut self, target: usize) {
+        if let Some(losses) = &mut self.targets[target].losses {
+            losses.lost = false;
+        }
+    }
+
     /// The targets of a node to go by: those in sync, but for those that have lost something where another has not.
     pub(super) fn whole(&self, node: usize) -> Vec<usize> {
         let in_sync = self.of(node, |target| target.role == Role::InSync);
@@ -66,9 +73,7 @@ impl Replicas {
 
     pub(super) fn accept_loss(&mut self, node: usize) {
         for target in self.of(node, |target| target.role == Role::InSync) {
-            if let Some(losses) = &mut self.targets[target].losses {
-                losses.lost = false;
-            }
+            self.forget_loss(target);
             self.effects.push_back(Effect::Forgive { target });
         }
     }

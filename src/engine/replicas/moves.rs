@@ -52,6 +52,8 @@ pub(super) struct Moving {
     pause: Duration,
     /// How often its source was too slow since it last got on, and how many regions were left then.
     stalls: (u32, u64),
+    /// Until when it rests before it asks its source again.
+    rests: Option<Time>,
 }
 
 impl Moving {
@@ -67,6 +69,7 @@ impl Moving {
             rolled_back: 0,
             pause: limits::CUT_OVER_RETRY_MIN,
             stalls: (0, u64::MAX),
+            rests: None,
         }
     }
 
@@ -85,7 +88,7 @@ impl Moving {
     }
 
     pub(super) fn wants_job(&self) -> bool {
-        matches!(self.stage, Stage::Copying | Stage::Verifying) && !self.paused
+        matches!(self.stage, Stage::Copying | Stage::Verifying) && !self.paused && self.rests.is_none()
     }
 
     pub(super) fn task(&self) -> Task {
@@ -105,6 +108,7 @@ impl Moving {
 
     pub(super) fn next_timeout(&self) -> Time {
         match self.stage {
+            Stage::Copying | Stage::Verifying => self.rests.unwrap_or(Time::NEVER),
             Stage::Mirroring { retry_at } => retry_at,
             Stage::Closing { since, .. } | Stage::Sealing { since, .. } => since.after(self.spec.max_freeze),
             _ => Time::NEVER,
@@ -231,6 +235,9 @@ impl Replicas {
 
     /// What a move can go on with now.
     pub(super) fn move_on(&mut self, node: usize, now: Time) {
+        if let Some(moving) = &mut self.nodes[node].moving {
+            moving.rests.take_if(|until| *until <= now);
+        }
         let state = &self.nodes[node];
         let Some(moving) = &state.moving else { return };
         let (to, stage) = (moving.to, moving.stage);
@@ -280,20 +287,22 @@ impl Replicas {
         self.publish();
     }
 
-    /// Whether a source that was too slow is asked once more.
-    fn asks_again(&mut self, node: usize) -> bool {
+    /// Whether a source that was too slow is asked once more. Not at once: what has waited for the window goes first, and tells if the
+    /// source does not answer anybody.
+    fn asks_again(&mut self, node: usize, now: Time) -> bool {
         let left = self.view.nodes[node].sync.as_ref().map_or(0, |map| map.left());
         let Some(to) = self.nodes[node].moving.as_ref().map(|moving| moving.to) else { return false };
         let there = self.source(node, to).is_some();
         let Some(moving) = &mut self.nodes[node].moving else { return false };
         let (tries, before) = moving.stalls;
+        moving.rests = (!planted(Bug::SourceNotSpared)).then(|| now.after(limits::SOURCE_PAUSE));
         moving.stalls = (if left < before { 1 } else { tries.saturating_add(1) }, left);
         there && moving.stalls.0 < limits::SOURCE_TRIES
     }
 
     /// What the sync engine was to do for a move has ended.
-    pub(super) fn move_synced(&mut self, node: usize, result: Result<Copied, CopyError>) {
-        if matches!(result, Err(CopyError::Source(_, Errno::ETIMEDOUT))) && self.asks_again(node) {
+    pub(super) fn move_synced(&mut self, node: usize, result: Result<Copied, CopyError>, now: Time) {
+        if matches!(result, Err(CopyError::Source(_, Errno::ETIMEDOUT))) && self.asks_again(node, now) {
             // It goes on where it was.
             return;
         }

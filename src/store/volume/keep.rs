@@ -102,7 +102,14 @@ impl Volume {
         self.failing.push(Failing { conn, slot, header, errno });
         if self.book.durable().flush_failed {
             self.tell_failed();
-        } else if !self.saves.iter().any(|(_, then)| *then == Then::Failed) {
+        } else {
+            self.record_failure();
+        }
+    }
+
+    /// That a flush has failed is not forgotten by the next life.
+    pub(super) fn record_failure(&mut self) {
+        if !self.book.durable().flush_failed && !self.saves.iter().any(|(_, then)| *then == Then::Failed) {
             self.keep(|state| state.flush_failed = true, Then::Failed);
         }
     }

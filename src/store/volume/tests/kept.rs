@@ -19,6 +19,28 @@ fn a_failure_that_cannot_be_saved_is_told() {
     }
 }
 
+/// A sync that failed after its client had gone: the kernel would answer the next one with success.
+#[test]
+fn a_failure_that_nobody_was_told_is_remembered() {
+    let mut volume = attached(false);
+    let write = work(&ask(&mut volume, 0, &header(Op::Write, 1, false)));
+    assert_eq!(answer(&done(&mut volume, write, Ok(()))), Ok(()));
+    let sync = work(&ask(&mut volume, 0, &header(Op::Flush, 1, false)));
+    volume.handle(Event::Gone { conn: Conn(0) });
+    let all = done(&mut volume, sync, Err(Errno::EIO));
+    assert!(matches!(all[..], [Effect::Save(_)]), "{all:?}");
+    // It could not be saved: a stop tries once more before it ends.
+    volume.handle(Event::Saved { part: Part::State, result: Err(Errno::EIO) });
+    assert_eq!(effects(&mut volume), []);
+    volume.handle(Event::Stop);
+    let all = effects(&mut volume);
+    assert!(matches!(all[..], [Effect::Save(_)]), "{all:?}");
+    volume.handle(Event::Saved { part: Part::State, result: Ok(()) });
+    assert_eq!(effects(&mut volume), [Effect::Stopped]);
+    let state = volume.state();
+    assert!(state.flush_failed && state.dirty);
+}
+
 #[test]
 fn a_claim_is_durable_before_its_welcome() {
     let mut volume = attached(false);
