@@ -18,6 +18,8 @@ const SEEDS_DEFAULT: u64 = 300;
 const FAILURES_MAX: usize = 10;
 /// Seeds that a thread takes at a time.
 const BATCH: u64 = 64;
+/// A long run says after so many how far it is.
+const PROGRESS: u64 = 50_000;
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
@@ -112,6 +114,7 @@ fn run_all(from: u64, until: u64, requests: u64, total: &Total) -> u64 {
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
     let done = AtomicU64::new(0);
+    let started = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -120,7 +123,7 @@ fn run_all(from: u64, until: u64, requests: u64, total: &Total) -> u64 {
                     let first = next.fetch_add(BATCH, Ordering::Relaxed);
                     for seed in first..(first + BATCH).min(until) {
                         total.add(seed, run_checked(seed, requests, twice));
-                        done.fetch_add(1, Ordering::Relaxed);
+                        say_progress(done.fetch_add(1, Ordering::Relaxed) + 1, until - from, started);
                         if total.is_over() {
                             stop.store(true, Ordering::Relaxed);
                             break;
@@ -134,6 +137,15 @@ fn run_all(from: u64, until: u64, requests: u64, total: &Total) -> u64 {
         }
     });
     done.into_inner()
+}
+
+/// For people, who would else sit before a silent machine for half an hour.
+fn say_progress(done: u64, all: u64, started: Instant) {
+    if done.is_multiple_of(PROGRESS) && done < all {
+        let rate = done as f64 / started.elapsed().as_secs_f64().max(0.001);
+        let left = (all - done) as f64 / rate / 60.0;
+        eprintln!("sim: {done} of {all} seeds ({rate:.0}/s), about {left:.0} min left");
+    }
 }
 
 /// One seed, with everything that happens.
