@@ -108,6 +108,7 @@ bugs! {
     ResyncSkipsLast "the last region is not copied"
     FrozenStillSends "what had begun goes on while its node is suspended"
     ParkedHasDeadline "a request that waits at a gate times out"
+    LoneHindersLeave "what waits at a suspended node since that had one target alone keeps another one from leaving it, and flushes elsewhere wait"
     SuspendWithoutFlush "a suspended node is not flushed, so that flushes elsewhere wait for it"
     AbortLeavesGate "requests wait for ever after a cut-over that has failed"
     RollBackForgetsWrites "what is written after a cut-over was rolled back is not on the destination"
@@ -126,6 +127,7 @@ bugs! {
     ScrubSkipsLast "a scrub does not compare the last region"
     ScrubMissesThird "a scrub compares the first two replicas alone"
     RepairFromWrong "a repair takes what it writes from another replica than the one that is right"
+    SealAwaited "a scrub that is to end waits until what it has put right is flushed, also by a dead server, and so do requests"
     RepairClosesEarly "writes to a region go on before its repair has landed"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"
 }

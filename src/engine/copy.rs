@@ -232,14 +232,15 @@ impl Copy {
         }
     }
 
-    /// Ends as soon as nothing is in flight. What is being read is not waited for: its source may be one that does not answer any more.
+    /// Ends as soon as nothing is in flight. What is being read is not waited for: its source may be one that does not answer any more. Nor is
+    /// the flush of what a scrub has put right: it has the longest patience of all, and who holds what must be left until the scrub has ended.
     pub fn stop(&mut self) {
         self.failed.get_or_insert(CopyError::Stopped);
         if std::mem::replace(&mut self.stopped, true) {
             return;
         }
         let (handed, unasked): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
-            .filter(|slot| self.slots[*slot].is_read())
+            .filter(|slot| self.slots[*slot].is_read() || self.is_sealing(*slot))
             .partition(|slot| !self.ready.contains(slot));
         self.abandoned = handed;
         self.ready.retain(|slot| !unasked.contains(slot));

@@ -8,7 +8,7 @@ use dst::engine::link::{LinkEvent, Terms};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::shard::{Body, Report, Shard};
 use dst::engine::shared::Shared;
-use dst::engine::view::View;
+use dst::engine::view::{Gate, Role, View};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
 use dst::units::{Epoch, Extent, Id};
@@ -32,6 +32,7 @@ cases! {
     that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before
     who_is_fenced_by_one_replica_acknowledges_nothing_more
     sets_of_replicas_that_went_on_alone_are_split
+    what_waits_at_a_gate_keeps_nobody_from_leaving
 }
 
 /// A shard of an array with one node, of two replicas.
@@ -129,4 +130,39 @@ pub(crate) fn sets_of_replicas_that_went_on_alone_are_split() {
     assert_eq!((one.standing(&one), one.standing(&first)), (Standing::Same, Standing::Newer));
     assert_eq!((first.standing(&one), one.standing(&other)), (Standing::Older, Standing::Split));
     assert_eq!(one.next(Id([3; 16])).standing(&other.next(Id([4; 16]))), Standing::Split);
+}
+
+pub(crate) fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[vec![VOLUME]], Epoch(3)).with_spares(2);
+    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
+    let mut shard = Shard::new(config, Arc::new(view.clone()), Arc::new(Shared::new(2, 1)));
+    let terms = Terms { sectors: SECTORS, volume: VOLUME, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
+    shard.handle_timeout(ms(0));
+    shard.handle_link(ms(1), 0, LinkEvent::Up(terms));
+    shard.handle_request(ms(2), Tag(0), Request::new(RequestOp::Discard, Extent::new(0, 8)));
+    assert!(shard.poll_send(0).is_some());
+    // Its connection is lost, and before there is another one the node is suspended.
+    shard.handle_link(ms(3), 0, LinkEvent::Down(Errno::ECONNRESET));
+    let next = |mut view: View, change: &dyn Fn(&mut View)| {
+        view.version += 1;
+        view.nodes[0].changed = view.version;
+        change(&mut view);
+        view.see_singles();
+        view
+    };
+    let frozen = next(view, &|view| view.nodes[0].gate = Gate::Frozen);
+    shard.adopt(ms(4), Arc::new(frozen.clone()));
+    // A destination comes, and goes again before anything was copied to it.
+    let came = next(frozen, &|view| (view.targets[1].volume, view.targets[1].role) = (Id([8; 16]), Role::Stale));
+    shard.adopt(ms(5), Arc::new(came.clone()));
+    let going = next(came.clone(), &|view| view.targets[1].role = Role::Leaving);
+    shard.adopt(ms(6), Arc::new(going));
+    assert_eq!(shard.poll_ack(), Some((0, 4)));
+    // But nobody begins to be written while it may still be sent to the other one alone.
+    let opened = next(came, &|view| {
+        view.targets[1].role = Role::Syncing;
+        (view.version, view.nodes[0].changed, view.nodes[0].opened) = (5, 5, 5);
+    });
+    shard.adopt(ms(7), Arc::new(opened));
+    assert_eq!(shard.poll_ack(), None);
 }

@@ -325,6 +325,11 @@ fn sets_of_replicas_that_went_on_alone_are_split() {
 }
 
 #[test]
+fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
+    cases::what_waits_at_a_gate_keeps_nobody_from_leaving();
+}
+
+#[test]
 fn what_waits_for_a_machine_that_has_lost_something_is_refused() {
     let mut bench = Bench::new(1, 1);
     bench.written(0, 0, 1);

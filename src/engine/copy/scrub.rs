@@ -178,6 +178,11 @@ impl Copy {
         }
     }
 
+    /// Whether a slot makes durable what was put right.
+    pub(super) fn is_sealing(&self, slot: usize) -> bool {
+        matches!(self.slots[slot], Slot::Sealing(_)) && !planted(Bug::SealAwaited)
+    }
+
     /// Everything was compared: what was put right is made durable.
     pub(super) fn seal(&mut self, slot: usize) {
         match self.unsealed.first() {

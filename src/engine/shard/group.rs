@@ -595,8 +595,11 @@ impl Shard {
     pub(super) fn has_older(&self, node: usize) -> bool {
         let opened = self.view.nodes[node].opened;
         let older = |group: &Group| group.state == GroupState::Flying && group.node == node && group.version < opened;
-        // What was sent while the node had one target alone knows nothing of others.
-        let alone = |part: &Part| part.group.is_none() && !self.view.is_single(node) && !self.is_flush(part.tag);
+        // What was sent while the node had one target alone knows nothing of others. Only before one begins to be written: what waits at a shut
+        // gate, perhaps for ever, hinders nobody to leave.
+        let opens = self.acked_nodes[node] < opened || planted(Bug::LoneHindersLeave);
+        let alone =
+            |part: &Part| opens && part.group.is_none() && !self.view.is_single(node) && !self.is_flush(part.tag);
         let left = |part: &Part| !self.view.role(part.target).is_written();
         self.groups.groups.iter().any(older) || self.parts_of(node).any(|part| alone(part) || left(part))
     }
