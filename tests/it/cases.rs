@@ -1,17 +1,31 @@
-//! Properties that chance seldom puts to the test: `it` runs them, and so does `make bugs` under each planted mistake.
+//! Properties that chance seldom puts to the test: `it` runs them, and so does `make bugs` under each planted mistake. None of them may
+//! go on for ever, whatever the mistake.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dst::control::replica::{Generation, Standing};
+
+use dst::control::target::Target;
+use dst::engine::copy::{Content, Copy, CopyConfig, CopyError, Task};
 use dst::engine::link::{LinkEvent, Terms};
+use dst::engine::region::SyncMap;
+use dst::engine::replicas::{Effect, Event, Replicas, Standing as ReplicaStanding};
 use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
+use dst::engine::scrub::{Repair, Scrub};
 use dst::engine::shard::{Body, Report, Shard};
 use dst::engine::shared::Shared;
+use dst::engine::steer::{Move, Steer};
 use dst::engine::view::{Gate, Role, View};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
-use dst::units::{Epoch, Extent, Id};
+use dst::store::session::Conn;
+use dst::store::state::{Book, Part, State};
+use dst::store::volume::{self, Slot, Volume};
+use dst::units::{Epoch, Extent, Id, Lba};
+use dst::wire::frame::{Header, Op};
+use dst::wire::session::{Hello, features};
+use dst::wire::volume::Member;
 
 use crate::bench::{Bench, SECTORS, VOLUME, ms};
 
@@ -33,6 +47,10 @@ cases! {
     who_is_fenced_by_one_replica_acknowledges_nothing_more
     sets_of_replicas_that_went_on_alone_are_split
     what_waits_at_a_gate_keeps_nobody_from_leaving
+    a_replica_that_is_syncing_is_flushed_too
+    a_slow_source_of_a_move_is_spared_between_two_tries
+    a_failed_flush_is_remembered_though_nobody_was_told
+    a_scrub_that_is_to_end_waits_for_no_flush
 }
 
 /// A shard of an array with one node, of two replicas.
@@ -69,7 +87,7 @@ pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
     assert_eq!(bench.done(0), Some((7, Ok(()))));
     // Once the silent node answers, everything ends.
     let mut done = 0;
-    while done < 7 {
+    for _ in 0..7 * 32 {
         silent.extend(std::iter::from_fn(|| bench.sent(0, 0)));
         for frame in std::mem::take(&mut silent) {
             bench.answer(0, 0, 0, &frame.header, Ok(()));
@@ -82,6 +100,7 @@ pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
             done += 1;
         }
     }
+    assert_eq!(done, 7, "something was forgotten");
 }
 
 pub(crate) fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
@@ -165,4 +184,124 @@ pub(crate) fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
     });
     shard.adopt(ms(7), Arc::new(opened));
     assert_eq!(shard.poll_ack(), None);
+}
+
+pub(crate) fn a_replica_that_is_syncing_is_flushed_too() {
+    let volumes = [VOLUME, Id([8; 16])];
+    let mut view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
+    view.targets[1].role = Role::Syncing;
+    view.nodes[0].sync = Some(Arc::new(SyncMap::complete(SECTORS, view.region_sectors)));
+    view.see_singles();
+    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
+    let mut shard = Shard::new(config, Arc::new(view), Arc::new(Shared::new(2, 1)));
+    shard.handle_timeout(ms(0));
+    for (target, volume) in volumes.into_iter().enumerate() {
+        let terms = Terms { sectors: SECTORS, volume, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
+        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
+    }
+    let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
+    for (tag, request) in [(0, write), (1, Request::new(RequestOp::Flush, Extent::default()))] {
+        shard.handle_request(ms(2), Tag(tag), request);
+        for target in 0..2 {
+            let sent = shard.poll_send(target).map(|sent| sent.header.reply(Ok(())));
+            let reply = sent.unwrap_or_else(|| panic!("{:?} does not go to target {target}", request.op));
+            shard.handle_reply(ms(3), target, &reply, Body::Good).unwrap();
+        }
+        assert_eq!(shard.poll_complete(), Some((Tag(tag), Ok(()))));
+    }
+}
+
+pub(crate) fn a_slow_source_of_a_move_is_spared_between_two_tries() {
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[vec![VOLUME]], Epoch(3));
+    let mut rules = Replicas::new(view.with_spares(2), &[ReplicaStanding::InSync], true);
+    let tell = |rules: &mut Replicas, event, now| {
+        rules.handle(event, now);
+        let effects: Vec<Effect> = std::iter::from_fn(|| rules.poll()).collect();
+        effects.iter().any(|effect| matches!(effect, Effect::Sync { .. }))
+    };
+    let adopted = |rules: &Replicas| Event::Adopted { node: 0, version: rules.view().version };
+    let (max_freeze, target_timeout) = (Duration::from_millis(50), Duration::from_millis(700));
+    let (target, to) = (Target::Local("/new".into()), Id([9; 16]));
+    let (rate, verify, keep, fresh) = (0, false, false, true);
+    let spec = Move { node: 0, from: VOLUME, to, target, rate, verify, max_freeze, target_timeout, keep, fresh };
+    tell(&mut rules, Event::Tick(vec![true; 2]), ms(1));
+    tell(&mut rules, Event::Steer(Steer::Move(spec)), ms(1));
+    let next = adopted(&rules);
+    tell(&mut rules, next, ms(1));
+    tell(&mut rules, Event::Tick(vec![true; 2]), ms(1));
+    let next = adopted(&rules);
+    assert!(tell(&mut rules, next, ms(1)), "it copies");
+    let slow = Event::Synced { node: 0, result: Err(CopyError::Source(Lba(0), Errno::ETIMEDOUT)) };
+    assert!(!tell(&mut rules, slow, ms(2)), "who waits for its region goes first");
+    let next = rules.next_timeout();
+    assert!(tell(&mut rules, Event::Tick(vec![true; 2]), next), "then it goes on");
+}
+
+pub(crate) fn a_failed_flush_is_remembered_though_nobody_was_told() {
+    let (name, instance, boot) = ("v".to_owned(), Id([2; 16]), Id([6; 16]));
+    let config = volume::Config { name, id: VOLUME, instance, boot, sparse: true, write_through: false };
+    let mut volume = Volume::new(config, SECTORS, Book::new(VOLUME, (0, State::default())), None);
+    let array = Id([10; 16]);
+    let (session, host) = (Id([1; 16]), Id([3; 16]));
+    let (versions, features, name) = ((1, 1), features::OURS, "v".to_owned());
+    let hello = Hello { versions, features, array, session, host, channel: 0, volume: name };
+    let member = Member { id: array, name: "storage".to_owned(), node: "n-0".to_owned() };
+    // What is saved is; what goes to the disk is returned.
+    let tell = |volume: &mut Volume, event: volume::Event<'_>| {
+        volume.handle(event);
+        let mut works = Vec::new();
+        while let Some(effect) = volume.poll_effect() {
+            match effect {
+                volume::Effect::Save(_) => volume.handle(volume::Event::Saved { part: Part::State, result: Ok(()) }),
+                volume::Effect::Disk(work) => works.push(work),
+                _ => {}
+            }
+        }
+        works
+    };
+    let conn = Conn(0);
+    tell(&mut volume, volume::Event::Attach { conn, hello: &hello, epoch: Epoch(1), assigned: Some(&member) });
+    let ask = |volume: &mut Volume, op, sequence| {
+        let extent = if op == Op::Flush { Extent::default() } else { Extent::new(8, 8) };
+        let header = Header::request(op, 1, sequence, Epoch(1), extent);
+        let works = tell(volume, volume::Event::Request { conn, slot: Slot(0), header: &header, intact: true });
+        assert_eq!(works.len(), 1, "{op:?}");
+        works[0].job
+    };
+    let job = ask(&mut volume, Op::Discard, 0);
+    tell(&mut volume, volume::Event::DiskDone { job, result: Ok(()) });
+    let job = ask(&mut volume, Op::Flush, 1);
+    tell(&mut volume, volume::Event::Gone { conn });
+    tell(&mut volume, volume::Event::DiskDone { job, result: Err(Errno::EIO) });
+    assert!(volume.state().flush_failed);
+}
+
+pub(crate) fn a_scrub_that_is_to_end_waits_for_no_flush() {
+    let members = vec![(0, VOLUME), (1, Id([8; 16]))];
+    let task = Task::Scrub(Scrub { members, repair: Repair::From(VOLUME), tally: Arc::default() });
+    let config = CopyConfig { task, source: 0, target: 1, shard: 0, windows: 1, rate: 0, checkpoint: Duration::ZERO };
+    let mut copy = Copy::new(config, Arc::new(SyncMap::new(8, 8)), Arc::default());
+    let mut put_right = false;
+    for _ in 0..16 {
+        let (tag, request) = copy.next_request(ms(1)).expect("it goes on");
+        match request.op {
+            RequestOp::Flush => {
+                assert_eq!(request.target, Some(1), "what was put right is made durable");
+                copy.stop();
+                assert_eq!(copy.poll_abandoned(), Some(tag), "its server may have died");
+                copy.complete(tag, Err(Errno::ECANCELED), Content::Unknown);
+                assert_eq!(copy.outcome(), Some(Err(CopyError::Stopped)));
+                return;
+            }
+            RequestOp::Digest => {
+                let differs = request.target == Some(1) && !put_right;
+                copy.complete(tag, Ok(()), Content::Digest([u8::from(differs); 32]));
+            }
+            op => {
+                put_right |= op != RequestOp::Read;
+                copy.complete(tag, Ok(()), Content::Unknown);
+            }
+        }
+    }
+    panic!("nothing was put right");
 }

@@ -330,6 +330,26 @@ fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
 }
 
 #[test]
+fn a_replica_that_is_syncing_is_flushed_too() {
+    cases::a_replica_that_is_syncing_is_flushed_too();
+}
+
+#[test]
+fn a_slow_source_of_a_move_is_spared_between_two_tries() {
+    cases::a_slow_source_of_a_move_is_spared_between_two_tries();
+}
+
+#[test]
+fn a_failed_flush_is_remembered_though_nobody_was_told() {
+    cases::a_failed_flush_is_remembered_though_nobody_was_told();
+}
+
+#[test]
+fn a_scrub_that_is_to_end_waits_for_no_flush() {
+    cases::a_scrub_that_is_to_end_waits_for_no_flush();
+}
+
+#[test]
 fn what_waits_for_a_machine_that_has_lost_something_is_refused() {
     let mut bench = Bench::new(1, 1);
     bench.written(0, 0, 1);
