@@ -29,15 +29,16 @@ use dst::wire::volume::Member;
 
 use crate::bench::{Bench, SECTORS, VOLUME, ms};
 
-/// A property, by its name.
-#[cfg(feature = "bugs")]
-type Case = (&'static str, fn());
-
 macro_rules! cases {
     ($($name:ident)*) => {
-        /// All of them.
+        /// All of them, by their names.
         #[cfg(feature = "bugs")]
-        pub(crate) const ALL: &[Case] = &[$((stringify!($name), $name)),*];
+        pub(crate) const ALL: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+
+        #[cfg(not(feature = "bugs"))]
+        mod tests {
+            $(#[test] fn $name() { super::$name(); })*
+        }
     };
 }
 
@@ -68,7 +69,7 @@ fn pair() -> (Shard, impl Fn(&mut Shard, usize, u64)) {
     (shard, up)
 }
 
-pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
+fn a_node_that_does_not_answer_starves_no_request_of_another() {
     // Chunks of 8 sectors: a write of 256 has 32 parts, and a shard of depth 8 has 64.
     let mut bench = Bench::laid_out(Geometry::striped(8, &[SECTORS; 2]).unwrap(), 1);
     for tag in 0..7 {
@@ -103,7 +104,7 @@ pub(crate) fn a_node_that_does_not_answer_starves_no_request_of_another() {
     assert_eq!(done, 7, "something was forgotten");
 }
 
-pub(crate) fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
+fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
     let (mut shard, up) = pair();
     let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
     shard.handle_request(ms(2), Tag(0), write);
@@ -126,7 +127,7 @@ pub(crate) fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_r
     assert_eq!(shard.poll_report(), Some(Report::Diverged { node: 0 }));
 }
 
-pub(crate) fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
+fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
     let (mut shard, _) = pair();
     let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
     shard.handle_request(ms(2), Tag(0), write);
@@ -143,7 +144,7 @@ pub(crate) fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
     assert_eq!(shard.poll_report(), None, "nobody is left");
 }
 
-pub(crate) fn sets_of_replicas_that_went_on_alone_are_split() {
+fn sets_of_replicas_that_went_on_alone_are_split() {
     let first = Generation::first(VOLUME);
     let (one, other) = (first.next(Id([1; 16])), first.next(Id([2; 16])));
     assert_eq!((one.standing(&one), one.standing(&first)), (Standing::Same, Standing::Newer));
@@ -151,7 +152,7 @@ pub(crate) fn sets_of_replicas_that_went_on_alone_are_split() {
     assert_eq!(one.next(Id([3; 16])).standing(&other.next(Id([4; 16]))), Standing::Split);
 }
 
-pub(crate) fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
+fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
     let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[vec![VOLUME]], Epoch(3)).with_spares(2);
     let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
     let mut shard = Shard::new(config, Arc::new(view.clone()), Arc::new(Shared::new(2, 1)));
@@ -186,7 +187,7 @@ pub(crate) fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
     assert_eq!(shard.poll_ack(), None);
 }
 
-pub(crate) fn a_replica_that_is_syncing_is_flushed_too() {
+fn a_replica_that_is_syncing_is_flushed_too() {
     let volumes = [VOLUME, Id([8; 16])];
     let mut view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes.to_vec()], Epoch(3));
     view.targets[1].role = Role::Syncing;
@@ -211,7 +212,7 @@ pub(crate) fn a_replica_that_is_syncing_is_flushed_too() {
     }
 }
 
-pub(crate) fn a_slow_source_of_a_move_is_spared_between_two_tries() {
+fn a_slow_source_of_a_move_is_spared_between_two_tries() {
     let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[vec![VOLUME]], Epoch(3));
     let mut rules = Replicas::new(view.with_spares(2), &[ReplicaStanding::InSync], true);
     let tell = |rules: &mut Replicas, event, now| {
@@ -237,7 +238,7 @@ pub(crate) fn a_slow_source_of_a_move_is_spared_between_two_tries() {
     assert!(tell(&mut rules, Event::Tick(vec![true; 2]), next), "then it goes on");
 }
 
-pub(crate) fn a_failed_flush_is_remembered_though_nobody_was_told() {
+fn a_failed_flush_is_remembered_though_nobody_was_told() {
     let (name, instance, boot) = ("v".to_owned(), Id([2; 16]), Id([6; 16]));
     let config = volume::Config { name, id: VOLUME, instance, boot, sparse: true, write_through: false };
     let mut volume = Volume::new(config, SECTORS, Book::new(VOLUME, (0, State::default())), None);
@@ -276,7 +277,7 @@ pub(crate) fn a_failed_flush_is_remembered_though_nobody_was_told() {
     assert!(volume.state().flush_failed);
 }
 
-pub(crate) fn a_scrub_that_is_to_end_waits_for_no_flush() {
+fn a_scrub_that_is_to_end_waits_for_no_flush() {
     let members = vec![(0, VOLUME), (1, Id([8; 16]))];
     let task = Task::Scrub(Scrub { members, repair: Repair::From(VOLUME), tally: Arc::default() });
     let config = CopyConfig { task, source: 0, target: 1, shard: 0, windows: 1, rate: 0, checkpoint: Duration::ZERO };

@@ -14,7 +14,6 @@ use dst::units::{Epoch, Extent, Id};
 use dst::wire::frame::{Header, Op};
 
 use crate::bench::{Bench, SECTORS, VOLUME, ms};
-use crate::cases;
 
 #[test]
 fn a_request_on_the_border_of_two_nodes_becomes_two_frames() {
@@ -302,51 +301,6 @@ fn large_zeroings_are_cut_and_each_node_gets_one_run() {
         }
     }
     assert_eq!(shard.poll_complete(), Some((Tag(0), Ok(()))));
-}
-
-#[test]
-fn a_node_that_does_not_answer_starves_no_request_of_another() {
-    cases::a_node_that_does_not_answer_starves_no_request_of_another();
-}
-
-#[test]
-fn that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before() {
-    cases::that_a_node_has_diverged_is_told_although_one_of_its_targets_was_reported_before();
-}
-
-#[test]
-fn who_is_fenced_by_one_replica_acknowledges_nothing_more() {
-    cases::who_is_fenced_by_one_replica_acknowledges_nothing_more();
-}
-
-#[test]
-fn sets_of_replicas_that_went_on_alone_are_split() {
-    cases::sets_of_replicas_that_went_on_alone_are_split();
-}
-
-#[test]
-fn what_waits_at_a_gate_keeps_nobody_from_leaving() {
-    cases::what_waits_at_a_gate_keeps_nobody_from_leaving();
-}
-
-#[test]
-fn a_replica_that_is_syncing_is_flushed_too() {
-    cases::a_replica_that_is_syncing_is_flushed_too();
-}
-
-#[test]
-fn a_slow_source_of_a_move_is_spared_between_two_tries() {
-    cases::a_slow_source_of_a_move_is_spared_between_two_tries();
-}
-
-#[test]
-fn a_failed_flush_is_remembered_though_nobody_was_told() {
-    cases::a_failed_flush_is_remembered_though_nobody_was_told();
-}
-
-#[test]
-fn a_scrub_that_is_to_end_waits_for_no_flush() {
-    cases::a_scrub_that_is_to_end_waits_for_no_flush();
 }
 
 #[test]
