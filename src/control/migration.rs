@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::node::target_timeout_default;
 use crate::control::spec::duration_text;
 use crate::control::target::Target;
 use crate::limits;
@@ -120,12 +121,8 @@ pub struct MigrationStatus {
     pub why: Option<String>,
 }
 
-const fn target_timeout_default() -> Duration {
-    limits::TARGET_TIMEOUT
-}
-
 fn is_target_timeout_default(time: &Duration) -> bool {
-    *time == limits::TARGET_TIMEOUT
+    *time == target_timeout_default()
 }
 
 /// What the data path says of a node's migration.
@@ -152,7 +149,7 @@ impl MigrationStatus {
             paused: false,
             rate: 0,
             max_freeze: limits::MAX_FREEZE_DEFAULT,
-            target_timeout: limits::TARGET_TIMEOUT,
+            target_timeout: target_timeout_default(),
             verify: true,
             keep_until: None,
             epoch: Epoch(0),

@@ -188,7 +188,8 @@ const fn max_freeze_default() -> Duration {
     limits::MAX_FREEZE_DEFAULT
 }
 
-const fn target_timeout_default() -> Duration {
+/// A new target is given up when it takes longer than this, unless it is said otherwise.
+pub(crate) const fn target_timeout_default() -> Duration {
     limits::TARGET_TIMEOUT
 }
 

@@ -151,7 +151,7 @@ impl World {
         let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
         let owner = Owner::new(view, &self.record, &shared);
         let view = Arc::clone(owner.rules.view());
-        self.show_gates(&view);
+        self.show_view(&view);
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();
         if self.plan.is_plural() {
             let syncers = (0..self.plan.volumes.len()).map(|_| self.sync_host(&crate::owner::idle(&view), &shared, 0));

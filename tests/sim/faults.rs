@@ -63,6 +63,7 @@ impl World {
         }
         self.active[index] = true;
         self.trouble(kind, node, true);
+        self.see_slow();
         self.queue.push(self.now + lasts, Event::Relief { fault: index });
     }
 
@@ -104,6 +105,7 @@ impl World {
             }
             _ => {}
         }
+        self.see_slow();
     }
 
     fn trouble(&mut self, kind: Kind, node: usize, begins: bool) {
@@ -114,14 +116,23 @@ impl World {
         };
         for node in nodes {
             self.node_trouble(node, begins);
-            // Slow is not silent: a copy that answers late is waited for, as soon as it is in sync.
-            if self.plan.copies > 1 && matches!(kind, Kind::SlowDisk | Kind::SlowLink) {
-                let device = u16::try_from(self.plan.node_of(node)).unwrap_or(0);
-                if begins {
-                    self.judge.excuses.trouble(self.now, device);
-                } else {
-                    self.judge.excuses.relief(self.now, device);
-                }
+        }
+    }
+
+    /// Slow is not silent: a copy that answers late is waited for, while it is in sync or from when it came to be.
+    pub(crate) fn see_slow(&mut self) {
+        if self.plan.copies < 2 {
+            return;
+        }
+        for target in 0..self.nodes.len() {
+            let slow = self.nodes[target].slow > 0 || self.servers[self.nodes[target].server].slow > 0;
+            let (was, is) = (self.awaited[target], slow && (self.awaited[target] || self.matters(target)));
+            self.awaited[target] = is;
+            let device = u16::try_from(self.plan.node_of(target)).unwrap_or(0);
+            match (was, is) {
+                (false, true) => self.judge.excuses.trouble(self.now, device),
+                (true, false) => self.judge.excuses.relief(self.now, device),
+                _ => {}
             }
         }
     }
@@ -168,12 +179,13 @@ impl World {
         in_sync || owner.is_some_and(|owner| owner.rules.role(target) == Role::InSync)
     }
 
-    /// What a view shuts waits for it.
-    pub(crate) fn show_gates(&mut self, view: &View) {
+    /// What a view shuts waits for it, and for the slow ones that it counts in.
+    pub(crate) fn show_view(&mut self, view: &View) {
         for (number, node) in view.nodes.iter().enumerate() {
             let shut = node.gate.is_shut();
             self.judge.excuses.suspended(self.now, u16::try_from(number).unwrap_or(0), shut);
         }
+        self.see_slow();
     }
 
     /// A target's disk or server answers late or not at all, for one reason more or less.

@@ -7,6 +7,7 @@
 mod array;
 #[cfg(feature = "bugs")]
 mod bank;
+// The two below are the integration tests' own, where a panic is how a test fails; not all of the bench is needed here.
 #[cfg(feature = "bugs")]
 #[allow(clippy::unwrap_used, dead_code)]
 #[path = "../it/bench.rs"]

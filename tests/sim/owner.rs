@@ -157,7 +157,7 @@ impl World {
                 self.trace.note(self.now, 240, version);
                 self.trace.say(self.now, || format!("  owner: view {version} {roles:?}"));
                 owner.views.push(Arc::clone(&view));
-                self.show_gates(&view);
+                self.show_view(&view);
                 for shard in 0..self.plan.shards {
                     let late = if self.rng.one_in(8) { 50 * MILLI } else { MILLI };
                     let at = self.now + self.rng.below(late);
@@ -271,6 +271,7 @@ impl World {
                 |volume| (0..standings.len()).any(|of| id_of(of) == volume && standings[of] != Standing::Absent);
             self.record.memory.retain(is_ours);
             self.condemn();
+            self.see_slow();
         }
     }
 

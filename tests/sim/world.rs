@@ -253,6 +253,8 @@ pub(crate) struct World {
     pub(crate) record: Record,
     /// Targets that a fault has ever touched: the others have everything, and no error is excused where one of them is.
     pub(crate) spoiled: Vec<bool>,
+    /// Which targets are slow and waited for.
+    pub(crate) awaited: Vec<bool>,
     /// Targets whose cache was lost while the array lived on.
     pub(crate) lossy: Vec<bool>,
     /// Targets of which the loss was accepted, and nothing lost since.
@@ -314,6 +316,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
             .collect(),
         record: Record::new(&plan),
         spoiled: vec![false; plan.server_of.len()],
+        awaited: vec![false; plan.server_of.len()],
         lossy: vec![false; plan.server_of.len()],
         accepted: vec![false; plan.server_of.len()],
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
