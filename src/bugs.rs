@@ -127,6 +127,8 @@ bugs! {
     ScrubSkipsLast "a scrub does not compare the last region"
     ScrubMissesThird "a scrub compares the first two replicas alone"
     RepairFromWrong "a repair takes what it writes from another replica than the one that is right"
+    GrownTooEarly "an array is said to have grown before every shard works with the larger layout"
+    GrowsDoubtful "a node of several replicas grows at once, although nobody knows what they hold behind its former end"
     SealAwaited "a scrub that is to end waits until what it has put right is flushed, also by a dead server, and so do requests"
     RepairClosesEarly "writes to a region go on before its repair has landed"
     ResyncMissesWrites "writes to what is copied already do not go to the replica that is syncing"

@@ -88,6 +88,24 @@ pub(crate) enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Lets an array take up what its volumes have come to have, or gives a linear one a further node
+    #[command(
+        after_help = "First make the volumes larger: 'dst volume resize', truncate, or a larger disk. A linear array grows at its last node, or by a further one \
+        (while it is stopped); a striped one when the volumes of all of its nodes have grown. A started block device grows at once where the kernel can do that (6.16 \
+        and later) and the nodes that grow have one replica each; else it is said why, and it grows at its next 'dst start'. The filesystem is yours to \
+        grow afterwards, as with resize2fs or xfs_growfs.\n\n\
+        Examples:\n  dst volume resize kano:20070/data0 --size 200G && dst grow big\n  dst grow big tor:20070/data1 --size 100G"
+    )]
+    Grow {
+        /// The array
+        #[arg(value_parser = name)]
+        array: String,
+        /// A further node at the end of a linear array: HOST:PORT/VOLUME (port 20070 if left out), or an absolute path
+        target: Option<Target>,
+        /// How much of the target the further node uses [default: all of it]
+        #[arg(long, value_parser = parse_size, requires = "target")]
+        size: Option<u64>,
+    },
     /// Brings an array to this machine out of what its volumes know of it
     #[command(
         after_help = "For an array whose machine is lost, or that shall be used here from now on. One of its volumes is enough: its label names \

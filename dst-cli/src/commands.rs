@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::Duration;
 
 use clap::CommandFactory;
-use dst::control::command::{Answer, Arrays, Create, Force, Import, NewReplica, Removed, Start, Terms};
+use dst::control::command::{Answer, Arrays, Create, Force, Import, NewNode, NewReplica, Removed, Start, Terms};
 use dst::control::device::{Device, DeviceState, Devices};
 use dst::control::label::{Label, SLOT_BYTES, beside, slots};
 use dst::control::spec::RunOptions;
@@ -47,6 +47,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), String> {
             let removed: Removed = daemon.ask("DELETE", &format!("/v1/arrays/{array}{query}"), &())?;
             warn(&removed.warnings);
             render::one(&removed, json, |removed| format!("removed {}", removed.name))
+        }
+        Verb::Grow { array, target, size } => {
+            let grown: ArrayStatus = match target {
+                Some(target) => {
+                    let new = NewNode { target: target.to_string(), size };
+                    daemon.ask("POST", &format!("/v1/arrays/{array}/nodes"), &new)?
+                }
+                None => daemon.ask("POST", &format!("/v1/arrays/{array}/grow"), &())?,
+            };
+            warn(&grown.warnings);
+            render::one(&grown, json, render::grown)
         }
         Verb::Import { target, name, force } => {
             let import = Import { target: target.to_string(), name, force };

@@ -91,6 +91,13 @@ pub(crate) fn made(how: &str, array: &ArrayStatus) -> String {
     format!("{how} {}: {size}, {layout}, {}. Start it with: dst start {}", array.name, nodes(array), array.name)
 }
 
+/// How large an array is after it was to grow.
+pub(crate) fn grown(array: &ArrayStatus) -> String {
+    let (size, layout) = size_and_layout(array);
+    let how = if array.spec.as_ref().is_some_and(|spec| spec.grow) { "still has" } else { "has" };
+    format!("{} {how} {size}, {layout}, {}", array.name, nodes(array))
+}
+
 fn nodes(array: &ArrayStatus) -> String {
     let most = array.nodes.iter().map(|node| node.replicas.len()).max().unwrap_or(0);
     let copies = if most > 1 { format!(" of up to {most} replicas") } else { String::new() };
@@ -196,6 +203,9 @@ fn array(array: &ArrayStatus) -> String {
     if let Some(spec) = &array.spec {
         let (size, layout) = size_and_layout(array);
         let _ = writeln!(text, "  {size}, {layout}, {}, block {}, epoch {}", nodes(array), spec.block, spec.epoch.0);
+        if spec.grow {
+            let _ = writeln!(text, "  takes up what its volumes have when it is started the next time");
+        }
         if array.state == State::Started {
             let queues = match spec.run.queues {
                 0 => "queues by CPUs".to_owned(),

@@ -142,6 +142,11 @@ pub enum Command {
         /// The node.
         node: NodeId,
     },
+    /// Lets it take up what its volumes have come to have.
+    Grow {
+        /// The array.
+        name: String,
+    },
     /// Gives a node a further replica, to be filled.
     AddReplica {
         /// The array.
@@ -357,6 +362,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             let NewNode { target, size } = parse(body)?;
             Ok(Ask::Do(Command::AddNode { name: named(name)?, target, size }))
         }
+        ("POST", ["v1", "arrays", name, "grow"]) => Ok(Ask::Do(Command::Grow { name: named(name)? })),
         ("DELETE", ["v1", "arrays", name, "nodes", node]) => {
             Ok(Ask::Do(Command::RemoveNode { name: named(name)?, node: typed(node)? }))
         }
@@ -379,7 +385,7 @@ pub fn route(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Ask, 
             | ["v1", "import" | "arrays" | "devices" | "upgrade"]
             | ["v1", "devices", _]
             | ["v1", "arrays", _]
-            | ["v1", "arrays", _, "start" | "stop" | "why"]
+            | ["v1", "arrays", _, "start" | "stop" | "why" | "grow"]
             | ["v1", "arrays", _, "nodes"]
             | ["v1", "arrays", _, "nodes", _]
             | ["v1", "arrays", _, "nodes", _, "replicas"]
@@ -547,11 +553,14 @@ mod tests {
         for (method, path, body, command) in [
             ("POST", "/v1/arrays/a/nodes", r#"{"target":"h:1/v"}"#, add(None)),
             ("POST", "/v1/arrays/a/nodes", r#"{"target":"h:1/v","size":409600}"#, add(Some(409_600))),
+            ("POST", "/v1/arrays/a/grow", "", Command::Grow { name: name.clone() }),
             ("DELETE", "/v1/arrays/a/nodes/n-800", "", Command::RemoveNode { name: name.clone(), node }),
         ] {
             assert_eq!(route(method, path, "", body.as_bytes()), Ok(Ask::Do(command)), "{method} {path}");
         }
-        for (method, path) in [("GET", "/v1/arrays/a/nodes"), ("POST", "/v1/arrays/a/nodes/n-800")] {
+        for (method, path) in
+            [("GET", "/v1/arrays/a/nodes"), ("GET", "/v1/arrays/a/grow"), ("POST", "/v1/arrays/a/nodes/n-800")]
+        {
             assert_eq!(route(method, path, "", b"").unwrap_err().http_status(), 405, "{method} {path}");
         }
     }

@@ -239,6 +239,7 @@ mod tests {
             debts: Vec::new(),
             migrations: Vec::new(),
             migrated: 0,
+            grow: false,
             run: RunOptions::default(),
         }
     }

@@ -254,6 +254,9 @@ pub struct ArraySpec<N = NodeSpec> {
     /// How many migrations there have been.
     #[serde(default)]
     pub migrated: u64,
+    /// When it is started the next time its nodes take up what their volumes have then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub grow: bool,
     /// How it runs, or ran last.
     pub run: RunOptions,
 }
@@ -284,6 +287,7 @@ impl ArraySpec<NodeSpec1> {
             debts: Vec::new(),
             migrations: Vec::new(),
             migrated: 0,
+            grow: false,
             run: self.run,
         }
     }
@@ -430,6 +434,7 @@ mod tests {
             }],
             migrations: vec![transfer().status],
             migrated: 3,
+            grow: true,
             clean: true,
             memory: Memory {
                 shown: Some(Id([6; 16])),

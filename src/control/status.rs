@@ -373,6 +373,9 @@ pub struct SpecStatus {
     pub epoch: Epoch,
     /// How it runs, or ran last.
     pub run: RunOptions,
+    /// It takes up what its volumes have when it is started the next time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub grow: bool,
 }
 
 impl NodeStatus {

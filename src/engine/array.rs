@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 
 mod debts;
 mod errand;
+mod grow;
 mod import;
 mod live;
 mod losses;
@@ -94,6 +95,10 @@ enum Life {
     Accepting(Ticket, Box<Life>, Memory),
     /// The replicas of a node are changed.
     Changing(Ticket, usize, Change),
+    /// Grow: its replicas are asked what they have.
+    Measuring(Ticket),
+    /// Grow: the record is written with the wish.
+    Promising(Ticket),
     /// The volumes of replicas that were half added or removed are freed.
     Mending,
     /// The record is written without such replicas.
@@ -141,6 +146,8 @@ struct Array {
     live: Live,
     /// Targets of transfers that a start asks; a take-over claims them.
     traces: Vec<Trace>,
+    /// What its nodes take up at this start, sectors.
+    room: Option<Vec<u64>>,
 }
 
 /// What a data path has asked to be made durable.
@@ -340,7 +347,9 @@ impl Owner {
             Command::Import(import) => return self.import(ticket, import, effects),
             Command::Start { ref name, .. } | Command::Stop { ref name, .. } | Command::Remove { ref name, .. } => name,
             Command::AddReplica { ref name, .. } | Command::RemoveReplica { ref name, .. } => name,
-            Command::AddNode { ref name, .. } | Command::RemoveNode { ref name, .. } => name,
+            Command::AddNode { ref name, .. } | Command::RemoveNode { ref name, .. } | Command::Grow { ref name } => {
+                name
+            }
             Command::Node { ref name, .. } => name,
         };
         let Some(mut array) = self.arrays.remove(name) else {
@@ -362,6 +371,7 @@ impl Owner {
                 self.remove_replica(ticket, &mut array, (node, replica), fresh, effects)
             }
             Command::AddNode { target, size, .. } => self.add_node(ticket, &mut array, (&target, size), effects),
+            Command::Grow { .. } => self.grow(ticket, &mut array, effects),
             Command::RemoveNode { node, .. } => self.remove_node(ticket, &mut array, node, effects),
             Command::Node { node, ask, .. } => self.ask_node(ticket, &mut array, (node, ask), (fresh, now), effects),
             Command::Create(_) | Command::Import(_) => Ok(()),
@@ -520,6 +530,8 @@ impl Owner {
             (Life::Accepting(ticket, life, former), Outcome::Saved(saved)) => {
                 array.accepted(ticket, *life, former, (saved, now), effects);
             }
+            (Life::Measuring(ticket), Outcome::Surveyed(found)) => self.measured(&mut array, ticket, &found, effects),
+            (Life::Promising(ticket), Outcome::Saved(saved)) => Owner::promised(&mut array, ticket, saved, effects),
             (Life::Mending, Outcome::Each(results)) => self.mended(&mut array, &results, effects),
             (Life::Mended, Outcome::Saved(_)) => array.life = Life::Stopped,
             (Life::Changing(ticket, node, change), outcome) => {
@@ -562,6 +574,7 @@ impl Array {
             regroup: None,
             live: Live::default(),
             traces: Vec::new(),
+            room: None,
         }
     }
 

@@ -1,5 +1,5 @@
 //! What the owner of an array decides about the replicas of its nodes: who is in sync, who is left behind, who is synced again; and
-//! which node is suspended ([`freeze`]), moves to another target ([`moves`]), gains or loses one ([`slots`]).
+//! which node is suspended ([`freeze`]), moves to another target ([`moves`]), gains or loses one ([`slots`]), becomes larger ([`grow`]).
 //!
 //! Sans-io: [`Replicas::handle`] takes what happened, [`Replicas::poll`] gives what to do, in order. One change of a node's
 //! replicas at a time:
@@ -26,6 +26,7 @@ use crate::engine::copy::{Copied, CopyError, Task};
 use crate::engine::losses::Losses;
 use crate::engine::region::SyncMap;
 use crate::engine::replicas::freeze::Freeze;
+use crate::engine::replicas::grow::Growing;
 use crate::engine::replicas::jobs::Job;
 use crate::engine::replicas::moves::Moving;
 use crate::engine::replicas::scrubs::Scrubbing;
@@ -39,6 +40,7 @@ use crate::limits;
 use crate::units::{Id, Lba, Time};
 
 mod freeze;
+mod grow;
 mod jobs;
 mod logs;
 mod losses;
@@ -220,6 +222,8 @@ pub struct Replicas {
     dirty: bool,
     /// Nodes whose change the save under way makes durable.
     saved_with: Vec<usize>,
+    /// A larger layout that is being adopted.
+    growing: Option<Growing>,
     /// The last flush that was asked for.
     ticket: u64,
     effects: VecDeque<Effect>,
@@ -285,6 +289,7 @@ impl Replicas {
             saving: false,
             dirty,
             saved_with: Vec::new(),
+            growing: None,
             ticket: 0,
             effects: VecDeque::new(),
         };
@@ -600,6 +605,7 @@ impl Replicas {
         }
         self.freeze_adopted(node, version, now);
         self.move_adopted(node, version);
+        self.grow_adopted(node, version);
     }
 
     /// What was left is recorded; but nothing must be copied any more from a target that may be read no more: once that is durable,
@@ -646,6 +652,7 @@ impl Replicas {
             Steer::Abort { node } => self.abort_move(node),
             Steer::Scrub(order) => self.begin_scrub(order),
             Steer::EndScrub { node } => self.end_scrub(node),
+            Steer::Grow(geometry) => self.grow(geometry),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::control::migration::MigrationState;
 use crate::control::target::Target;
 use crate::engine::scrub::{Findings, Repair};
 use crate::errno::Errno;
+use crate::geometry::map::Geometry;
 use crate::units::{Id, Lba};
 
 /// What is asked.
@@ -87,6 +88,8 @@ pub enum Steer {
         /// The node.
         node: usize,
     },
+    /// Nodes of one target each have more sectors from now on. Answered by [`News::Grown`] when every shard knows.
+    Grow(Geometry),
 }
 
 /// The comparison of a node's replicas.
@@ -208,6 +211,11 @@ pub enum News {
         node: usize,
         /// How.
         result: Result<Moved, MoveError>,
+    },
+    /// Whether every shard works with the layout that was asked for last.
+    Grown {
+        /// Else a node that was to grow has several targets, or is about to.
+        done: bool,
     },
     /// A scrub has ended.
     Scrubbed {

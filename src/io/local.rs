@@ -39,7 +39,7 @@ pub struct LocalFile {
     file: Arc<Flock<File>>,
     /// Where it is.
     pub path: PathBuf,
-    /// Its size, sectors.
+    /// Its size when it was opened, sectors.
     pub sectors: u64,
     /// It lies in memory: reading and writing it is copying, which a ring would have another thread do.
     in_memory: bool,
@@ -194,10 +194,10 @@ impl Local {
         self.in_flight == 0 && !self.resting
     }
 
-    /// A local target is there at once.
+    /// A local target is there at once. It may have become larger since it was opened.
     pub fn connect(&mut self, now: Time, shard: &mut Shard) {
         let terms = Terms {
-            sectors: self.file.sectors,
+            sectors: size_of_target(&self.file.file).map_or(self.file.sectors, |bytes| bytes / SECTOR_BYTES),
             volume: self.volume,
             losses: 0,
             requests_max: limits::LINK_REQUESTS_MAX,

@@ -262,6 +262,7 @@ mod tests {
             debts: Vec::new(),
             migrations: Vec::new(),
             migrated: 0,
+            grow: false,
             clean: false,
             memory: Memory::default(),
             run: RunOptions::default(),

@@ -188,6 +188,8 @@ fn arrays(report: &mut Report) {
         farms.push(farm);
     }
     contestants.push(ground.null(Way::Unix));
+    // The same bytes over the transport that arrays have to their servers, and nothing done with them.
+    contestants.push(Contestant { name: "nothing, over TCP", ..ground.null(Way::Tcp) });
     compete(report, ARRAY, &contestants, &ALL, by_fio);
 }
 

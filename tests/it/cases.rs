@@ -15,7 +15,7 @@ use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::scrub::{Repair, Scrub};
 use dst::engine::shard::{Body, Report, Shard};
 use dst::engine::shared::Shared;
-use dst::engine::steer::{Move, Steer};
+use dst::engine::steer::{Move, News, Steer};
 use dst::engine::view::{Gate, Role, View};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
@@ -52,6 +52,8 @@ cases! {
     a_slow_source_of_a_move_is_spared_between_two_tries
     a_failed_flush_is_remembered_though_nobody_was_told
     a_scrub_that_is_to_end_waits_for_no_flush
+    an_array_has_grown_when_every_shard_knows
+    nodes_of_several_replicas_do_not_grow_at_once
 }
 
 /// A shard of an array with one node, of two replicas.
@@ -305,4 +307,67 @@ fn a_scrub_that_is_to_end_waits_for_no_flush() {
         }
     }
     panic!("nothing was put right");
+}
+
+/// What is told after a steer, and the view that is published.
+fn steered(rules: &mut Replicas, event: Event) -> (Vec<News>, Option<Arc<View>>) {
+    rules.handle(event, ms(1));
+    let (mut told, mut view) = (Vec::new(), None);
+    while let Some(effect) = rules.poll() {
+        match effect {
+            Effect::Tell(news) => told.push(news),
+            Effect::Publish(published) => view = Some(published),
+            _ => {}
+        }
+    }
+    (told, view)
+}
+
+/// The last of two nodes becomes larger while requests are in flight; a request beyond the former end succeeds in each shard as soon as it is said
+/// that the array has grown.
+fn an_array_has_grown_when_every_shard_knows() {
+    let mut bench = Bench::new(2, 2);
+    let view = View::new(Geometry::linear(&[SECTORS; 2]).unwrap(), &[vec![VOLUME], vec![VOLUME]], Epoch(3));
+    let mut rules = Replicas::new(view, &[ReplicaStanding::InSync; 2], true);
+    let beyond = 2 * SECTORS;
+    for shard in 0..2 {
+        bench.write(shard, 1, 0, beyond - 8);
+        bench.write(shard, 1, 1, beyond);
+        assert_eq!(bench.done(shard), Some((1, Err(Errno::EINVAL))), "it is not there yet");
+    }
+    let larger = Geometry::linear(&[SECTORS, 2 * SECTORS]).unwrap();
+    let (mut told, view) = steered(&mut rules, Event::Steer(Steer::Grow(larger)));
+    let view = view.expect("a new layout");
+    // No gate is shut, so each shard says at once that it works with it, whatever is in flight.
+    for shard in 0..2 {
+        assert_eq!(told, [], "shard {shard} does not know yet");
+        bench.shards[shard].adopt(ms(2), Arc::clone(&view));
+        let acked: Vec<(usize, u64)> = std::iter::from_fn(|| bench.shards[shard].poll_ack()).collect();
+        assert_eq!(acked, [(1, view.version)]);
+        if shard == 1 {
+            told = steered(&mut rules, Event::Adopted { node: 1, version: view.version }).0;
+        }
+    }
+    assert_eq!(told, [News::Grown { done: true }]);
+    for shard in 0..2 {
+        bench.write(shard, 3, 1, beyond);
+        let frames: Vec<Header> = std::iter::from_fn(|| bench.sent(shard, 1)).map(|frame| frame.header).collect();
+        let starts: Vec<u64> = frames.iter().map(|frame| frame.extent().start.0).collect();
+        assert_eq!(starts, [SECTORS - 8, SECTORS], "what was in flight lies where it lay");
+        for frame in frames {
+            bench.answer(shard, 1, 4, &frame, Ok(()));
+        }
+        assert_eq!((bench.done(shard), bench.done(shard)), (Some((0, Ok(()))), Some((1, Ok(())))));
+    }
+}
+
+/// Behind the former end nobody knows what they hold; and a layout with which something would move is none.
+fn nodes_of_several_replicas_do_not_grow_at_once() {
+    let volumes = [vec![VOLUME], vec![VOLUME, Id([8; 16])]];
+    let view = || View::new(Geometry::linear(&[SECTORS; 2]).unwrap(), &volumes, Epoch(3));
+    for sizes in [&[SECTORS, 2 * SECTORS][..], &[SECTORS], &[SECTORS / 2, SECTORS], &[SECTORS; 2], &[SECTORS; 3]] {
+        let mut rules = Replicas::new(view(), &[ReplicaStanding::InSync; 3], true);
+        let (told, view) = steered(&mut rules, Event::Steer(Steer::Grow(Geometry::linear(sizes).unwrap())));
+        assert_eq!((told, view.is_none()), (vec![News::Grown { done: false }], true), "{sizes:?}");
+    }
 }

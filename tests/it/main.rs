@@ -10,6 +10,7 @@ mod classic;
 mod cli;
 mod corpus;
 mod farm;
+mod grow;
 mod host;
 mod hosts;
 mod losses;

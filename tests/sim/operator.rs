@@ -224,6 +224,8 @@ impl World {
                     self.record.standings[target] = Standing::Absent;
                 }
             }
+            // Its nodes are never asked to grow.
+            News::Grown { .. } => {}
             News::Fenced { volume } => self.fail("4.2", format!("{volume} is said to be another owner's, and is not")),
             News::Moved { node, result } => {
                 let Some(spec) = self.record.asked.moves[node].take() else { return };

@@ -268,6 +268,7 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
         debts: Vec::new(),
         migrations: Vec::new(),
         migrated: 0,
+        grow: false,
         run: RunOptions::default(),
     };
     if let Err(bad) = plan::geometry(&spec) {

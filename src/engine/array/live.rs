@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::debts::Payer;
 use super::errand::Errand;
+use super::grow::Growing;
 use super::suspend::Hold;
 use super::{Array, Effect, Halt, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
 use crate::control::command::{Answer, Refusal};
@@ -38,6 +39,10 @@ pub(super) enum After {
     Errand(usize),
     /// What a node has lost is accepted; this was known before.
     Accepted(usize, Ticket, Memory),
+    /// The array has grown: the data path is told.
+    Grown,
+    /// It is to grow when it is started the next time, because of this.
+    Promised(Ticket, String),
     /// Someone is answered.
     Reply(Ticket),
     /// Nothing.
@@ -75,6 +80,8 @@ pub(super) struct Live {
     pub(super) keeps: BTreeMap<usize, Time>,
     /// Nodes of which that is ending, and who has asked.
     pub(super) releasing: BTreeMap<usize, Option<Ticket>>,
+    /// It grows.
+    pub(super) growing: Option<Growing>,
     /// The record could not be written the last time.
     pub(super) unsaved: bool,
     /// Lets volumes go.
@@ -211,6 +218,11 @@ impl Owner {
                 let answer = record.clone().map(|()| array.answer());
                 effects.push(Effect::Reply(ticket, answer));
             }
+            After::Grown => Owner::grow_recorded(array, record, saved, trouble, effects),
+            After::Promised(ticket, why) => {
+                let reply = array.promised_live(ticket, &why, record);
+                effects.push(reply);
+            }
             After::Reply(ticket) => {
                 let answer = record.clone().map(|()| array.answer());
                 effects.push(Effect::Reply(ticket, answer));
@@ -264,6 +276,7 @@ impl Owner {
                     self.swapped(&mut array, node, result.is_ok(), now, effects);
                 }
                 News::Moved { node, result } => self.moved(&mut array, node, result, now, effects),
+                News::Grown { done } => self.grown(&mut array, done, effects),
                 News::Scrubbed { node, scrubbed } => self.scrubbed(&mut array, node, &scrubbed, now),
             }
             self.pump(&mut array, now, effects);
@@ -292,6 +305,7 @@ impl Owner {
         let live = std::mem::take(&mut array.live);
         self.jobs
             .retain(|job, _| !live.errands.values().any(|errand| errand.job == Some(*job)) && !live.payer.is_job(*job));
+        self.jobs.retain(|job, _| live.growing.as_ref().is_none_or(|growing| growing.job != Some(*job)));
         let name = &array.spec.name;
         let text = format!("array '{name}' is in use no more: what is recorded goes on when it is started again");
         let waiting = live.holds.into_values().flat_map(|hold| hold.waiting);
@@ -301,8 +315,8 @@ impl Owner {
                 Some(ticket)
             }
             After::Accepted(_, ticket, _) => Some(ticket),
-            After::Scrub(_, ticket, _) => Some(ticket),
-            After::Standings | After::Errand(_) | After::Quiet => None,
+            After::Scrub(_, ticket, _) | After::Promised(ticket, _) => Some(ticket),
+            After::Standings | After::Errand(_) | After::Grown | After::Quiet => None,
         });
         let tickets = waiting
             .chain(errands)
@@ -310,6 +324,7 @@ impl Owner {
             .chain(live.moving.into_values().flatten())
             .chain(live.releasing.into_values().flatten())
             .chain(live.scrubs.into_values().flatten())
+            .chain(live.growing.map(|growing| growing.ticket))
             .chain(live.payer.tickets());
         let refuse = |ticket| Effect::Reply(ticket, Err(Refusal::new(Errno::ECANCELED, text.clone())));
         effects.extend(tickets.map(refuse));
@@ -327,6 +342,8 @@ impl Owner {
         let errand = array.live.errands.iter().find(|(_, errand)| errand.job == Some(job)).map(|(node, _)| *node);
         if let Some(node) = errand {
             self.errand_step(array, node, outcome, now, effects);
+        } else if array.live.growing.as_ref().is_some_and(|growing| growing.job == Some(job)) {
+            self.grow_step(array, outcome, now, effects);
         } else if array.live.payer.is_job(job) {
             self.pay_step(array, outcome, now, effects);
         }

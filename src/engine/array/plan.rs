@@ -363,6 +363,7 @@ pub(super) fn nameless(name: &str) -> ArraySpec {
         debts: Vec::new(),
         migrations: Vec::new(),
         migrated: 0,
+        grow: false,
         run: RunOptions::default(),
     }
 }

@@ -130,6 +130,8 @@ impl Owner {
                 match muster::muster(&array.spec, &found, intent) {
                     Ok(_) if self.closing => array.abandon(asker, effects),
                     Ok(muster) => {
+                        let by_hand = asker.is_some() && !terms.take_over;
+                        array.room = by_hand.then(|| array.room_at_start(&found)).flatten();
                         array.traces = trace::traces(&array.spec, &found);
                         if array.traces.is_empty() {
                             return self.mint(array, (asker, run, muster), (fresh, now), effects);
@@ -287,6 +289,9 @@ impl Owner {
         self.settle_transfers(array, now);
         let outlived = array.was_shown == Some(self.boot);
         muster::go_without(&mut array.spec, &muster, outlived, fresh);
+        if let Some(room) = array.room.take() {
+            array.take_up(&room, fresh);
+        }
         array.forget_losses();
         array.interrupt_scrubs(Some(self.wall(now)));
         self.save(array, Phase::Started, Life::Minting(asker, muster.present), effects);

@@ -19,6 +19,7 @@ use self::world::{Volume, World, fresh};
 mod background;
 mod claims;
 mod create;
+mod grow;
 mod import;
 mod losses;
 mod nodes;

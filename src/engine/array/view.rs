@@ -20,6 +20,7 @@ pub(super) fn state(life: &Life) -> State {
         Life::Failed(_) | Life::Reaping(..) | Life::Identifying(..) => State::Failed,
         Life::Accepting(_, life, _) => state(life),
         Life::Stopped | Life::Adopting(..) | Life::Changing(..) | Life::Mending | Life::Mended => State::Stopped,
+        Life::Measuring(_) | Life::Promising(_) => State::Stopped,
         Life::Corrupt(_) => State::Corrupt,
     }
 }
@@ -81,6 +82,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         block: spec.block,
         epoch: spec.epoch,
         run: spec.run.clone(),
+        grow: spec.grow,
     };
     ArrayStatus {
         name: spec.name.clone(),

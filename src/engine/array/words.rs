@@ -131,6 +131,9 @@ pub enum Work {
     Launch(Box<ArraySpec>, Claim),
     /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Regrouped`].
     Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
+    /// Gives the device of an array in use so many sectors, all of which the data path serves already. `None`: only asks whether it could be
+    /// given more than it has. Answered by [`Outcome::Each`].
+    Resize(String, Option<u64>),
     /// Ends the data path of an array, or what a dead daemon has left of it. Answered by [`Outcome::Halted`].
     Halt {
         /// The array's name.

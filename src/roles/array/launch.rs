@@ -285,6 +285,11 @@ impl Running for Started {
         }
     }
 
+    fn resize(&self, sectors: Option<u64>) -> Result<(), Refusal> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.resize(sectors).map_err(|refusal| Refusal::new(refusal.errno, refusal.text))
+    }
+
     fn stop(&self, force: bool) -> Result<bool, Refusal> {
         let parked: u64 = self.live().nodes.iter().map(|node| node.parked).sum();
         if parked > 0 && !force {

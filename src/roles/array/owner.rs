@@ -376,7 +376,7 @@ fn failure(work: &Work, why: &str) -> Outcome {
         Work::Free(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Discard(_, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
         Work::Join(_, _, targets) => Outcome::Each(targets.iter().map(|_| Err(refusal.clone())).collect()),
-        Work::Make(..) => Outcome::Each(vec![Err(refusal)]),
+        Work::Make(..) | Work::Resize(..) => Outcome::Each(vec![Err(refusal)]),
         Work::Regroup(..) => Outcome::Regrouped(Err(refusal), Vec::new()),
         Work::Save(_) | Work::Forget(_) => Outcome::Saved(Err(refusal)),
         Work::Halt { .. } => Outcome::Halted(Err(refusal)),

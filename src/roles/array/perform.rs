@@ -46,6 +46,9 @@ pub trait Running: Send + Sync {
     /// Something is asked of it.
     fn steer(&self, steer: Steer);
 
+    /// Its device gets so many sectors; `None`: only says whether it could get more than it has.
+    fn resize(&self, sectors: Option<u64>) -> Result<(), Refusal>;
+
     /// Takes no more requests, lets those in flight end within a bound, and ends. Refused while clients use it, unless `force`.
     /// Whether all replicas that are in sync are known to hold the same.
     fn stop(&self, force: bool) -> Result<bool, Refusal>;
@@ -116,6 +119,7 @@ impl Performer {
                 let host = self.state.host();
                 Outcome::Each(each(&targets, |(target, remove)| targets::discard(target, array, host, *remove)))
             }
+            Work::Resize(name, sectors) => Outcome::Each(vec![self.resize(&name, sectors)]),
             Work::Halt { name, array, how } => Outcome::Halted(self.halt(&name, array, how)),
         }
     }
@@ -165,6 +169,12 @@ impl Performer {
         link_device(&spec.name, &device);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.name.clone(), running);
         Ok(device)
+    }
+
+    fn resize(&self, name: &str, sectors: Option<u64>) -> Result<(), Refusal> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let gone = || Refusal::new(Errno::ENODEV, format!("array '{name}' is in use no more"));
+        running.ok_or_else(gone)?.resize(sectors)
     }
 
     fn halt(&self, name: &str, array: Id, how: Halt) -> Result<bool, Refusal> {

@@ -226,6 +226,15 @@ impl Running {
         }
     }
 
+    /// Gives the device so many sectors, all of which the data path serves already. `None`: only says whether it could become larger.
+    pub fn resize(&self, sectors: Option<u64>) -> Result<(), Refusal> {
+        let text = match (&self.live, sectors) {
+            (Live::Ublk(_), _) => "its kernel cannot change the size of a ublk device in use",
+            (Live::Nbd { .. }, _) => "a client of NBD learns the size when it connects",
+        };
+        Err(Refusal { errno: Errno::EOPNOTSUPP, text: text.to_owned() })
+    }
+
     /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,
     /// requests in flight end with EIO. After `limit` it gives up waiting; what was asked goes on. Whether all replicas that are in
     /// sync are known to hold the same.

@@ -77,7 +77,7 @@ pub(crate) enum Mail {
     Forget {
         volume: Id,
     },
-    /// To show that the thread goes round.
+    /// Answered when all mail before it was read: the thread goes round.
     Mark(oneshot::Sender<()>),
     Stop,
 }

@@ -297,6 +297,10 @@ impl Registry {
         .await?;
         entry.set(Known::Volume(to.clone()));
         self.tell(to.id, Mail::Resized { volume: to.id, bytes: to.size }).await?;
+        // Mail is read in order: who hears that the volume is larger may use all of it.
+        let (asked, read) = oneshot::channel();
+        self.tell(to.id, Mail::Mark(asked)).await?;
+        read.await.map_err(|_| stopping())?;
         info!(volume = ask.name, size = to.size, "resized");
         Ok(self.describe(&entry, to))
     }

@@ -71,6 +71,7 @@ impl Path {
             Steer::Freeze { node } => news(daemon, world, News::Frozen { node, flushed: true }),
             Steer::Thaw { .. } | Steer::Fail { .. } | Steer::Pause { .. } | Steer::AcceptLoss { .. } => {}
             Steer::Scrub(_) => {}
+            Steer::Grow(_) => news(daemon, world, News::Grown { done: true }),
             Steer::EndScrub { node } => {
                 let error = Some(steer::ScrubError::Aborted);
                 let scrubbed = steer::Scrubbed { regions: 2, compared: 1, findings: Findings::default(), error };

@@ -47,6 +47,10 @@ pub(super) struct World {
     pub(super) left: BTreeSet<Id>,
     /// Servers that make no volumes.
     pub(super) down: BTreeSet<String>,
+    /// Its kernel gives devices in use another size.
+    pub(super) resizable: bool,
+    /// The size of the device that was told one, sectors.
+    pub(super) device: Option<u64>,
     /// Work of these kinds fails.
     pub(super) broken: BTreeSet<&'static str>,
 }
@@ -167,6 +171,22 @@ impl World {
             self.check_labels(spec);
         }
         Outcome::Regrouped(Ok(()), written)
+    }
+
+    /// What must be durable before anything can be written beyond the former end: the sizes, in the record and on every replica.
+    fn resize(&mut self, name: &str, sectors: Option<u64>) -> Result<(), Refusal> {
+        if !self.resizable {
+            return Err(Refusal::new(Errno::EOPNOTSUPP, "this kernel cannot"));
+        }
+        let Some(sectors) = sectors else { return Ok(()) };
+        let spec = ArraySpec::decode(name, &self.records[name]).unwrap();
+        assert_eq!(plan::geometry(&spec).unwrap().sectors(), sectors);
+        for (node, replica) in spec.replicas() {
+            let label = self.label(&replica.target.to_string());
+            assert_eq!(label.node().unwrap().sectors, node.sectors, "{}", replica.target);
+        }
+        self.device = Some(sectors);
+        Ok(())
     }
 
     /// What must be durable before a data path copies anything: the transfer in the record, then on the target, then on the source.
@@ -328,6 +348,9 @@ impl World {
                 self.frozen.insert(spec.name.clone(), frozen);
                 "/dev/ublkb0".to_owned()
             })),
+            Work::Resize(name, sectors) => {
+                Outcome::Each(vec![fails("resize").and_then(|()| self.resize(&name, sectors))])
+            }
             Work::Halt { name, array, how } => {
                 let here = self.running.contains_key(&name) && self.runs_on.get(&name) == Some(&self.host);
                 let there = here || self.left.contains(&array);
