@@ -3,8 +3,10 @@
 # second when there is nothing to do, and two may run at once.
 #
 # Programs come from the machine's own apt sources. What the virtual machine needs lies under target/vm/ and nowhere
-# else: a kernel with ublk, unpacked but not installed (kernel/, its version in kernel.version), and virtme-ng
-# (venv/). The kernel comes from a private apt tree (apt/): the machine's own source file with the suite changed.
+# else: two kernels with ublk, unpacked but not installed, and virtme-ng (venv/). kernel/ is the oldest on which dst
+# serves block devices (its version in kernel.version), kernel-new/ the newest that Debian has, with what ublk has
+# learned since (kernel-new.version). Each comes from a private apt tree (apt/, apt-new/): the machine's own source
+# file with the suite changed.
 set -euo pipefail
 
 VIRTME_VERSION=1.42
@@ -104,9 +106,9 @@ install_packages() {
     fio --enghelp | grep -qw nbd || die "this fio has no nbd engine; remove it from PATH and install Debian's: apt-get install fio"
 }
 
-# The machine's apt source of this release, with another suite name.
+# The machine's apt source of this release, with another suite name, for the private tree TREE.
 source_with_suite() {
-    local codename=$1 suite=$2 file
+    local codename=$1 suite=$2 tree=$3 file
     for file in /etc/apt/sources.list.d/*.sources; do
         [ -e "$file" ] || continue
         # deb822: keep the stanzas that hold the release itself, neither its updates nor its security suite.
@@ -115,33 +117,76 @@ source_with_suite() {
                 gsub(/(^|\n)Suites:[^\n]*/, "\nSuites: " suite); gsub(/(^|\n)Types:[^\n]*/, "\nTypes: deb")
                 gsub(/(^|\n)Components:[^\n]*/, "\nComponents: main"); sub(/^\n/, ""); print $0 "\n"; exit
             }' "$file"
-    done >"$vm/apt/machine.sources"
+    done >"$tree/machine.sources"
     cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | awk -v codename="$codename" -v suite="$suite" '
         $1 == "deb" { for (i = 2; i < NF; i++) if ($i == codename) { $i = suite; NF = i + 1; $NF = "main"; print; exit } }' \
-        >"$vm/apt/machine.list" || true
-    [ -s "$vm/apt/machine.sources" ] || rm "$vm/apt/machine.sources"
-    [ -s "$vm/apt/machine.list" ] || rm "$vm/apt/machine.list"
-    compgen -G "$vm/apt/machine.*" >/dev/null || die "no apt source of $codename in /etc/apt/sources.list or sources.list.d"
+        >"$tree/machine.list" || true
+    [ -s "$tree/machine.sources" ] || rm "$tree/machine.sources"
+    [ -s "$tree/machine.list" ] || rm "$tree/machine.list"
+    compgen -G "$tree/machine.*" >/dev/null || die "no apt source of $codename in /etc/apt/sources.list or sources.list.d"
 }
 
-# apt in the private tree. Its configuration (proxies, certificates) is the machine's; its state is not.
+# private_apt TREE COMMAND...: apt in a private tree. Its configuration (proxies, certificates) is the machine's; its
+# state is not, and nothing is ever installed from there.
 private_apt() {
-    local command=$1
-    shift
-    "$command" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$vm/apt" -o Dir::Etc::preferences=/dev/null \
-        -o Dir::Etc::preferencesparts=/dev/null -o Dir::State="$vm/apt/state" -o Dir::State::status="$vm/apt/status" \
-        -o Dir::Cache="$vm/apt/cache" -o APT::Sandbox::User=root "$@"
+    local tree=$1 command=$2
+    shift 2
+    "$command" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$tree" -o Dir::Etc::preferences=/dev/null \
+        -o Dir::Etc::preferencesparts=/dev/null -o Dir::State="$tree/state" -o Dir::State::status="$tree/status" \
+        -o Dir::Cache="$tree/cache" -o APT::Sandbox::User=root "$@"
 }
 
 download_kernel() {
-    local package=$1
-    rm -f "$vm"/apt/debs/*
-    (cd "$vm/apt/debs" && private_apt apt-get download "$package" >>"$vm/apt/log" 2>&1)
+    local tree=$1
+    shift
+    rm -f "$tree"/debs/*
+    (cd "$tree/debs" && private_apt "$tree" apt-get download "$@" >>"$tree/log" 2>&1)
 }
 
+# The packages that hold a kernel, its modules and the lists of what is built in: one, or, where that is an empty shell, three.
+kernel_packages() {
+    local tree=$1 version=$2
+    if private_apt "$tree" apt-cache show "linux-binary-$version" >/dev/null 2>&1; then
+        echo "linux-base-$version linux-binary-$version linux-modules-$version"
+    else
+        echo "linux-image-$version"
+    fi
+}
+
+# install_kernel NAME CODENAME SUITE: the newest kernel of a suite, unpacked in target/vm/NAME.
 install_kernel() {
-    [ ! -e "$vm/kernel.version" ] || return 0
-    local codename suite package version
+    local name=$1 codename=$2 suite=$3 kernel=$vm/$1 tree=$vm/${1/kernel/apt} version packages deb
+    [ ! -e "$kernel.version" ] || return 0
+    say "the guest's $name: reading the list of $suite"
+    mkdir -p "$tree/state/lists/partial" "$tree/cache/archives/partial" "$tree/debs"
+    : >"$tree/status"
+    : >"$tree/log"
+    source_with_suite "$codename" "$suite" "$tree"
+    # What cannot be reached is only a warning to apt, which then goes on with nothing.
+    retry private_apt "$tree" apt-get -o APT::Update::Error-Mode=any update >>"$tree/log" 2>&1 \
+        || { tail -n 20 "$tree/log" >&2; die "cannot read the package list of $suite"; }
+    version=$(private_apt "$tree" apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *linux-image-\([0-9].*-amd64\)$/\1/p' | tail -n1)
+    [ -n "$version" ] || die "$suite has no linux-image-amd64"
+    packages=$(kernel_packages "$tree" "$version")
+    say "the guest's $name: downloading $packages"
+    # shellcheck disable=SC2086 # a list of words
+    retry download_kernel "$tree" $packages || { tail -n 20 "$tree/log" >&2; die "cannot download $packages"; }
+    rm -rf "$kernel"
+    for deb in "$tree"/debs/*.deb; do dpkg-deb -x "$deb" "$kernel"; done
+    # depmod and virtme-ng look for lib/modules.
+    [ -d "$kernel/lib/modules" ] || ln -s usr/lib "$kernel/lib"
+    # Newer packages have the image beside the modules.
+    mkdir -p "$kernel/boot"
+    [ ! -e "$kernel/lib/modules/$version/vmlinuz" ] || ln -f "$kernel/lib/modules/$version/vmlinuz" "$kernel/boot/vmlinuz-$version"
+    depmod -b "$kernel" "$version"
+    [ -e "$kernel/boot/vmlinuz-$version" ] || die "$packages: no boot/vmlinuz-$version in it"
+    rm -rf "$tree/debs" "$tree/cache"
+    echo "$version" >"$kernel.version.new"
+    mv "$kernel.version.new" "$kernel.version"
+}
+
+install_kernels() {
+    local codename suite
     # shellcheck disable=SC1091 # written by the distribution
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     case $codename in
@@ -149,27 +194,9 @@ install_kernel() {
     '') die "no VERSION_CODENAME in /etc/os-release: is this Debian 12 or newer?" ;;
     *) suite=$codename ;;
     esac
-    say "the guest's kernel: reading the list of $suite"
-    mkdir -p "$vm/apt/state/lists/partial" "$vm/apt/cache/archives/partial" "$vm/apt/debs"
-    : >"$vm/apt/status"
-    : >"$vm/apt/log"
-    source_with_suite "$codename" "$suite"
-    retry private_apt apt-get update >>"$vm/apt/log" 2>&1 \
-        || { tail -n 20 "$vm/apt/log" >&2; die "cannot read the package list of $suite"; }
-    package=$(private_apt apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *\(linux-image-[0-9].*-amd64\)$/\1/p' | tail -n1)
-    [ -n "$package" ] || die "$suite has no linux-image-amd64"
-    version=${package#linux-image-}
-    say "the guest's kernel: downloading $package"
-    retry download_kernel "$package" || { tail -n 20 "$vm/apt/log" >&2; die "cannot download $package"; }
-    rm -rf "$vm/kernel"
-    dpkg-deb -x "$vm"/apt/debs/*.deb "$vm/kernel"
-    # depmod and virtme-ng look for lib/modules.
-    [ -d "$vm/kernel/lib/modules" ] || ln -s usr/lib "$vm/kernel/lib"
-    depmod -b "$vm/kernel" "$version"
-    [ -e "$vm/kernel/boot/vmlinuz-$version" ] || die "$package holds no boot/vmlinuz-$version"
-    rm -rf "$vm"/apt/debs "$vm"/apt/cache
-    echo "$version" >"$vm/kernel.version.new"
-    mv "$vm/kernel.version.new" "$vm/kernel.version"
+    install_kernel kernel "$codename" "$suite"
+    # Where Debian is developed: there is no newer one.
+    install_kernel kernel-new "$codename" unstable
 }
 
 install_virtme() {
@@ -189,6 +216,6 @@ mkdir -p "$vm"
 exec 9>"$vm/.setup.lock"
 flock -n 9 || { say "waiting for another setup"; flock 9; }
 install_packages
-install_kernel
+install_kernels
 install_virtme
-say "ok (kernel $(cat "$vm/kernel.version"), virtme-ng $VIRTME_VERSION)"
+say "ok (kernels $(cat "$vm/kernel.version") and $(cat "$vm/kernel-new.version"), virtme-ng $VIRTME_VERSION)"

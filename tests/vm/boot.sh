@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs a script as root on a kernel that has ublk, in a virtual machine that needs no hardware support.
 #
-#   tests/vm/boot.sh [--memory 3G] [--cpus 2] [--timeout SECONDS] [--keep] SCRIPT [ARGUMENT...]
+#   tests/vm/boot.sh [--kernel old|new] [--memory 3G] [--cpus 2] [--timeout SECONDS] [--keep] SCRIPT [ARGUMENT...]
 #
+# The kernel is the oldest on which dst serves block devices (old), unless it is to be the newest that Debian has (new).
 # The guest sees this machine's root filesystem read-only (with a throw-away layer over most of it), so that it runs
 # the programs built here, and one directory, $VM_OUT, that both sides can write. What SCRIPT prints appears here
 # while it runs. The exit code is SCRIPT's; 124 when the time is up, 125 when the guest died before SCRIPT ended. A guest that
@@ -15,12 +16,16 @@ boot_seconds=180
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$root/target/vm
-memory=3G cpus=2 timeout=600 keep=
+kernel=kernel memory=3G cpus=2 timeout=600 keep=
 PATH=$PATH:/usr/sbin:/sbin
 
 usage() { sed -n 's/^#   //p' "$0" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
+    --kernel)
+        case ${2-} in old) kernel=kernel ;; new) kernel=kernel-new ;; *) usage ;; esac
+        shift 2
+        ;;
     --memory) memory=$2 && shift 2 ;;
     --cpus) cpus=$2 && shift 2 ;;
     --timeout) timeout=$2 && shift 2 ;;
@@ -33,8 +38,8 @@ done
 script=$(realpath "$1")
 shift
 
-[ -e "$vm/kernel.version" ] || { echo "boot.sh: target/vm has no kernel; run: make setup" >&2; exit 125; }
-version=$(<"$vm/kernel.version")
+[ -e "$vm/$kernel.version" ] || { echo "boot.sh: target/vm has no $kernel; run: make setup" >&2; exit 125; }
+version=$(<"$vm/$kernel.version")
 out=$(mktemp -d "$vm/run.XXXXXX")
 log=$out/log
 result=$out/result
@@ -78,7 +83,7 @@ done
 
 started=$SECONDS
 set -m
-PATH=$vm/venv/bin:$PATH vng -v -r "$vm/kernel/boot/vmlinuz-$version" --force-9p --disable-kvm --cpus "$cpus" --memory "$memory" \
+PATH=$vm/venv/bin:$PATH vng -v -r "$vm/$kernel/boot/vmlinuz-$version" --force-9p --disable-kvm --cpus "$cpus" --memory "$memory" \
     --user root --rwdir="$out" --exec "bash $out/guest.sh" </dev/null >"$out/console" 2>&1 &
 guest=$!
 set +m
