@@ -189,7 +189,7 @@ fn arrays(report: &mut Report) {
     }
     contestants.push(ground.null(Way::Unix));
     // The same bytes over the transport that arrays have to their servers, and nothing done with them.
-    contestants.push(Contestant { name: "nothing, over TCP", ..ground.null(Way::Tcp) });
+    contestants.push(ground.null(Way::Tcp).named("nothing, over TCP"));
     compete(report, ARRAY, &contestants, &ALL, by_fio);
 }
 

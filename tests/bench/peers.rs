@@ -36,6 +36,13 @@ pub(crate) struct Contestant {
     _process: Option<Process>,
 }
 
+impl Contestant {
+    /// The same under another name.
+    pub(crate) fn named(self, name: &'static str) -> Contestant {
+        Contestant { name, ..self }
+    }
+}
+
 /// A directory for data, gone with the value.
 pub(crate) struct Ground {
     pub(crate) dir: PathBuf,
