@@ -6,13 +6,16 @@
 # The kernel is the oldest on which dst serves block devices (old), unless it is to be the newest that Debian has (new).
 # The guest sees this machine's root filesystem read-only (with a throw-away layer over most of it), so that it runs
 # the programs built here, and one directory, $VM_OUT, that both sides can write. What SCRIPT prints appears here
-# while it runs. The exit code is SCRIPT's; 124 when the time is up, 125 when the guest died before SCRIPT ended. A guest that
-# dies before SCRIPT has said its first word (the emulator does that now and then) is booted once more, and that is said.
+# while it runs. The exit code is SCRIPT's; 123 when the guest then does not power down, 124 when the time is up, 125 when
+# the guest died before SCRIPT ended. A guest that dies before SCRIPT has said its first word (the emulator does that now
+# and then) is booted once more, and that is said.
 # `make setup` must have run.
 set -euo pipefail
 arguments=("$@")
 # Seconds within which a guest that lives has started SCRIPT; it takes about ten on an idle machine.
 boot_seconds=180
+# Seconds in which a guest powers down: what hangs in its kernel, a device that nobody serves for example, keeps it from that.
+power_down_seconds=60
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 vm=$root/target/vm
@@ -57,6 +60,13 @@ finish() {
     stop_guest
     [ -n "$keep" ] || [ "$code" != 0 ] || rm -rf "$out"
     exit "$code"
+}
+powers_down() {
+    local until=$((SECONDS + power_down_seconds))
+    while kill -0 "$guest" 2>/dev/null; do
+        [ $SECONDS -lt $until ] || return 1
+        sleep 0.3
+    done
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -105,6 +115,7 @@ while [ -z "$code" ]; do
         sleep 0.3
     fi
 done
+[ "$code" != 0 ] || powers_down || code=123
 stop_guest
 wait "$tail" || true
 
@@ -118,6 +129,7 @@ trouble=$(grep -aE 'BUG:|Oops|WARNING: CPU|Call Trace|blocked for more than|Kern
 [ -z "$trouble" ] || printf 'boot.sh: the guest kernel complained (%s):\n%s\n' "$out/console" "$trouble"
 case $code in
 0) ;;
+123) echo "boot.sh: the script has ended, and the guest has not powered down within $power_down_seconds s; its last words ($out/console):"; tail -n 15 "$out/console" ;;
 124) echo "boot.sh: not finished after $timeout s; see $out" ;;
 125) echo "boot.sh: the guest ended before the script did; its last words ($out/console):"; tail -n 15 "$out/console" ;;
 *) echo "boot.sh: the script failed with exit code $code; see $out" ;;
