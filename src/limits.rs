@@ -57,6 +57,13 @@ pub const UBLK_START: Duration = Duration::from_secs(90);
 pub const UBLK_STOP: Duration = Duration::from_secs(90);
 /// The kernel's request timer of a ublk device: how late an old kernel may notice that the daemon died. It ends no request of a live one.
 pub const UBLK_BLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A ublk device that is left before the process ends: its requests in flight are given this long. Its users wait meanwhile, and what has not ended
+/// is only made again, so it is short: for a network that works, not for a server that is away.
+pub const UBLK_QUIESCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have ended.
+pub const UBLK_QUIESCE_LOOK: Duration = Duration::from_millis(2);
+/// A change of a ublk device's size: the kernel does not wait for requests.
+pub const UBLK_RESIZE: Duration = Duration::from_secs(10);
 /// How long a queue waits for cancelled operations of a worker that has failed.
 pub const UBLK_REAP: Duration = Duration::from_secs(10);
 /// How often, every 100 ms, processes that have a device open are looked for before it counts as in use: udev's looks are short.

@@ -34,6 +34,11 @@ phase_power() {
 }
 # The device outlives its daemon; RAW=n and FS=n rounds.
 phase_recover() { tests/vm/boot.sh --memory 3G --timeout $((600 + 60 * ${RAW:-5} + 60 * ${FS:-3})) tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
+# Both on the newest kernel, with what ublk has learned since; the device's own tests and a few rounds.
+phase_newer() {
+    tests/vm/boot.sh --kernel new --memory 3G --timeout 600 tests/vm/ublk-test.sh &&
+        tests/vm/boot.sh --kernel new --memory 3G --timeout 600 tests/vm/recover-test.sh 1 1
+}
 # One of four nodes is suspended for SUSPEND seconds, memory is short for PRESSURE seconds.
 phase_vm() {
     local suspend=${SUSPEND:-10} pressure=${PRESSURE:-20}
@@ -41,7 +46,7 @@ phase_vm() {
 }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors package unit it bench chaos sim ublk vm recover power'
+all='setup fmt build clippy floors package unit it bench chaos sim ublk vm recover newer power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }

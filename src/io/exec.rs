@@ -20,7 +20,7 @@ const LIFE: &str = "DST_UPGRADED";
 pub struct Life {
     /// How often it has gone on as another program.
     pub upgrades: u32,
-    /// When the former one ended; `None`: there was none.
+    /// Since when nobody has served: when the former one ended, or began to; `None`: there was none.
     pub left_at: Option<Time>,
 }
 
@@ -63,11 +63,11 @@ pub fn version(program: &PathBuf) -> io::Result<String> {
     }
 }
 
-/// Goes on as `program`. Returns only when that is impossible.
-pub fn go_on(program: &PathBuf, now: Time) -> io::Error {
+/// Goes on as `program`, which is told since when nobody serves. Returns only when that is impossible.
+pub fn go_on(program: &PathBuf, left_at: Time) -> io::Error {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| program.into());
-    let life = format!("{} {}", Life::own().upgrades.saturating_add(1), now.0);
+    let life = format!("{} {}", Life::own().upgrades.saturating_add(1), left_at.0);
     Command::new(program).arg0(name).args(arguments).env(LIFE, life).exec()
 }
 

@@ -39,10 +39,25 @@
 //! If the daemon dies while all tags of a queue are with it, a kernel before 6.16 notices only by its request timer;
 //! so that timer is set to [`UBLK_BLOCK_TIMEOUT`](crate::limits::UBLK_BLOCK_TIMEOUT).
 //!
+//! A death that is planned can be prepared where the driver has UBLK_F_QUIESCE (6.16): with [`UblkDevice::quiesce`] the kernel keeps new
+//! requests back and aborts idle tags, while requests in flight end; then the process does. What has not ended within the limit, the next
+//! daemon gets again, as after any death. If the kernel refuses (EBUSY) the device is marked all the same: new requests wait in the kernel, and
+//! only the next daemon frees them. So nothing but the end of the process follows, whatever the answer was.
+//!
+//! # Size
+//!
+//! [`UblkDevice::resize`] makes a device larger under its users where the driver has UBLK_F_UPDATE_SIZE (6.16). GET_PARAMS tells the new size from then on, so that
+//! the next daemon's check of the device holds. One that died after its array had grown and before its device had, has left a smaller device:
+//! that is served, and made larger.
+//!
+//! Both features are asked for when a device is made and read back from it. It keeps what it was given then, whoever serves it later.
+//!
 //! # What libublk 0.4.8 does, and why it cannot bite
 //!
 //! - A result given as `Err` may be dropped, and the request hangs for ever: results are always `Ok(Result(number))`.
 //! - `EBUSY` comes back as `Ok(-16)` from every control verb: all answers pass `answered`.
+//! - A queue that has seen an abort counts as stopping for it, and it drops commits in silence, also when the device is only left: from
+//!   then on the queue pushes them itself.
 //! - Its futures lose errors, leak when dropped and never resolve on a stopping queue: none is used, only the callback loop.
 //! - Its loop counts a completion without bit 63 as its own: `push` asserts the bit, and `Owner::user_data` sets it.
 //! - A full submission queue makes it `unwrap` a submit: there is always room before it pushes.
@@ -62,6 +77,8 @@ mod claim;
 mod command;
 mod config;
 mod control;
+mod device;
+mod leave;
 mod leftover;
 mod preflight;
 mod queue;
@@ -73,7 +90,7 @@ use crate::errno::Errno;
 
 pub use claim::{BlockUse, in_use};
 pub use config::UblkConfig;
-pub use control::{QueueMain, UblkDevice, UblkEnd};
+pub use device::{QueueMain, UblkDevice, UblkEnd};
 pub use leftover::{Leftover, delete_leftover, devices, leftovers};
 pub use preflight::{check, usable_queues};
 pub use queue::{UblkQueue, become_io_flusher};
@@ -83,6 +100,8 @@ pub use queue::{UblkQueue, become_io_flusher};
 pub enum UblkError {
     /// ublk cannot be used on this machine, and what would change that.
     Unavailable(String),
+    /// The kernel cannot do that with this device, and what can be done instead.
+    Unsupported(String),
     /// A parameter is not one that the driver takes.
     Config(String),
     /// The kernel refused a step.
@@ -99,6 +118,13 @@ pub enum UblkError {
         /// How long was waited.
         after: Duration,
     },
+    /// Requests of a device that is left have not ended; the next daemon gets them again.
+    InFlight {
+        /// How many.
+        requests: usize,
+        /// How long was waited.
+        after: Duration,
+    },
     /// The device is mounted, held by another device or open.
     InUse(BlockUse),
 }
@@ -108,9 +134,10 @@ impl UblkError {
     pub fn errno(&self) -> Errno {
         match self {
             UblkError::Unavailable(_) => Errno::ENODEV,
+            UblkError::Unsupported(_) => Errno::EOPNOTSUPP,
             UblkError::Config(_) => Errno::EINVAL,
             UblkError::Refused { errno, .. } => *errno,
-            UblkError::TimedOut { .. } => Errno::ETIMEDOUT,
+            UblkError::TimedOut { .. } | UblkError::InFlight { .. } => Errno::ETIMEDOUT,
             UblkError::InUse(_) => Errno::EBUSY,
         }
     }
@@ -123,7 +150,7 @@ impl UblkError {
 impl fmt::Display for UblkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            UblkError::Unavailable(why) | UblkError::Config(why) => f.write_str(why),
+            UblkError::Unavailable(why) | UblkError::Unsupported(why) | UblkError::Config(why) => f.write_str(why),
             UblkError::Refused { step, errno } => {
                 write!(f, "ublk: {step}: {errno}")?;
                 match *errno {
@@ -141,6 +168,11 @@ impl fmt::Display for UblkError {
                 f,
                 "ublk: {step} has not ended after {} s; it goes on in the background, see the kernel's log (dmesg)",
                 after.as_secs()
+            ),
+            UblkError::InFlight { requests, after } => write!(
+                f,
+                "ublk: {requests} request(s) have not ended within {} ms; the next daemon makes them again",
+                after.as_millis()
             ),
             UblkError::InUse(block_use) => write!(f, "{block_use}"),
         }

@@ -85,6 +85,8 @@ until_true() {
 }
 
 connects() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+# from_linux VERSION: the running kernel is that one or newer.
+from_linux() { [ "$(printf '%s\n' "$1" "$(uname -r)" | sort -V | head -n 1)" = "$1" ]; }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
 # prepare_guest sets T, a fresh directory in memory, and loads what the tests use.

@@ -218,6 +218,113 @@ mounted_when_killed() {
 }
 start_target mounted file "$T/data" --size 256M
 check "a leftover that is mounted is deleted too" mounted_when_killed
+
+# Linux 6.16 has taught ublk both; with an older one each must be refused clearly, and the device be as it was.
+sectors() { cat "/sys/block/${dev#/dev/}/size"; }
+completed() { awk '{ print $1 + $5 }' "/sys/block/${dev#/dev/}/stat"; }
+# What is written is compared when it is told to end.
+load() {
+    setsid fio --name=load --filename="$dev" --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --iodepth=32 --size=32M --loops=1000000 \
+        --verify=crc32c --verify_fatal=1 --verify_state_save=0 --serialize_overlap=1 >"$T/load.out" 2>&1 </dev/null &
+    echo $! >"$T/load.pid"
+    disown
+}
+load_goes_on() {
+    local before
+    before=$(completed)
+    until_true 40 more_completed "$before"
+    ! gone "$(<"$T/load.pid")"
+}
+more_completed() { [ "$(completed)" -gt $(($1 + 100)) ]; }
+load_ends() {
+    kill -INT "$(<"$T/load.pid")"
+    until_true 40 gone "$(<"$T/load.pid")"
+    cat "$T/load.out"
+    ! grep -Eiq 'verify:|verify failed|Input/output error|err= *[1-9]' "$T/load.out"
+}
+# recover NAME ARGUMENT...: serves on what the last one has left.
+recover() {
+    start_target "$1" file "$T/sized" --recover "${@:2}"
+    [ -b "$dev" ] || { cat "$T/$1.log"; dev=$device; }
+}
+
+step "resize, while it is in use"
+start_target sized file "$T/sized" --size 256M --queues 2 --depth 16
+device=$dev
+load
+check "it is written" load_goes_on
+grows() {
+    tell sized 'resize 320M'
+    said sized '^resized'
+    equal sysfs 655360 "$(sectors)"
+    equal blockdev 335544320 "$(blockdev --getsize64 "$dev")"
+    dd if=/dev/urandom of="$T/tail" bs=1M count=32 status=none
+    dd if="$T/tail" of="$dev" bs=1M seek=288 oflag=direct status=none
+    cmp -n 33554432 -i 0:301989888 "$T/tail" "$dev"
+}
+is_refused() {
+    tell sized 'resize 320M'
+    said sized "refused $dev cannot change its size while it is in use.* 6.16 .*after a stop and a start"
+    equal sysfs 524288 "$(sectors)"
+}
+if from_linux 6.16; then
+    check "a device grows under its writer" grows
+    tell sized 'resize 256M'
+    check "it does not shrink" said sized 'refused .* 655360 sectors: it cannot be cut to 524288'
+    check "the size stays" equal sysfs 655360 "$(sectors)"
+    kill -KILL "$pid_sized"
+    recover other --size 256M
+    check "grown, it is no other device's" said other 'ublk-target: the device .* sectors: 655360, not 524288'
+    recover grown --size 320M
+    check "the next daemon serves it on" equal sysfs 655360 "$(sectors)"
+    check "its writer noticed nothing" load_goes_on
+    kill -KILL "$pid_grown"
+    recover behind --size 384M
+    check "one that died on the way is caught up with" until_true 10 sh -c "[ \$(cat /sys/block/${dev#/dev/}/size) = 786432 ]"
+    check "its writer noticed nothing" load_goes_on
+    serving=behind
+else
+    check "a resize is refused" is_refused
+    serving=sized
+fi
+
+step "quiesce"
+# Nothing comes through any more, nothing fails.
+is_quiet() {
+    local before
+    before=$(completed)
+    sleep 1
+    equal completed "$before" "$(completed)"
+    ! gone "$(<"$T/load.pid")"
+}
+# One queue's tags are all with the target.
+all_in_hand() { awk '{ exit $1 + $2 < 16 }' "/sys/block/${dev#/dev/}/inflight"; }
+tell "$serving" quiesce
+if from_linux 6.16; then
+    check "what is in flight ends" said "$serving" '^quiesced'
+    check "and no more comes: its writer waits" is_quiet
+    tell "$serving" force
+    check "there is no way back" said "$serving" 'refused ublk: a device that waits for the next daemon'
+    kill -KILL "$(eval "echo \$pid_$serving")"
+    recover quiet --size 384M
+    check "the next daemon serves it on" load_goes_on
+    tell quiet hang
+    until_true 20 all_in_hand
+    tell quiet quiesce
+    check "what hangs is not waited for" said quiet 'refused ublk: ([0-9]+ request.s. have not ended within 1000 ms|QUIESCE_DEV)' 5
+    kill -KILL "$pid_quiet"
+    recover after --size 384M
+    check "the next daemon makes it again" load_goes_on
+    serving=after
+else
+    check "it is refused" said "$serving" "refused $dev cannot be quiesced: .* 6.16 "
+fi
+check "its writer goes on" load_goes_on
+check "and finds what it has written" load_ends
+tell "$serving" stop
+check "it stops" said "$serving" '^stopped'
+
+step "drop"
 start_target dropped null
 check "a new device starts" test -b "$dev"
 tell dropped drop

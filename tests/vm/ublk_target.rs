@@ -2,12 +2,13 @@
 //! an array costs on top of `ublk-target null` is ours.
 //!
 //! ```text
-//! ublk-target null|broken|file PATH [--size 1G] [--queues 1] [--depth 64] [--chunk 0] [--block 512] [--buffer 128K]
+//! ublk-target null|broken|file PATH [--size 1G] [--queues 1] [--depth 64] [--chunk 0] [--block 512] [--buffer 128K] [--recover]
 //! ublk-target check | leftovers [--delete]
 //! ```
 //! It prints `ready /dev/ublkbN` and then obeys lines on its standard input: `stop`, `force`, `info`, `fail` (workers return with
 //! requests in their hands), `drop` (the device is dropped), `hang` (no request is
-//! answered any more), `impatient` (`force`, with a limit of 3 s). The end of the input is `drop`. The workers of `broken` fail at once.
+//! answered any more), `impatient` (`force`, with a limit of 3 s), `resize SIZE`, `quiesce`. The end of the input is `drop`. The workers of
+//! `broken` fail at once. With `--recover` it serves on what a dead one has left, with that one's queues.
 
 // In a test program a panic is the verdict.
 #![allow(clippy::unwrap_used)]
@@ -31,6 +32,7 @@ use dst::io::ring::Frontend;
 use dst::io::ring::Owner;
 use dst::io::ring::Ring;
 use dst::io::sysfs::BlockInfo;
+use dst::io::ublk::Leftover;
 use dst::io::ublk::QueueMain;
 use dst::io::ublk::UblkConfig;
 use dst::io::ublk::UblkDevice;
@@ -95,12 +97,17 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
     };
     let file = path.map(|path| {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
-        file.set_len(size).unwrap();
+        grow(&file, size);
         Arc::new(file)
     });
+    let left = if arguments.iter().any(|word| word == "--recover") { Some(left_behind()?) } else { None };
+    let queues = match left {
+        Some(left) => left.queues,
+        None => usable_queues(u16::try_from(option("--queues", 1)?).unwrap()),
+    };
     let hang = Arc::new(AtomicBool::new(false));
     let fail = Arc::new(AtomicBool::new(arguments[0] == "broken"));
-    let workers = (0..usable_queues(u16::try_from(option("--queues", 1)?).unwrap())).map(|_| {
+    let workers = (0..queues).map(|_| {
         let (file, fail, hang) = (file.clone(), fail.clone(), hang.clone());
         Box::new(move |queue: &mut UblkQueue<'_>| match &file {
             None if fail.load(Ordering::Relaxed) => Err(io::Error::other("broken from the start")),
@@ -109,10 +116,52 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
         }) as QueueMain
     });
     let tell_end = |end: UblkEnd| println!("ended {}", end.unasked.as_deref().unwrap_or("as asked"));
-    let device = UblkDevice::create(config, workers.collect(), tell_end).map_err(|error| error.to_string())?;
+    let device = match left {
+        Some(left) => {
+            UblkDevice::recover(left, UblkConfig { depth: left.depth, ..config }, workers.collect(), tell_end)
+        }
+        None => UblkDevice::create(config, workers.collect(), tell_end),
+    };
+    let device = device.map_err(|error| error.to_string())?;
     println!("ready {}", device.path());
+    obey(device, file.as_deref(), &fail, &hang)
+}
+
+fn left_behind() -> Result<Leftover, String> {
+    let left = leftovers().map_err(|error| error.to_string())?;
+    left.into_iter().find(|left| left.owner == OWNER && left.live).ok_or("there is nothing to recover".to_owned())
+}
+
+/// Never cut: another life may have made it larger.
+fn grow(file: &File, size: u64) {
+    let size = size.max(file.metadata().unwrap().len());
+    file.set_len(size).unwrap();
+}
+
+fn resize(device: &UblkDevice, file: Option<&File>, size: &str) -> Result<(), String> {
+    let size = parse_size(size)?;
+    if let Some(file) = file {
+        grow(file, size);
+    }
+    device.resize(size / 512, limits::UBLK_RESIZE).map_err(|error| error.to_string())
+}
+
+/// Does what standard input says.
+fn obey(device: UblkDevice, file: Option<&File>, fail: &AtomicBool, hang: &AtomicBool) -> Result<(), String> {
     for line in io::stdin().lock().lines() {
-        match line.unwrap().as_str() {
+        let line = line.unwrap();
+        if let Some(size) = line.strip_prefix("resize ") {
+            match resize(&device, file, size) {
+                Ok(()) => println!("resized"),
+                Err(error) => println!("refused {error}"),
+            }
+            continue;
+        }
+        match line.as_str() {
+            "quiesce" => match device.quiesce(limits::UBLK_QUIESCE) {
+                Ok(()) => println!("quiesced"),
+                Err(error) => println!("refused {error}"),
+            },
             "info" => match BlockInfo::read(&device.name()) {
                 Ok(info) => println!("{}", serde_json::to_string(&info).unwrap()),
                 Err(error) => println!("no info: {error}"),

@@ -67,8 +67,10 @@ impl UblkConfig {
         Err(UblkError::Config(format!("ublk device '{}' cannot have {wrong}", self.name)))
     }
 
-    /// Whether a device with these parameters is the one that is described: its users keep its size and its blocks.
-    pub(super) fn same_disk(&self, found: &sys::ublk_params) -> Result<(), UblkError> {
+    /// Whether a device with these parameters and features is the one that is described, and its size: its users keep that and its blocks.
+    /// It may be smaller only if it can grow yet: the former daemon died on the way there. The kernel tells the size that
+    /// UPDATE_SIZE gave it last.
+    pub(super) fn same_disk(&self, found: &sys::ublk_params, features: u64) -> Result<u64, UblkError> {
         let wanted = self.params();
         let (found, wanted) = (&found.basic, &wanted.basic);
         let differs = |what: &str, found: u64, wanted: u64| {
@@ -79,11 +81,13 @@ impl UblkConfig {
                 ))
             })
         };
-        let wrong = differs("sectors:", found.dev_sectors, wanted.dev_sectors)
+        let can_grow = features & u64::from(sys::UBLK_F_UPDATE_SIZE) != 0;
+        let expected = if can_grow { wanted.dev_sectors.min(found.dev_sectors) } else { wanted.dev_sectors };
+        let wrong = differs("sectors:", found.dev_sectors, expected)
             .or_else(|| differs("a block shift of", found.logical_bs_shift.into(), wanted.logical_bs_shift.into()))
             .or_else(|| differs("a chunk of", found.chunk_sectors.into(), wanted.chunk_sectors.into()))
             .or_else(|| differs("requests of", found.max_sectors.into(), wanted.max_sectors.into()));
-        wrong.map_or(Ok(()), Err)
+        wrong.map_or(Ok(found.dev_sectors), Err)
     }
 
     /// The driver's parameters. Flush and FUA reach a server only with both VOLATILE_CACHE and FUA.
@@ -171,16 +175,28 @@ mod tests {
 
     #[test]
     fn another_disk_is_not_taken_for_this_one() {
-        assert!(good().same_disk(&good().params()).is_ok());
+        assert_eq!(good().same_disk(&good().params(), 0).unwrap(), 1 << 21);
         for other in [
             UblkConfig { sectors: 1 << 20, ..good() },
             UblkConfig { block_bytes: 512, ..good() },
             UblkConfig { chunk_sectors: 256, ..good() },
             UblkConfig { buffer_bytes: 64 << 10, ..good() },
         ] {
-            let error = good().same_disk(&other.params()).unwrap_err();
+            let error = good().same_disk(&other.params(), 0).unwrap_err();
             assert!(error.to_string().contains("dst device delete"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_disk_may_be_smaller_if_it_can_grow_and_never_larger() {
+        let features = u64::from(sys::UBLK_F_UPDATE_SIZE);
+        let sized = |sectors| UblkConfig { sectors, ..good() }.params();
+        assert_eq!(good().same_disk(&sized(1 << 20), features).unwrap(), 1 << 20);
+        assert_eq!(good().same_disk(&sized(1 << 21), features).unwrap(), 1 << 21);
+        let larger = good().same_disk(&sized(1 << 22), features).unwrap_err();
+        assert!(larger.to_string().contains("4194304, not 2097152"), "{larger}");
+        let other = UblkConfig { sectors: 1 << 20, chunk_sectors: 256, ..good() };
+        assert!(good().same_disk(&other.params(), features).is_err());
     }
 
     #[test]

@@ -1,22 +1,17 @@
 //! The control thread of one device: from ADD_DEV to DEL_DEV, in one place and one order.
 //!
-//! Callers talk to it through events and wait with a limit. Every path, also that of a failed start, ends in `tear_down`.
+//! Callers talk to it through events and wait with a limit. Every path, also that of a failed start, ends in `tear_down`; only a device
+//! that is quiesced is never taken down.
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
-use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use libublk::UblkFlags;
 use libublk::ctrl::UblkCtrl;
@@ -28,185 +23,67 @@ use super::UblkConfig;
 use super::UblkError;
 use super::answered;
 use super::claim::claim;
+use super::device::Event;
+use super::device::QueueMain;
+use super::device::Reply;
+use super::device::Step;
+use super::device::UblkEnd;
+use super::leave::Leave;
 use super::leftover::Leftover;
 use super::leftover::mark;
-use super::preflight;
 use super::queue::UblkQueue;
 use super::queue::become_io_flusher;
 use crate::errno::Errno;
 use crate::io::ring::Frontend;
 use crate::limits;
+use crate::units::SECTOR_BYTES;
 
 /// A dead daemon's device waits for the next one, which gets its requests again.
 pub(super) const FEATURES: u64 = (sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE) as u64;
 
-/// What one queue's thread runs. It returns when the queue is no longer up; a return before that ends the device.
-pub type QueueMain = Box<dyn FnOnce(&mut UblkQueue<'_>) -> io::Result<()> + Send>;
-
-/// How a device ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UblkEnd {
-    /// Why, when nobody asked for it with `stop`.
-    pub unasked: Option<String>,
-}
-
-/// A live device. Dropping it stops the device, used or not.
-pub struct UblkDevice {
-    id: u32,
-    events: Sender<Event>,
-    step: Step,
-    left: AtomicBool,
-}
-
-/// What reaches the control thread.
-enum Event {
-    /// A queue thread has fetched all its tags.
-    Ready { queue: u16, thread: i32 },
-    /// A queue thread has ended, with nothing of it left in the kernel, or could not begin.
-    Ended { queue: u16, result: Result<(), UblkError> },
-    /// A worker has returned although its queue is up, or wants to.
-    Failing { reason: String },
-    /// Somebody wants the device stopped.
-    Stop { force: bool, reply: Sender<Result<(), UblkError>> },
-}
-
-/// What the control thread is doing, for the message of whoever waits for it in vain.
-#[derive(Clone)]
-struct Step(Arc<Mutex<String>>);
-
-impl Step {
-    fn new() -> Step {
-        Step(Arc::new(Mutex::new("starting".to_owned())))
-    }
-
-    fn begin(&self, text: impl Into<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
-    }
-
-    fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl UblkDevice {
-    /// Makes the device and runs one worker per queue; there must be as many as [`usable_queues`](super::usable_queues) allows. Returns when
-    /// `/dev/ublkbN` is there. `on_end` runs on the control thread when the device is gone, whether stopped or not.
-    pub fn create(
-        config: UblkConfig,
-        workers: Vec<QueueMain>,
-        on_end: impl FnOnce(UblkEnd) + Send + 'static,
-    ) -> Result<UblkDevice, UblkError> {
-        UblkDevice::begin(config, Origin::New, workers, on_end)
-    }
-
-    /// Serves a device on that its dead daemon has left: one worker per queue that it has. Requests that the dead one had are given out again,
-    /// so whatever it has begun must be over for good. It waits until the kernel has noticed the death.
-    pub fn recover(
-        leftover: Leftover,
-        config: UblkConfig,
-        workers: Vec<QueueMain>,
-        on_end: impl FnOnce(UblkEnd) + Send + 'static,
-    ) -> Result<UblkDevice, UblkError> {
-        UblkDevice::begin(config, Origin::Left(leftover), workers, on_end)
-    }
-
-    fn begin(
-        config: UblkConfig,
-        origin: Origin,
-        workers: Vec<QueueMain>,
-        on_end: impl FnOnce(UblkEnd) + Send + 'static,
-    ) -> Result<UblkDevice, UblkError> {
-        config.check()?;
-        preflight::check()?;
-        let (events, inbox) = mpsc::channel();
-        let (started, wait) = mpsc::channel();
-        let step = Step::new();
-        let sender = events.clone();
-        let control = Control { config, origin, sender, inbox, backlog: VecDeque::new(), step: step.clone() };
-        std::thread::Builder::new()
-            .name("ublk-control".to_owned())
-            .stack_size(limits::THREAD_STACK_BYTES)
-            .spawn(move || control.run(workers, started, on_end))
-            .map_err(|error| UblkError::Refused { step: "control thread".to_owned(), errno: Errno::from(&error) })?;
-        match wait.recv_timeout(limits::UBLK_START) {
-            Ok(Ok(id)) => Ok(UblkDevice { id, events, step, left: AtomicBool::new(false) }),
-            Ok(Err(error)) => Err(error),
-            Err(_) => {
-                // Whatever it makes when the kernel answers at last, it shall undo.
-                let (reply, _) = mpsc::channel();
-                let _ = events.send(Event::Stop { force: true, reply });
-                Err(UblkError::TimedOut { step: step.text(), after: limits::UBLK_START })
-            }
-        }
-    }
-
-    /// `N` of `/dev/ublkbN`.
-    pub fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// `ublkbN`, as under `/sys/class/block`.
-    pub fn name(&self) -> String {
-        format!("ublkb{}", self.id)
-    }
-
-    /// `/dev/ublkbN`.
-    pub fn path(&self) -> String {
-        format!("/dev/ublkb{}", self.id)
-    }
-
-    /// Stops and deletes the device, and returns when its workers have ended. Requests in flight are completed first: workers must be
-    /// able to. Without `force` it is refused while the device is mounted, held or open. A device that is gone already is stopped.
-    /// Blocks the calling thread up to `limit`; after that the device still stops when it can.
-    pub fn stop(&self, force: bool, limit: Duration) -> Result<(), UblkError> {
-        let (reply, answer) = mpsc::channel();
-        if self.events.send(Event::Stop { force, reply }).is_err() {
-            return Ok(());
-        }
-        match answer.recv_timeout(limit) {
-            Ok(result) => result,
-            // The control thread ended without reading the event: the device is gone.
-            Err(RecvTimeoutError::Disconnected) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => Err(UblkError::TimedOut { step: self.step.text(), after: limit }),
-        }
-    }
-}
-
-impl UblkDevice {
-    /// From now on dropping it does not stop it: it is served until the process ends, and then waits for the next one.
-    pub fn leave(&self) {
-        self.left.store(true, Ordering::SeqCst);
-    }
-}
-
-impl Drop for UblkDevice {
-    fn drop(&mut self) {
-        if self.left.load(Ordering::SeqCst) {
-            return;
-        }
-        if let Err(error) = self.stop(true, limits::UBLK_STOP) {
-            tracing::error!(device = self.id, %error, "ublk: the device could not be stopped");
-        }
-    }
-}
+/// What a device gets where the driver has it: it can be left with nothing in flight, and change its size while it is in use.
+const EXTRAS: u64 = (sys::UBLK_F_QUIESCE | sys::UBLK_F_UPDATE_SIZE) as u64;
 
 /// Where a device comes from.
 #[derive(Clone, Copy)]
-enum Origin {
+pub(super) enum Origin {
     /// It is made.
     New,
     /// A dead daemon has left it.
     Left(Leftover),
 }
 
+/// Starts the control thread, which tells `started` the number and the features of what it has made. `offered`: what the driver knows.
+pub(super) fn spawn(
+    config: UblkConfig,
+    (origin, offered): (Origin, u64),
+    (sender, inbox): (Sender<Event>, Receiver<Event>),
+    step: Step,
+    workers: Vec<QueueMain>,
+    started: Sender<Result<(u32, u64), UblkError>>,
+    on_end: impl FnOnce(UblkEnd) + Send + 'static,
+) -> Result<(), UblkError> {
+    let leave = Arc::new(Leave::new(workers.len()));
+    let control = Control { config, origin, offered, sender, inbox, backlog: VecDeque::new(), leave, step };
+    std::thread::Builder::new()
+        .name("ublk-control".to_owned())
+        .stack_size(limits::THREAD_STACK_BYTES)
+        .spawn(move || control.run(workers, started, on_end))
+        .map_err(|error| UblkError::Refused { step: "control thread".to_owned(), errno: Errno::from(&error) })?;
+    Ok(())
+}
+
 /// The control thread's state before there is a device.
 struct Control {
     config: UblkConfig,
     origin: Origin,
+    /// The features that the driver has.
+    offered: u64,
     sender: Sender<Event>,
     inbox: Receiver<Event>,
     /// Events that came while others were waited for.
     backlog: VecDeque<Event>,
+    leave: Arc<Leave>,
     step: Step,
 }
 
@@ -215,11 +92,20 @@ struct Added {
     /// Deletes the device when dropped, on this thread, if it was made here.
     control: UblkCtrl,
     device: Arc<UblkDev>,
+    /// What the driver has granted, now or to the daemon that made it.
+    features: u64,
+    /// The size that it has, which is less than wanted if a daemon died while it made it larger.
+    sectors: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Control {
-    fn run(mut self, workers: Vec<QueueMain>, started: Sender<Result<u32, UblkError>>, on_end: impl FnOnce(UblkEnd)) {
+    fn run(
+        mut self,
+        workers: Vec<QueueMain>,
+        started: Sender<Result<(u32, u64), UblkError>>,
+        on_end: impl FnOnce(UblkEnd),
+    ) {
         let added = match self.origin {
             Origin::New => self.add(workers.len()),
             Origin::Left(leftover) => self.take_up(leftover, workers.len()),
@@ -250,9 +136,9 @@ impl Control {
             recovered,
             "ublk: device started"
         );
-        let _ = started.send(Ok(id));
+        let _ = started.send(Ok((id, added.features)));
 
-        let (unasked, reply) = self.serve(&added);
+        let (unasked, reply) = self.serve(&mut added);
         self.tear_down(added);
         match &unasked {
             None => tracing::info!(array = self.config.name, device = id, "ublk: device stopped"),
@@ -277,7 +163,7 @@ impl Control {
             .nr_queues(wanted)
             .depth(config.depth)
             .io_buf_bytes(config.buffer_bytes)
-            .ctrl_flags(FEATURES)
+            .ctrl_flags(FEATURES | self.offered & EXTRAS)
             .ctrl_target_flags(mark(config.owner))
             .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
             .build()
@@ -289,7 +175,7 @@ impl Control {
                 info.nr_hw_queues, info.queue_depth, info.max_io_buf_bytes, config.depth, config.buffer_bytes
             )));
         }
-        self.open(control)
+        self.open(control, config.sectors)
     }
 
     /// START_USER_RECOVERY: the device of a dead daemon, if it is the one that is wanted.
@@ -312,23 +198,24 @@ impl Control {
             .map_err(UblkError::refused("GET_DEV_INFO"))?;
         let mut params = sys::ublk_params::default();
         answered("GET_PARAMS", control.get_params(&mut params))?;
-        self.config.same_disk(&params)?;
+        let sectors = self.config.same_disk(&params, control.dev_info().flags)?;
         self.step.begin("START_USER_RECOVERY (the kernel notices that the former daemon is dead)");
         answered("START_USER_RECOVERY", control.start_user_recover())?;
-        self.open(control)
+        self.open(control, sectors)
     }
 
-    fn open(&self, control: UblkCtrl) -> Result<Added, UblkError> {
+    fn open(&self, control: UblkCtrl, sectors: u64) -> Result<Added, UblkError> {
         self.step.begin(format!("opening {}", control.get_cdev_path()));
         let params = self.config.params();
         let init = |device: &mut UblkDev| {
-            device.tgt.dev_size = params.basic.dev_sectors * crate::units::SECTOR_BYTES;
+            device.tgt.dev_size = params.basic.dev_sectors * SECTOR_BYTES;
             device.tgt.params = params;
             Ok(())
         };
         let device = UblkDev::new(control.get_name(), init, &control)
             .map_err(UblkError::refused(format!("opening {}", control.get_cdev_path())))?;
-        Ok(Added { control, device: Arc::new(device), threads: Vec::new() })
+        let features = control.dev_info().flags;
+        Ok(Added { control, device: Arc::new(device), features, sectors, threads: Vec::new() })
     }
 
     /// Starts the queue threads, waits until the kernel has the commands of all of them, and sends START_DEV.
@@ -337,10 +224,11 @@ impl Control {
         for (index, worker) in (0..).zip(workers) {
             let device = added.device.clone();
             let events = self.sender.clone();
+            let leave = self.leave.clone();
             let spawned = std::thread::Builder::new()
                 .name(format!("ublk{}-q{index}", device.dev_info.dev_id))
                 .stack_size(limits::THREAD_STACK_BYTES)
-                .spawn(move || run_queue(&device, index, worker, &events));
+                .spawn(move || run_queue(&device, index, worker, &events, leave));
             match spawned {
                 Ok(thread) => added.threads.push(thread),
                 Err(error) => {
@@ -381,7 +269,7 @@ impl Control {
         answered(step, added.control.start_dev(&added.device))?;
         if let Origin::Left(_) = self.origin {
             // Its timer is set already; and to set it the kernel would wait for every request, those of a suspended node among them.
-            return Ok(());
+            return self.catch_up(added);
         }
         let timer = format!("/sys/block/ublkb{}/queue/io_timeout", added.device.dev_info.dev_id);
         if let Err(error) = fs::write(&timer, limits::UBLK_BLOCK_TIMEOUT.as_millis().to_string()) {
@@ -391,7 +279,7 @@ impl Control {
     }
 
     /// Waits until the device is to go; takes its disk away. Returns the reason when nobody asked, or who asked.
-    fn serve(&mut self, added: &Added) -> (Option<String>, Option<Sender<Result<(), UblkError>>>) {
+    fn serve(&mut self, added: &mut Added) -> (Option<String>, Option<Reply>) {
         loop {
             let event = self.backlog.pop_front().map_or_else(|| self.inbox.recv(), Ok);
             let reason = match event {
@@ -402,6 +290,15 @@ impl Control {
                         continue;
                     }
                 },
+                Ok(Event::Resize { sectors, reply }) => {
+                    let _ = reply.send(self.resize(added, sectors));
+                    continue;
+                }
+                Ok(Event::Quiesce { limit, reply }) => {
+                    let _ = reply.send(self.quiesce(added, limit));
+                    self.await_end_of_process();
+                    continue;
+                }
                 Ok(Event::Failing { reason }) => reason,
                 Ok(Event::Ended { queue, result: Ok(()) }) => {
                     format!("queue {queue} was aborted by the kernel: somebody else deleted the device")
@@ -414,6 +311,70 @@ impl Control {
                 tracing::error!(%error, "ublk: a failed device could not be stopped");
             }
             return (Some(reason), None);
+        }
+    }
+
+    /// UPDATE_SIZE: its users see it at once.
+    fn resize(&self, added: &mut Added, sectors: u64) -> Result<(), UblkError> {
+        UblkConfig { sectors, ..self.config.clone() }.check()?;
+        if sectors < added.sectors {
+            let (name, now) = (&self.config.name, added.sectors);
+            let text = format!(
+                "ublk device '{name}' has {now} sectors: it cannot be cut to {sectors}, its users would lose what is there"
+            );
+            return Err(UblkError::Config(text));
+        }
+        self.step.begin("UPDATE_SIZE");
+        answered("UPDATE_SIZE", added.control.update_size(sectors * SECTOR_BYTES))?;
+        tracing::info!(
+            array = self.config.name,
+            device = added.device.dev_info.dev_id,
+            sectors,
+            "ublk: device resized"
+        );
+        added.sectors = sectors;
+        Ok(())
+    }
+
+    /// A daemon that died between the array's growth and its device's has left that to the next one.
+    fn catch_up(&self, added: &mut Added) -> Result<(), UblkError> {
+        if added.sectors == self.config.sectors {
+            return Ok(());
+        }
+        if let Err(error) = self.resize(added, self.config.sectors) {
+            // It is served all the same, as large as it was.
+            tracing::warn!(array = self.config.name, %error, "ublk: the device keeps its size");
+        }
+        Ok(())
+    }
+
+    /// QUIESCE_DEV: new requests wait in the kernel for the next daemon. It answers when each queue has a tag to spare; here is waited until
+    /// all have ended. An error changes nothing about that there is no way back: in the kernel the device is marked for good.
+    fn quiesce(&self, added: &Added, limit: Duration) -> Result<(), UblkError> {
+        let begun = Instant::now();
+        self.leave.begin();
+        self.step.begin("QUIESCE_DEV (the kernel waits for a free tag in each queue)");
+        // Zero would be for ever.
+        let milliseconds = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        answered("QUIESCE_DEV", added.control.quiesce_dev(milliseconds))?;
+        self.step.begin("the end of requests in flight");
+        loop {
+            match self.leave.in_hand() {
+                0 => return Ok(()),
+                requests if begun.elapsed() >= limit => return Err(UblkError::InFlight { requests, after: limit }),
+                _ => std::thread::sleep(limits::UBLK_QUIESCE_LOOK),
+            }
+        }
+    }
+
+    /// The device belongs to the next daemon: nothing that happens here may take it away.
+    fn await_end_of_process(&self) {
+        self.step.begin("the end of this process");
+        while let Ok(event) = self.inbox.recv() {
+            if let Event::Stop { reply, .. } | Event::Resize { reply, .. } | Event::Quiesce { reply, .. } = event {
+                let step = "a device that waits for the next daemon".to_owned();
+                let _ = reply.send(Err(UblkError::Refused { step, errno: Errno::EBUSY }));
+            }
         }
     }
 
@@ -434,7 +395,7 @@ impl Control {
     /// Ends what is there, however far it got. The order matters: the kernel lets go of a device when its last queue is unmapped and
     /// `/dev/ublkcN` is closed.
     fn tear_down(&self, added: Added) {
-        let Added { control, device, threads } = added;
+        let Added { control, device, threads, .. } = added;
         // Aborts the commands of the queues; where the disk was taken away already there is nothing to do.
         self.step.begin("STOP_DEV");
         let _ = control.kill_dev();
@@ -459,7 +420,7 @@ fn claimed(name: &str) -> Result<Option<super::claim::Claim>, UblkError> {
 }
 
 /// A queue's thread.
-fn run_queue(device: &Arc<UblkDev>, index: u16, worker: QueueMain, events: &Sender<Event>) {
+fn run_queue(device: &Arc<UblkDev>, index: u16, worker: QueueMain, events: &Sender<Event>, leave: Arc<Leave>) {
     let id = device.dev_info.dev_id;
     // It was asked for before anything was made, but by another thread.
     if !become_io_flusher() {
@@ -472,7 +433,7 @@ fn run_queue(device: &Arc<UblkDev>, index: u16, worker: QueueMain, events: &Send
     let ask_to_stop = Box::new(move || {
         let _ = asking.send(Event::Failing { reason: format!("queue {index} asked for it") });
     });
-    let mut queue = match UblkQueue::open(device, index, ask_to_stop) {
+    let mut queue = match UblkQueue::open(device, index, ask_to_stop, leave) {
         Ok(queue) => queue,
         Err(error) => {
             let _ = events.send(Event::Ended { queue: index, result: Err(error) });

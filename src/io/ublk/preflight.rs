@@ -19,6 +19,11 @@ const OTHERWISE: &str = "or use the NBD frontend (--frontend nbd:ADDR), which ne
 
 /// Checks the kernel's version, the module, the permissions, io_uring and the driver's features, before anything is made.
 pub fn check() -> Result<(), UblkError> {
+    features().map(drop)
+}
+
+/// The same, and what features the driver has.
+pub(super) fn features() -> Result<u64, UblkError> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     kernel_is_fit(release.trim()).map_err(UblkError::Unavailable)?;
     match File::options().read(true).write(true).open(command::CONTROL) {
@@ -56,7 +61,7 @@ pub fn check() -> Result<(), UblkError> {
             "the ublk driver is too old (features {features:#x}), {OTHERWISE}"
         )));
     }
-    Ok(())
+    Ok(features)
 }
 
 /// How many queues the driver would give to a device that asks for `wanted`: one per possible CPU at most.

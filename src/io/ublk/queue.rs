@@ -3,19 +3,23 @@
 //! Contract: made, used and dropped on one thread. libublk's loop primitive (`flush_and_wake_io_tasks`) submits and waits; every
 //! completion is either ublk's (bit 63 clear: a request has arrived, or the command was aborted) or the worker's. Requests are
 //! committed as a plain result, never as an `Err`, which libublk drops in silence; a success is the whole length, since a short
-//! one is sent again by the kernel for ever. Once the queue is stopping libublk pushes no more commits; by then the kernel has
-//! none left to wait for.
+//! one is sent again by the kernel for ever. Once the queue is stopping libublk pushes no more commits; at a stop the kernel then has
+//! none left to wait for. When the device is left (`leave`) it has: from the first abort on the queue does without libublk, commits by
+//! itself and stays up, so that what its worker has in hand ends.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use io_uring::IoUring;
 use io_uring::cqueue;
+use io_uring::opcode;
 use io_uring::squeue;
+use io_uring::types;
 use io_uring::types::CancelBuilder;
 use io_uring::types::Timespec;
 use libublk::UblkIORes;
@@ -27,6 +31,7 @@ use libublk::sys;
 
 use super::UblkError;
 use super::errno_of;
+use super::leave::Leave;
 use crate::engine::request::Request;
 use crate::engine::request::RequestOp;
 use crate::engine::request::Tag;
@@ -55,19 +60,29 @@ pub struct UblkQueue<'d> {
     arrived: VecDeque<u16>,
     /// Per tag, while the worker holds it: what a success returns.
     held: Vec<Option<i32>>,
+    /// How many it holds.
+    holding: usize,
     /// ublk commands that the kernel has.
     commands: usize,
     /// The worker's operations whose last completion was not seen.
     foreign: usize,
     /// All commands were aborted: nothing comes any more.
     down: bool,
+    /// The device is being left and libublk takes the queue for stopping: it is asked no more.
+    apart: bool,
+    leave: Arc<Leave>,
     /// Asks the control thread to stop the device.
     ask_to_stop: Box<dyn Fn() + 'd>,
 }
 
 impl<'d> UblkQueue<'d> {
     /// Makes the ring and the buffers and fetches each tag. On return the kernel has the FETCH commands.
-    pub(super) fn open(device: &'d UblkDev, index: u16, ask_to_stop: Box<dyn Fn() + 'd>) -> Result<Self, UblkError> {
+    pub(super) fn open(
+        device: &'d UblkDev,
+        index: u16,
+        ask_to_stop: Box<dyn Fn() + 'd>,
+        leave: Arc<Leave>,
+    ) -> Result<Self, UblkError> {
         let step = |what: &str| format!("queue {index}: {what}");
         let depth = device.dev_info.queue_depth;
         let ring = make_ring(u32::from(depth))
@@ -89,9 +104,12 @@ impl<'d> UblkQueue<'d> {
             buffer_bytes: device.dev_info.max_io_buf_bytes,
             arrived: VecDeque::with_capacity(usize::from(depth)),
             held: vec![None; usize::from(depth)],
+            holding: 0,
             commands: usize::from(depth),
             foreign: 0,
             down: false,
+            apart: false,
+            leave,
             ask_to_stop,
         };
         libublk::with_task_io_ring_mut(|ring| ring.submit())
@@ -159,6 +177,9 @@ impl<'d> UblkQueue<'d> {
 
     /// Tells the kernel a request's result and asks for the tag's next one.
     fn commit(&mut self, tag: u16, result: i32) {
+        if self.apart {
+            return self.commit_apart(tag, result);
+        }
         // libublk unwraps its own submit when the submission queue is full, so there must be room.
         libublk::with_task_io_ring_mut(make_room);
         if !self.inner.is_stopping() {
@@ -169,21 +190,82 @@ impl<'d> UblkQueue<'d> {
         debug_assert!(committed.is_ok(), "a raw address fits every device");
     }
 
-    /// After the last command is gone: the ring without libublk, which would only say that the queue is down.
+    /// The same without libublk. There is no next one: the command stays with the kernel until the ring ends.
+    fn commit_apart(&mut self, tag: u16, result: i32) {
+        let buffer = self.buffers[usize::from(tag)].as_ptr();
+        let command = sys::ublksrv_io_cmd { q_id: self.index, tag, result, addr: buffer as u64 };
+        // SAFETY: the structure is four integers without padding, and has the array's length.
+        let command = unsafe { std::mem::transmute::<sys::ublksrv_io_cmd, [u8; 16]>(command) };
+        // libublk has put /dev/ublkcN first among the ring's files.
+        let sqe = opcode::UringCmd16::new(types::Fixed(0), sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ).cmd(command);
+        let sqe = sqe.build().user_data(u64::from(tag));
+        self.commands += 1;
+        libublk::with_task_io_ring_mut(|ring: &mut IoUring| {
+            make_room(ring);
+            // SAFETY: the buffer lives until no command of its tag is left, or for ever; see `drop`.
+            let pushed = unsafe { ring.submission().push(&sqe) };
+            debug_assert!(pushed.is_ok(), "there is room");
+        });
+    }
+
+    /// The ring without libublk, which would only say that the queue is down. When the last command is gone there is nothing to wait for but
+    /// what the worker pushes; when the device is left, the end of the process.
     fn turn_bare(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
-        let foreign = &mut self.foreign;
+        let UblkQueue { arrived, commands, foreign, .. } = self;
+        let wait = wait && if self.apart { arrived.is_empty() } else { *foreign != 0 };
+        let mut refused = None;
         libublk::with_task_io_ring_mut(|ring| {
-            let want = usize::from(wait && *foreign != 0 && ring.completion().is_empty());
+            let want = usize::from(wait && ring.completion().is_empty());
             match ring.submit_and_wait(want) {
                 Ok(_) => {}
                 Err(error) if is_transient(Errno::from(&error)) => {}
                 Err(error) => return Err(error),
             }
             for cqe in ring.completion() {
-                deliver(&cqe, foreign, completions);
+                if cqe.user_data() & FOREIGN != 0 {
+                    deliver(&cqe, foreign, completions);
+                } else if let Some(error) = take(&cqe, commands, arrived) {
+                    refused = Some(error);
+                }
             }
             Ok(())
-        })
+        })?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Requests that have arrived and are not complete.
+    fn show_load(&self) {
+        self.leave.show(self.index, self.arrived.len() + self.holding);
+    }
+
+    /// Waits, with libublk or without.
+    fn turn_either(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
+        if self.down || self.apart {
+            return self.turn_bare(wait, completions);
+        }
+        let want = usize::from(wait && self.arrived.is_empty());
+        let UblkQueue { inner, arrived, commands, foreign, .. } = self;
+        let mut refused = None;
+        let turned = inner.flush_and_wake_io_tasks(
+            |user_data, cqe, _| {
+                if user_data & FOREIGN != 0 {
+                    deliver(cqe, foreign, completions);
+                } else if let Some(error) = take(cqe, commands, arrived) {
+                    refused = Some(error);
+                }
+            },
+            want,
+        );
+        // The aborts of a device that is left are no end.
+        self.apart = self.inner.is_stopping() && self.leave.has_begun();
+        self.down = self.inner.is_stopping() && self.commands == 0 && !self.apart;
+        match turned {
+            Ok(_) => {}
+            Err(libublk::UblkError::QueueIsDown) => self.down = !self.apart,
+            Err(error) if is_transient(errno_of(&error)) => {}
+            Err(error) => return Err(io::Error::from_raw_os_error(errno_of(&error).raw())),
+        }
+        refused.map_or(Ok(()), Err)
     }
 }
 
@@ -200,42 +282,10 @@ impl Ring for UblkQueue<'_> {
     }
 
     fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
-        if self.down {
-            return self.turn_bare(wait, completions);
-        }
-        let want = usize::from(wait && self.arrived.is_empty());
-        let UblkQueue { inner, arrived, commands, foreign, .. } = self;
-        let mut refused = None;
-        let turned = inner.flush_and_wake_io_tasks(
-            |user_data, cqe, _| {
-                if user_data & FOREIGN != 0 {
-                    deliver(cqe, foreign, completions);
-                    return;
-                }
-                *commands -= 1;
-                let tag = user_data & u64::from(u16::MAX);
-                match cqe.result() {
-                    0 => arrived.extend(u16::try_from(tag).ok()),
-                    sys::UBLK_IO_RES_ABORT => {}
-                    other => refused = Some((tag, other)),
-                }
-            },
-            want,
-        );
-        self.down = self.inner.is_stopping() && self.commands == 0;
-        match turned {
-            Ok(_) => {}
-            Err(libublk::UblkError::QueueIsDown) => self.down = true,
-            Err(error) if is_transient(errno_of(&error)) => {}
-            Err(error) => return Err(io::Error::from_raw_os_error(errno_of(&error).raw())),
-        }
-        match refused {
-            // That tag is lost, and with it a request of the kernel: only the end of this queue frees it.
-            Some((tag, result)) => {
-                Err(io::Error::other(format!("ublk refused the command of tag {tag} with {result}")))
-            }
-            None => Ok(()),
-        }
+        self.show_load();
+        let turned = self.turn_either(wait, completions);
+        self.show_load();
+        turned
     }
 }
 
@@ -250,6 +300,7 @@ impl Frontend for UblkQueue<'_> {
             match request_of(&descriptor, self.buffer_bytes) {
                 Ok((request, result)) => {
                     self.held[usize::from(tag)] = Some(result);
+                    self.holding += 1;
                     return Some((Tag(tag), request));
                 }
                 Err(errno) => self.commit(tag, -errno.raw()),
@@ -272,6 +323,7 @@ impl Frontend for UblkQueue<'_> {
             tracing::error!(queue = self.index, tag = tag.0, "ublk: a tag was completed that is not held");
             return;
         };
+        self.holding -= 1;
         self.commit(tag.0, result.map_or_else(|error| -errno::to_ublk(error).raw(), |()| success));
     }
 
@@ -335,6 +387,19 @@ fn deliver(cqe: &cqueue::Entry, foreign: &mut usize, completions: &mut Vec<Compl
         *foreign = foreign.saturating_sub(1);
     }
     completions.push(Completion { user_data: cqe.user_data(), result: cqe.result(), flags: cqe.flags() });
+}
+
+/// The end of a ublk command: a request has arrived, or the command was aborted. An error means that the tag is lost, and with it a request of
+/// the kernel: only the end of its queue frees it.
+fn take(cqe: &cqueue::Entry, commands: &mut usize, arrived: &mut VecDeque<u16>) -> Option<io::Error> {
+    *commands -= 1;
+    let tag = cqe.user_data() & u64::from(u16::MAX);
+    match cqe.result() {
+        0 => arrived.extend(u16::try_from(tag).ok()),
+        sys::UBLK_IO_RES_ABORT => {}
+        other => return Some(io::Error::other(format!("ublk refused the command of tag {tag} with {other}"))),
+    }
+    None
 }
 
 /// Answers of io_uring_enter after which the same call is simply made again.

@@ -93,14 +93,19 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// Goes on as the program that is installed now, in the middle of whatever is being done: block devices wait for it, as after a death.
-    /// Returns only when it could not be started: then the process has to end.
+    /// Goes on as the program that is installed now, in the middle of whatever is being done: block devices wait for it, as after a death, with
+    /// nothing in flight where the kernel helps with that. Returns only when it could not be started: then the process has to end.
     pub fn go_on(self) -> Refusal {
         // Until the last moment devices are served. Answers that are ready go out first.
         drop(self.http);
         drop(self.tree);
         let back = self.former.map_or(Ok(()), mounts::go_back);
-        let failed = back.and_then(|()| exec::installed()).map(|program| exec::go_on(&program, clock::now()));
+        let failed = back.and_then(|()| exec::installed()).map(|program| {
+            // From here on the users of the devices wait.
+            let left_at = clock::now();
+            self.handle.quiesce();
+            exec::go_on(&program, left_at)
+        });
         let error = failed.unwrap_or_else(|error| error);
         // Devices must not be halted now.
         std::mem::forget(self.owner);

@@ -309,6 +309,33 @@ impl Running for Started {
     fn leave(&self) -> bool {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).leave()
     }
+
+    fn quiesce(&self) {
+        let name = &self.name;
+        // What waits at a suspended node does not end in time, and the others would wait for it in vain.
+        let parked: u64 = self.live().nodes.iter().map(|node| node.parked).sum();
+        if parked > 0 {
+            return tracing::info!(array = name, parked, "left as it is: requests wait at suspended nodes");
+        }
+        // One that is being stopped ends as it may.
+        let Ok(running) = self.running.try_lock() else { return };
+        let begun = clock::now();
+        match running.quiesce() {
+            Some(Ok(())) => {
+                let took = clock::now().since(begun);
+                tracing::info!(array = name, device = self.device, ?took, "quiesced: nothing is in flight");
+            }
+            Some(Err(why)) => {
+                tracing::warn!(
+                    array = name,
+                    device = self.device,
+                    why = why.text,
+                    "not quiesced: left as after a death"
+                );
+            }
+            None => {}
+        }
+    }
 }
 
 fn trust(role: Role) -> Trust {

@@ -22,7 +22,7 @@ use crate::io::notify::Notifier;
 use crate::limits;
 use crate::roles::array::devices;
 use crate::roles::array::keeper::{Tell, Told};
-use crate::roles::array::perform::{Performer, Running};
+use crate::roles::array::perform::{Performer, Running, quiesce};
 use crate::roles::array::pulse::Beat;
 use crate::roles::array::targets;
 use crate::roles::array::upgrade::{self, Seen};
@@ -75,6 +75,13 @@ impl Handle {
             waited_us: running.as_ref().and_then(|running| running.waited_us()),
         };
         shown.iter().map(see).collect()
+    }
+
+    /// Leaves the devices with nothing in flight, as far as that goes: the process ends now, and the next one serves them on.
+    pub fn quiesce(&self) {
+        let shown = Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner));
+        let running: Vec<_> = shown.iter().filter_map(|(_, running)| running.clone()).collect();
+        quiesce(&running);
     }
 
     /// Asks the owner to halt everything and end.
@@ -232,6 +239,8 @@ impl OwnerLoop {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        // Until now they were served.
+        self.performer.quiesce_left();
         Ok(())
     }
 

@@ -55,6 +55,10 @@ pub trait Running: Send + Sync {
 
     /// Ends with its process, and not before: the next one serves the device on. Whether it can.
     fn leave(&self) -> bool;
+
+    /// The process is about to end, and the next one serves the device on: if the kernel can keep new requests back, what is in flight ends first,
+    /// within a bound. Else, and with what has not ended, it is a death like any other.
+    fn quiesce(&self);
 }
 
 /// Called when a data path ended by itself, with the reason.
@@ -80,12 +84,14 @@ pub struct Performer {
     pub state: StateDir,
     launcher: Box<dyn Launcher>,
     running: Mutex<BTreeMap<String, Arc<dyn Running>>>,
+    /// Those that end with the process, and not before.
+    left: Mutex<Vec<Arc<dyn Running>>>,
 }
 
 impl Performer {
     /// Works on the records of `state`, and starts data paths with `launcher`.
     pub fn new(state: StateDir, launcher: Box<dyn Launcher>) -> Performer {
-        Performer { state, launcher, running: Mutex::default() }
+        Performer { state, launcher, running: Mutex::default(), left: Mutex::default() }
     }
 
     /// Does what is asked; `died` and `tell` are for a data path that is launched.
@@ -129,6 +135,11 @@ impl Performer {
         let specs = records.iter().filter_map(|(_, record)| record.as_ref().ok());
         let started = specs.filter(|spec| spec.phase == Phase::Started).map(|spec| spec.id);
         self.launcher.clear_away(&started.collect::<Vec<_>>());
+    }
+
+    /// The process is about to end: quiesces what was left to the next one.
+    pub fn quiesce_left(&self) {
+        quiesce(&self.left.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The data paths that run now.
@@ -185,6 +196,7 @@ impl Performer {
         let settled = match (running.stop(how == Halt::Forced), how) {
             (Err(why), Halt::Leaving) if why.errno == Errno::EBUSY && running.leave() => {
                 tracing::info!(array = name, why = why.text, "left as it is: the next daemon serves it on");
+                self.left.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&running));
                 std::mem::forget(running);
                 return Ok(false);
             }
@@ -195,6 +207,20 @@ impl Performer {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         Ok(settled)
     }
+}
+
+/// Quiesces all at the same time, because the users of each wait meanwhile.
+pub fn quiesce(paths: &[Arc<dyn Running>]) {
+    std::thread::scope(|scope| {
+        for running in paths {
+            let thread = std::thread::Builder::new().name("dst-quiesce".to_owned());
+            let thread = thread.stack_size(limits::THREAD_STACK_BYTES);
+            if let Err(error) = thread.spawn_scoped(scope, || running.quiesce()) {
+                // It is left as after a death.
+                tracing::warn!(%error, "no thread to quiesce a device");
+            }
+        }
+    });
 }
 
 /// The folder of stable names.

@@ -228,11 +228,27 @@ impl Running {
 
     /// Gives the device so many sectors, all of which the data path serves already. `None`: only says whether it could become larger.
     pub fn resize(&self, sectors: Option<u64>) -> Result<(), Refusal> {
-        let text = match (&self.live, sectors) {
-            (Live::Ublk(_), _) => "its kernel cannot change the size of a ublk device in use",
-            (Live::Nbd { .. }, _) => "a client of NBD learns the size when it connects",
-        };
-        Err(Refusal { errno: Errno::EOPNOTSUPP, text: text.to_owned() })
+        match (&self.live, sectors) {
+            (Live::Ublk(device), None) => device.resizable().map_err(|error| refusal(&error)),
+            (Live::Ublk(device), Some(sectors)) => {
+                device.resize(sectors, limits::UBLK_RESIZE).map_err(|error| refusal(&error))
+            }
+            (Live::Nbd { .. }, _) => {
+                let text = "a client of NBD learns the size when it connects".to_owned();
+                Err(Refusal { errno: Errno::EOPNOTSUPP, text })
+            }
+        }
+    }
+
+    /// Leaves its device with nothing in flight, just before the process ends, as far as that goes within a bound. `None`: it has no device that can
+    /// be left so, and serves on.
+    pub fn quiesce(&self) -> Option<Result<(), Refusal>> {
+        match &self.live {
+            Live::Ublk(device) if device.can_quiesce() => {
+                Some(device.quiesce(limits::UBLK_QUIESCE).map_err(|error| refusal(&error)))
+            }
+            _ => None,
+        }
     }
 
     /// Stops, and returns when every I/O thread has ended. Without `force` it is refused while the device is in use; with it,
