@@ -164,7 +164,7 @@ install_kernel() {
     source_with_suite "$codename" "$suite" "$tree"
     # What cannot be reached is only a warning to apt, which then goes on with nothing.
     retry private_apt "$tree" apt-get -o APT::Update::Error-Mode=any update >>"$tree/log" 2>&1 \
-        || { tail -n 20 "$tree/log" >&2; die "cannot read the package list of $suite"; }
+        || { tail -n 20 "$tree/log" >&2; die "cannot read the package list of $suite, where the guest's $name comes from: is that suite in reach of the sources in /etc/apt?"; }
     version=$(private_apt "$tree" apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: *linux-image-\([0-9].*-amd64\)$/\1/p' | tail -n1)
     [ -n "$version" ] || die "$suite has no linux-image-amd64"
     packages=$(kernel_packages "$tree" "$version")

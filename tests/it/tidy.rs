@@ -268,7 +268,7 @@ fn what_the_reliability_page_names_exists() {
     let text = std::fs::read_to_string(root().join("docs/RELIABILITY.md")).unwrap();
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let bugs = read("src/bugs.rs");
-    let checks = read("tests/vm/guest-test.sh") + &read("tests/vm/recover-test.sh");
+    let checks = ["guest", "recover", "ublk"].map(|test| read(&format!("tests/vm/{test}-test.sh"))).concat();
     let parts: Vec<&str> = text.split('`').collect();
     assert!(parts.len() % 2 == 1, "a backtick is missing");
     let mut named = 0;

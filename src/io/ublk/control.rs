@@ -269,7 +269,8 @@ impl Control {
         answered(step, added.control.start_dev(&added.device))?;
         if let Origin::Left(_) = self.origin {
             // Its timer is set already; and to set it the kernel would wait for every request, those of a suspended node among them.
-            return self.catch_up(added);
+            self.catch_up(added);
+            return Ok(());
         }
         let timer = format!("/sys/block/ublkb{}/queue/io_timeout", added.device.dev_info.dev_id);
         if let Err(error) = fs::write(&timer, limits::UBLK_BLOCK_TIMEOUT.as_millis().to_string()) {
@@ -337,15 +338,13 @@ impl Control {
     }
 
     /// A daemon that died between the array's growth and its device's has left that to the next one.
-    fn catch_up(&self, added: &mut Added) -> Result<(), UblkError> {
-        if added.sectors == self.config.sectors {
-            return Ok(());
-        }
-        if let Err(error) = self.resize(added, self.config.sectors) {
+    fn catch_up(&self, added: &mut Added) {
+        if added.sectors != self.config.sectors
+            && let Err(error) = self.resize(added, self.config.sectors)
+        {
             // It is served all the same, as large as it was.
             tracing::warn!(array = self.config.name, %error, "ublk: the device keeps its size");
         }
-        Ok(())
     }
 
     /// QUIESCE_DEV: new requests wait in the kernel for the next daemon. It answers when each queue has a tag to spare; here is waited until
@@ -359,10 +358,12 @@ impl Control {
         answered("QUIESCE_DEV", added.control.quiesce_dev(milliseconds))?;
         self.step.begin("the end of requests in flight");
         loop {
+            // First of all: what the kernel gave out last is on its way to its queue.
+            std::thread::sleep(limits::UBLK_QUIESCE_LOOK);
             match self.leave.in_hand() {
                 0 => return Ok(()),
                 requests if begun.elapsed() >= limit => return Err(UblkError::InFlight { requests, after: limit }),
-                _ => std::thread::sleep(limits::UBLK_QUIESCE_LOOK),
+                _ => {}
             }
         }
     }

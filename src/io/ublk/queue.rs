@@ -130,6 +130,10 @@ impl<'d> UblkQueue<'d> {
     /// Makes the queue fit to be dropped after its worker has returned: cancels and reaps what the worker left, answers with EIO
     /// whatever still comes, and returns when the kernel has aborted the last command.
     pub(super) fn wind_down(&mut self) {
+        if self.leave.has_begun() {
+            // What it had in hand is the next daemon's. Its buffers are kept.
+            return;
+        }
         let mut completions = Vec::new();
         if self.foreign != 0 {
             tracing::warn!(queue = self.index, operations = self.foreign, "ublk: the worker left operations behind");

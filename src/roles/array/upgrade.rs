@@ -2,7 +2,7 @@
 //!
 //! It does not halt anything: whoever uses a block device would notice that. It stops answering on its socket, and ends as if it had been killed,
 //! in the middle of whatever it does; the next program, in the same process, takes its devices on as after any death. Nothing else has to
-//! be right for that than what must be right when it dies. An NBD client has a connection, which does not survive: so that is asked for.
+//! be right for that than what must be right when it dies; that a newer kernel lets requests in flight end first only spares making them again. An NBD client has a connection, which does not survive: so that is asked for.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
