@@ -140,6 +140,28 @@ moved() {
     false
 }
 
+# The last node's volume gets 16 MiB more. From Linux 6.16 on the device has them at once, and the filesystem takes them; else at its next start.
+sectors() { cat "/sys/block/$(basename "$(device roam)")/size"; }
+grows() {
+    local before
+    before=$(sectors)
+    dst volume resize 127.0.0.1:20071/r4 --size 64M
+    if from_linux 6.16; then
+        dst grow roam
+        equal "sectors of the device" $((before + 32768)) "$(sectors)"
+        resize2fs "$(device roam)"
+    else
+        refused 'cannot change its size while it is in use' sh -c 'dst grow roam 2>&1; false'
+        equal "sectors of the device" "$before" "$(sectors)"
+    fi
+    fs_goes_on
+}
+keeps_its_size() {
+    served roam
+    equal "sectors of the device" "$1" "$(sectors)"
+    fs_goes_on
+}
+
 # Not one of its threads waits for writeback, the kernel's workers for its rings included (PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE).
 all_are_flushers() {
     local task flags seen=0
@@ -267,6 +289,10 @@ check "a node moves" dst migrate roam "$(node roam 2)" --to 127.0.0.1:20073/ --r
 sleep 1
 kill_and_start
 check "it moves on after a death" migration_survives
+check "the mounted device grows, or says why not" grows
+large=$(sectors)
+kill_and_start
+check "it keeps its size after a death" keeps_its_size "$large"
 kill -TERM "$pid_array"
 until_true 30 gone "$pid_array"
 check "SIGTERM leaves a device in use waiting" test -b "$(device roam)"
