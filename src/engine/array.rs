@@ -5,7 +5,7 @@
 //!
 //! The order of durable things: *create* writes the record as `creating`, assigns the volumes, writes `stopped`; a daemon that
 //! finds `creating` frees the volumes and forgets the record. *Start* writes a greater epoch, and which replicas are gone on
-//! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
+//! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves, and does the same later for nodes that are late. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
 
 use self::import::Gathering;
 use self::live::Live;
@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 mod debts;
 mod errand;
 mod import;
+mod late;
 mod live;
 mod losses;
 mod muster;
@@ -141,6 +142,8 @@ struct Array {
     live: Live,
     /// Targets of transfers that a start asks; a take-over claims them.
     traces: Vec<Trace>,
+    /// Nodes that a start goes on without, and why.
+    late: BTreeMap<usize, String>,
 }
 
 /// What a data path has asked to be made durable.
@@ -196,7 +199,7 @@ impl Owner {
                             self.arrays.insert(name, array);
                         }
                     } else {
-                        self.errand_done(&mut array, job, outcome, now, &mut effects);
+                        self.errand_done(&mut array, job, outcome, (fresh, now), &mut effects);
                         self.pump(&mut array, now, &mut effects);
                         self.arrays.insert(name, array);
                     }
@@ -562,6 +565,7 @@ impl Array {
             regroup: None,
             live: Live::default(),
             traces: Vec::new(),
+            late: BTreeMap::new(),
         }
     }
 

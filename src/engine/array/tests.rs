@@ -20,6 +20,7 @@ mod background;
 mod claims;
 mod create;
 mod import;
+mod late;
 mod losses;
 mod nodes;
 mod regroup;
