@@ -12,6 +12,7 @@ mod corpus;
 mod farm;
 mod host;
 mod hosts;
+mod late;
 mod losses;
 mod migrate;
 mod nbd;
