@@ -314,6 +314,9 @@ fn held(node: &NodeStatus) -> String {
     } else if node.gate != Gate::Open {
         let _ = writeln!(text, "  {}: gate {}{waiting}", node.name, node.gate.word());
     }
+    if let Some(why) = &node.late {
+        let _ = writeln!(text, "  {}: late, its requests wait until it has come: {why}", node.name);
+    }
     if let Some(scrub) = &node.scrub {
         text += &scrubbed(node, scrub);
     }

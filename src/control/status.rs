@@ -300,6 +300,9 @@ pub struct NodeStatus {
     /// Requests that wait at its gate.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub parked: u64,
+    /// It is late: why the others are served without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<String>,
     /// Who holds its requests, and until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<Suspended>,

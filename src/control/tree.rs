@@ -144,6 +144,7 @@ fn synced(node: &NodeStatus, replica: &ReplicaStatus) -> String {
 /// How it is attached, unless something holds its requests or it serves none.
 fn state(node: &NodeStatus) -> &'static str {
     match node.gate {
+        Gate::Open if node.late.is_some() => "late",
         Gate::Open if node.has_lost() => "lost",
         Gate::Open => node.state.word(),
         gate => gate.word(),

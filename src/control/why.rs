@@ -125,6 +125,10 @@ fn at_gate(gate: Gate, node: Option<&NodeStatus>, now: u64) -> String {
     let suspend = node.and_then(|node| node.suspend.as_ref());
     match (gate, suspend) {
         (Gate::Undecided, _) => "the record: which replica has the node's data is being made durable".to_owned(),
+        (Gate::Late, _) => match node.and_then(|node| node.late.as_ref()) {
+            Some(why) => format!("the node, which is late: {why}"),
+            None => "the node, which is late".to_owned(),
+        },
         (Gate::Closing, _) => "the cut-over of the node's migration".to_owned(),
         (Gate::Failed, _) => "nothing: requests of the node are failed".to_owned(),
         (_, Some(suspend)) => {

@@ -5,7 +5,7 @@
 //!
 //! The order of durable things: *create* writes the record as `creating`, assigns the volumes, writes `stopped`; a daemon that
 //! finds `creating` frees the volumes and forgets the record. *Start* writes a greater epoch, and which replicas are gone on
-//! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
+//! without, before anything speaks to a volume with it; claims every replica that is there; writes their labels; serves, and does the same later for nodes that are late. *Remove* writes `removing`, frees the volumes, forgets the record; a daemon that finds `removing` goes on.
 
 use self::import::Gathering;
 use self::live::Live;
@@ -29,6 +29,7 @@ mod debts;
 mod errand;
 mod grow;
 mod import;
+mod late;
 mod live;
 mod losses;
 mod muster;
@@ -148,6 +149,8 @@ struct Array {
     traces: Vec<Trace>,
     /// What its nodes take up at this start, sectors.
     room: Option<Vec<u64>>,
+    /// Nodes that a start goes on without, and why.
+    late: BTreeMap<usize, String>,
 }
 
 /// What a data path has asked to be made durable.
@@ -203,7 +206,7 @@ impl Owner {
                             self.arrays.insert(name, array);
                         }
                     } else {
-                        self.errand_done(&mut array, job, outcome, now, &mut effects);
+                        self.errand_done(&mut array, job, outcome, (fresh, now), &mut effects);
                         self.pump(&mut array, now, &mut effects);
                         self.arrays.insert(name, array);
                     }
@@ -575,6 +578,7 @@ impl Array {
             live: Live::default(),
             traces: Vec::new(),
             room: None,
+            late: BTreeMap::new(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! Steady --a stale one answers--> Opening{view} --adopted--> Steady, syncing --copied--> Recording --saved--> Settling
 //! Steady --a scrub is wanted--> Opening{view} --adopted--> Steady, scrubbing ([`scrubs`])
 //! Recording --not saved, and one of those that were to know of it has failed meanwhile--> Leaving
+//! late --its replicas have come--> Recording or Steady, as at the start ([`late`])
 //! ```
 //!
 //! What holds (the contract, 1.4, 4.4, 8.1): a target that is left behind is first no shard's any more, then durably stale, and
@@ -42,6 +43,7 @@ use crate::units::{Id, Lba, Time};
 mod freeze;
 mod grow;
 mod jobs;
+mod late;
 mod logs;
 mod losses;
 mod moves;
@@ -160,6 +162,10 @@ pub enum Effect {
         at: Target,
         /// Its id.
         volume: Id,
+        /// What the record knows of its machine.
+        known: Option<Losses>,
+        /// What is changed there is in its region log, and in those of its siblings.
+        logged: bool,
     },
     /// The owner of arrays is to be told.
     Tell(News),
@@ -187,6 +193,8 @@ struct NodeState {
     freeze: Freeze,
     moving: Option<Moving>,
     scrub: Option<Scrubbing>,
+    /// Nobody has come yet who has everything: it has no targets.
+    late: bool,
     /// All but one target are to be left: they may differ.
     diverged: bool,
     /// Which target has what was in flight when it was last served is not durable yet. What is read from one of them now must not be
@@ -231,7 +239,7 @@ pub struct Replicas {
 
 impl Replicas {
     /// The targets of an array as its record knows them. `clean`: nothing was in flight when it was last served, so all that are
-    /// in sync are the same. The view to begin with is [`Replicas::view`].
+    /// in sync are the same. A node of which none is in sync is late. The view to begin with is [`Replicas::view`].
     pub fn new(view: View, standings: &[Standing], clean: bool) -> Replicas {
         let mut view = view;
         let mut standings = standings.to_vec();
@@ -241,7 +249,7 @@ impl Replicas {
             let in_sync = node.targets.iter().filter(|target| standings[**target] == Standing::InSync).count();
             // Else what was in flight may be on some and not on others: the first is gone by, and nothing is read or acknowledged before it
             // is durably known that the others are stale.
-            let known = in_sync == 1 || clean || planted(Bug::UncleanIsClean);
+            let known = in_sync <= 1 || clean || planted(Bug::UncleanIsClean);
             let keeper = node.targets.iter().copied().find(|target| standings[*target] == Standing::InSync);
             for target in node.targets.iter().copied() {
                 view.targets[target].role = match standings[target] {
@@ -261,6 +269,7 @@ impl Replicas {
                 freeze: Freeze::Open,
                 moving: None,
                 scrub: None,
+                late: in_sync == 0,
                 diverged: false,
                 undecided: !known,
                 retry_at: Time(0),
@@ -324,7 +333,8 @@ impl Replicas {
             let flushed = in_sync.len() < 2 || in_sync.iter().all(|target| shared.target(*target).is_flushed());
             flushed && !in_sync.iter().any(|target| shared.target(*target).has_lost())
         };
-        self.is_settled() && (planted(Bug::StopIsFlush) || (0..self.nodes.len()).all(lossless))
+        let all_came = !self.nodes.iter().any(|node| node.late) || planted(Bug::LateIsClean);
+        self.is_settled() && all_came && (planted(Bug::StopIsFlush) || (0..self.nodes.len()).all(lossless))
     }
 
     /// Whether nothing is under way at all.
@@ -653,6 +663,7 @@ impl Replicas {
             Steer::Scrub(order) => self.begin_scrub(order),
             Steer::EndScrub { node } => self.end_scrub(node),
             Steer::Grow(geometry) => self.grow(geometry),
+            Steer::Arrive { node, replicas } => self.arrive(node, &replicas),
         }
     }
 }

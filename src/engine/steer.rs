@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::control::migration::MigrationState;
 use crate::control::target::Target;
+use crate::engine::losses::Losses;
+use crate::engine::replicas::Standing;
 use crate::engine::scrub::{Findings, Repair};
 use crate::errno::Errno;
 use crate::geometry::map::Geometry;
@@ -90,6 +92,27 @@ pub enum Steer {
     },
     /// Nodes of one target each have more sectors from now on. Answered by [`News::Grown`] when every shard knows.
     Grow(Geometry),
+    /// A late node may be served: those that are there have been claimed, and the record and their labels say who is in sync. Answered
+    /// by [`News::Arrived`].
+    Arrive {
+        /// The node.
+        node: usize,
+        /// All of its replicas, in order.
+        replicas: Vec<Arrival>,
+    },
+}
+
+/// A replica of a late node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Where it lives.
+    pub target: Target,
+    /// Its id.
+    pub volume: Id,
+    /// What the record says of it.
+    pub standing: Standing,
+    /// And of its machine.
+    pub losses: Option<Losses>,
 }
 
 /// The comparison of a node's replicas.
@@ -203,6 +226,13 @@ pub enum News {
         node: usize,
         /// The replica.
         volume: Id,
+    },
+    /// A late node is served, or cannot be yet.
+    Arrived {
+        /// The node.
+        node: usize,
+        /// Why not.
+        result: Result<(), String>,
     },
     /// A move has ended. After `Ok` the change of the replicas is durable already; with `keep` the former replica stays attached
     /// until it is detached, or fails.

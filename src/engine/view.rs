@@ -63,12 +63,14 @@ pub enum Gate {
     Closing,
     /// New ones wait, each until its deadline: which replica has the node's data is being made durable.
     Undecided,
+    /// The same: nobody has come yet who has everything.
+    Late,
 }
 
 impl Gate {
     /// Whether somebody has shut it and said for how long: what waits has no deadline of its own.
     pub fn is_shut(self) -> bool {
-        !matches!(self, Gate::Open | Gate::Undecided)
+        !matches!(self, Gate::Open | Gate::Undecided | Gate::Late)
     }
 }
 
@@ -126,12 +128,12 @@ pub struct View {
 }
 
 impl View {
-    /// The first view of an array: for each node its volumes, all of them in sync.
+    /// The first view of an array: for each node its volumes, all of them in sync; none of one that is late.
     pub fn new(geometry: Geometry, volumes: &[Vec<Id>], epoch: Epoch) -> View {
         let mut targets = Vec::new();
         let mut nodes = Vec::with_capacity(volumes.len());
         for (node, volumes) in volumes.iter().enumerate() {
-            debug_assert!((1..=limits::TARGETS_PER_NODE_MAX).contains(&volumes.len()));
+            debug_assert!(volumes.len() <= limits::TARGETS_PER_NODE_MAX);
             let first = targets.len();
             targets.extend(volumes.iter().map(|volume| Target { volume: *volume, node, role: Role::InSync }));
             nodes.push(Node {

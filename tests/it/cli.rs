@@ -244,14 +244,17 @@ fn what_was_started_comes_back_when_its_servers_do() {
     farm.dst(&format!("create pair --alg linear {a} {b}"));
     let uri = farm.start_nbd("pair", "--queues 1 --depth 16");
     farm.kill_array();
-    farm.servers[1].kill();
+    farm.servers.iter_mut().for_each(crate::farm::Server::kill);
     farm.start_array();
-    let address = farm.servers[1].address.clone();
+    let address = farm.servers[0].address.clone();
     let reason = format!("{address} does not answer: connection refused");
     wait_for("the reason is shown", || farm.dst("status pair").contains(&reason));
-    says(&farm.dst("status pair"), &["pair: starting", "waiting for", "node n-16384", &b, "connection refused"]);
+    says(
+        &farm.dst("status pair"),
+        &["pair: starting", "waiting for", "node n-0", &a, "connection refused (and 1 more node)"],
+    );
     says(&farm.dst_fails("start pair"), &["in the background", "'dst stop pair'"]);
-    farm.servers[1].start();
+    farm.servers.iter_mut().for_each(crate::farm::Server::start);
     wait_for("it has come back", || json(&farm, "status pair")["state"] == "started");
     let back = json(&farm, "status pair");
     assert_eq!((back["device"].as_str(), back["spec"]["run"]["depth"].as_u64()), (Some(uri.as_str()), Some(16)));

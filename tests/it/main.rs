@@ -13,6 +13,7 @@ mod farm;
 mod grow;
 mod host;
 mod hosts;
+mod late;
 mod losses;
 mod migrate;
 mod nbd;

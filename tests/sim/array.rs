@@ -121,10 +121,10 @@ impl World {
         if self.daemon.up || self.daemon.life != life {
             return;
         }
-        if !self.muster() {
+        let Some(late) = self.muster() else {
             self.queue.push(self.now + 10 * MILLI, Event::DaemonStart { life });
             return;
-        }
+        };
         self.daemon.up = true;
         self.trace.note(self.now, 200, u64::from(life));
         self.trace.say(self.now, || format!("the daemon serves, life {life}"));
@@ -142,14 +142,22 @@ impl World {
         let volumes: Vec<Vec<Id>> = targets.chunks(self.plan.copies).map(<[Id]>::to_vec).collect();
         let view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
         let mut view = view.with_spares(self.plan.copies + self.plan.spares);
-        for (target, standing) in self.record.standings.iter().enumerate() {
+        let mut known = self.record.clone();
+        for node in late {
+            self.stats.late += 1;
+            self.trace.note(self.now, 250, node as u64);
+            self.trace.say(self.now, || format!("  node {node} is late"));
+            self.targets_of(node).for_each(|target| known.standings[target] = Standing::Absent);
+            self.queue.push(self.now + self.rng.below(100 * MILLI), Event::LookForLate { life, node });
+        }
+        for (target, standing) in known.standings.iter().enumerate() {
             view.targets[target].volume = if *standing == Standing::Absent { Id::NIL } else { id_of(target) };
         }
         view.target_timeout = Duration::from_nanos(self.plan.patience);
         view.region_sectors = self.plan.region;
         view.replica_timeout = Duration::from_nanos(self.plan.patience);
         let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
-        let owner = Owner::new(view, &self.record, &shared);
+        let owner = Owner::new(view, &known, &shared);
         let view = Arc::clone(owner.rules.view());
         self.show_view(&view);
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();

@@ -6,11 +6,15 @@
 
 use dst::engine::losses::{Losses, Past, Ruling, Verdict, Witness, judge};
 use dst::engine::replicas::Standing;
-use dst::engine::steer::Steer;
+use dst::engine::steer::{Arrival, Steer};
 use dst::units::Id;
 
+use crate::operator::somewhere;
 use crate::server::id_of;
-use crate::world::{MILLI, Phase, World};
+use crate::world::{Event, MILLI, Phase, World};
+
+/// Targets in sync, what is to become of each, and whether none of its node is there.
+type Ruled = Vec<(usize, Verdict, bool)>;
 
 impl World {
     fn boot(&self) -> Id {
@@ -60,34 +64,95 @@ impl World {
         self.servers[node.server].up.then(|| node.kept.losses_told(self.plan.write_through))
     }
 
-    /// What a start makes of what servers tell. Whether it goes on; else somebody is waited for.
-    pub(crate) fn muster(&mut self) -> bool {
-        let past = Past { outlived: self.record.memory.has_outlived(self.boot()), clean: self.record.clean };
-        let mut ruled = Vec::new();
-        for node in 0..self.plan.volumes.len() {
-            let in_sync = self.in_sync(node);
-            let witness = |target: &usize| Witness {
-                known: self.record.memory.volumes.get(&id_of(*target)).copied(),
-                told: self.told(*target),
-            };
-            let witnesses: Vec<Witness> = in_sync.iter().map(witness).collect();
-            let nobody = witnesses.iter().all(|witness| witness.told.is_none());
-            match judge(past, &witnesses) {
-                // Of one that is not there it is not known what it has.
-                Ruling::Go(_) if nobody && !past.outlived => return false,
-                Ruling::Go(verdicts) => {
-                    ruled.extend(in_sync.into_iter().zip(verdicts).map(|(at, of)| (at, of, nobody)))
-                }
-                Ruling::Wait(_) => return false,
-            }
+    /// What a start makes of what servers tell: the nodes that it goes on without. `None`: somebody is waited for.
+    pub(crate) fn muster(&mut self) -> Option<Vec<usize>> {
+        let past = self.past();
+        let judged = (0..self.plan.volumes.len()).map(|node| self.judge_node(past, node));
+        let judged: Vec<(Option<Ruled>, bool)> = judged.collect();
+        let missed = |node: &usize| matches!(judged[*node], (None, _) | (_, true)) && self.may_be_late(past, *node);
+        let mut late: Vec<usize> = (0..judged.len()).filter(missed).collect();
+        if late.len() == judged.len() {
+            late.clear();
         }
-        self.minted(past, &ruled);
-        true
+        let mut all = Vec::new();
+        for (node, (ruled, nobody)) in judged.into_iter().enumerate().filter(|(node, _)| !late.contains(node)) {
+            // Of one that is not there it is not known what it has.
+            all.push((node, ruled.filter(|_| !nobody || past.outlived)?));
+        }
+        all.iter().for_each(|(node, ruled)| self.minted(past, *node, ruled));
+        self.record.memory.shown = Some(self.boot());
+        Some(late)
     }
 
-    /// It is in the record before anything is served.
-    fn minted(&mut self, past: Past, ruled: &[(usize, Verdict, bool)]) {
-        for target in 0..self.nodes.len() {
+    fn past(&self) -> Past {
+        Past { outlived: self.record.memory.has_outlived(self.boot()), clean: self.record.clean }
+    }
+
+    /// What is to become of the targets of a node that are in sync, or that one is to be waited for; and whether nobody is there.
+    fn judge_node(&self, past: Past, node: usize) -> (Option<Ruled>, bool) {
+        let in_sync = self.in_sync(node);
+        let witness = |target: &usize| Witness {
+            known: self.record.memory.volumes.get(&id_of(*target)).copied(),
+            told: self.told(*target),
+        };
+        let witnesses: Vec<Witness> = in_sync.iter().map(witness).collect();
+        let nobody = witnesses.iter().all(|witness| witness.told.is_none());
+        let ruled = match judge(past, &witnesses) {
+            Ruling::Go(verdicts) => Some(in_sync.into_iter().zip(verdicts).map(|(at, of)| (at, of, nobody)).collect()),
+            Ruling::Wait(_) => None,
+        };
+        (ruled, nobody)
+    }
+
+    /// A node that does not move may be late, while those live who used the device. Here a volume has its slot for ever, and those that come
+    /// are given slots in order: so only where they are the first ones.
+    fn may_be_late(&self, past: Past, node: usize) -> bool {
+        let standings = || self.targets_of(node).map(|target| self.record.standings[target]);
+        let still = self.record.asked.moves[node].is_none() && !standings().any(|of| of == Standing::Candidate);
+        let first = standings().skip_while(|of| *of != Standing::Absent).all(|of| of == Standing::Absent);
+        past.outlived && !past.clean && still && first
+    }
+
+    /// A late node is looked at.
+    pub(crate) fn look_for_late(&mut self, life: u32, node: usize) {
+        if life != self.daemon.life || !self.hears(Event::LookForLate { life, node }) {
+            return;
+        }
+        let past = self.past();
+        let (ruled, nobody) = self.judge_node(past, node);
+        let waited_for = self.in_sync(node).iter().any(|target| self.told(*target).is_none()) && self.rng.percent(70);
+        let Some(ruled) = ruled.filter(|_| !nobody && !waited_for) else {
+            let at = self.now + MILLI + self.rng.below(100 * MILLI);
+            return self.queue.push(at, Event::LookForLate { life, node });
+        };
+        // The record is written, then they are claimed and told: any of them may die meanwhile.
+        self.minted(past, node, &ruled);
+        let at = self.now + self.rng.below(20 * MILLI);
+        self.queue.push(at, Event::LateComes { life, node });
+    }
+
+    /// A late node was claimed, unless its server has died again.
+    pub(crate) fn late_comes(&mut self, life: u32, node: usize) {
+        if life != self.daemon.life || !self.hears(Event::LateComes { life, node }) {
+            return;
+        }
+        if self.in_sync(node).iter().any(|target| self.told(*target).is_none()) {
+            return self.queue.push(self.now, Event::LookForLate { life, node });
+        }
+        let there = self.targets_of(node).filter(|target| self.record.standings[*target] != Standing::Absent);
+        let arrival = |target: usize| Arrival {
+            target: somewhere(),
+            volume: id_of(target),
+            standing: self.record.standings[target],
+            losses: self.record.memory.volumes.get(&id_of(target)).copied(),
+        };
+        let replicas = there.map(arrival).collect();
+        self.steer(Steer::Arrive { node, replicas });
+    }
+
+    /// It is in the record before anything of the node is served.
+    fn minted(&mut self, past: Past, node: usize, ruled: &[(usize, Verdict, bool)]) {
+        for target in self.targets_of(node) {
             match self.told(target).filter(|_| self.record.standings[target] != Standing::Absent) {
                 Some(told) => drop(self.record.memory.volumes.insert(id_of(target), Losses { told, lost: false })),
                 None if !past.outlived => drop(self.record.memory.volumes.remove(&id_of(target))),
@@ -107,7 +172,6 @@ impl World {
                 }
             }
         }
-        self.record.memory.shown = Some(self.boot());
         self.condemn();
     }
 

@@ -34,7 +34,7 @@ impl Asked {
     }
 }
 
-fn somewhere() -> Target {
+pub(crate) fn somewhere() -> Target {
     Target::Local("/sim".into())
 }
 
@@ -70,7 +70,8 @@ impl World {
     /// The operator does something. Whether it lasts.
     pub(crate) fn operate(&mut self, deed: Deed, target: usize) -> bool {
         let node = self.plan.node_of(target);
-        if !self.daemon.is_up() || self.daemon.paused > 0 {
+        let late = self.daemon.owner.as_ref().is_some_and(|owner| owner.rules.is_late(node));
+        if !self.daemon.is_up() || self.daemon.paused > 0 || late {
             return false;
         }
         match deed {
@@ -216,6 +217,7 @@ impl World {
                 self.check_flushed(node, flushed);
             }
             News::Scrubbed { node, scrubbed } => self.scrubbed(node, &scrubbed),
+            News::Arrived { .. } => self.stats.came += 1,
             News::Detached { volume, .. } => {
                 // It may have been refused before it was ever attached: then no record follows.
                 let target =

@@ -86,7 +86,8 @@ struct Survey {
 
 impl Owner {
     pub(crate) fn new(view: View, record: &Record, shared: &Shared) -> Owner {
-        let known = |target| record.memory.volumes.get(&id_of(target)).copied();
+        let ours = |target: &usize| record.standings[*target] != Standing::Absent;
+        let known = |target| Some(target).filter(ours).and_then(|at| record.memory.volumes.get(&id_of(at)).copied());
         let known: Vec<Option<Losses>> = (0..record.standings.len()).map(known).collect();
         let mut rules = Replicas::new(view, &record.standings, record.clean).with_losses(&known, shared);
         for (node, _) in record.asked.frozen.iter().enumerate().filter(|(_, deeds)| **deeds > 0) {
@@ -187,12 +188,13 @@ impl World {
                 self.daemon.hosts[0].shard.flush_target(Time(self.now), ticket, target);
                 self.turn(0);
             }
-            Effect::Attach { target, volume, .. } => {
+            Effect::Attach { target, volume, known, .. } => {
                 if id_of(target) != volume {
                     self.fail("attach", format!("slot {target} is given another volume"));
                 }
                 if let Some(shared) = &self.daemon.shared {
                     shared.target(target).renew();
+                    known.into_iter().for_each(|known| shared.target(target).begin(known));
                 }
             }
             Effect::Tell(news) => self.hears_news(news),

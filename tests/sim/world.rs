@@ -161,6 +161,16 @@ pub(crate) enum Event {
     DaemonStart {
         life: u32,
     },
+    /// The daemon looks whether a late node has come.
+    LookForLate {
+        life: u32,
+        node: usize,
+    },
+    /// It has been claimed.
+    LateComes {
+        life: u32,
+        node: usize,
+    },
     /// A fault of the plan strikes, or ends.
     Strike {
         fault: usize,
@@ -225,6 +235,9 @@ pub(crate) struct Stats {
     pub(crate) scrubs: u64,
     pub(crate) found: u64,
     pub(crate) repaired: u64,
+    /// Nodes that a daemon went on without, and those that came.
+    pub(crate) late: u64,
+    pub(crate) came: u64,
     pub(crate) events: u64,
     /// How often a shard was told that another one has given back what it may wait for.
     pub(crate) wakes: u64,
@@ -407,6 +420,8 @@ impl World {
             Event::DaemonEnd { life, lasts } => self.daemon_end(life, lasts),
             Event::ServerStart { server, life } => self.server_start(server, life),
             Event::DaemonStart { life } => self.daemon_start(life),
+            Event::LookForLate { life, node } => self.look_for_late(life, node),
+            Event::LateComes { life, node } => self.late_comes(life, node),
             Event::Strike { fault } => self.strike(fault),
             Event::Relief { fault } => self.relief(fault),
             Event::Noticed { conn } => self.noticed(conn),

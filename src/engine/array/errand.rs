@@ -493,6 +493,7 @@ impl Array {
 
     /// One thing at a time for each node.
     pub(super) fn free_of_errands(&self, node: usize) -> Result<(), Refusal> {
+        self.in_time(node)?;
         let Some(errand) = self.live.errands.get(&node) else { return Ok(()) };
         let what = match errand.purpose {
             Purpose::Add => "is getting a replica",

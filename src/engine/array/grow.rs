@@ -237,8 +237,8 @@ impl Array {
                     node.replicas.len()
                 ));
             }
-            if node.transfer.is_some() || self.live.errands.contains_key(&at) {
-                return Some(format!("node {} is being moved or changed", node.start));
+            if node.transfer.is_some() || self.live.errands.contains_key(&at) || self.live.late.why(at).is_some() {
+                return Some(format!("node {} is being moved or changed, or is late", node.start));
             }
         }
         None

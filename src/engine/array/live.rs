@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::debts::Payer;
 use super::errand::Errand;
 use super::grow::Growing;
+use super::late::Latecomers;
 use super::suspend::Hold;
 use super::{Array, Effect, Halt, JobId, Life, Outcome, Owner, Ticket, Work, regroup};
 use crate::control::command::{Answer, Refusal};
@@ -37,6 +38,8 @@ pub(super) enum After {
     Scrub(usize, Ticket, Option<Box<ScrubStatus>>),
     /// The errand of a node goes on.
     Errand(usize),
+    /// A late node is claimed.
+    Late(usize),
     /// What a node has lost is accepted; this was known before.
     Accepted(usize, Ticket, Memory),
     /// The array has grown: the data path is told.
@@ -86,6 +89,8 @@ pub(super) struct Live {
     pub(super) unsaved: bool,
     /// Lets volumes go.
     pub(super) payer: Payer,
+    /// Nodes that are late.
+    pub(super) late: Latecomers,
 }
 
 impl Live {
@@ -96,7 +101,7 @@ impl Live {
         holds
             .chain(retries)
             .chain(self.keeps.values().copied())
-            .chain([self.payer.next_wake()])
+            .chain([self.payer.next_wake(), self.late.next_wake()])
             .min()
             .unwrap_or(Time::NEVER)
     }
@@ -209,6 +214,7 @@ impl Owner {
             After::Scrub(node, ticket, former) => {
                 Owner::scrub_recorded(array, (node, ticket), former, record, effects);
             }
+            After::Late(node) => self.late_recorded(array, node, record, now, effects),
             After::Errand(node) => self.errand_saved(array, node, record, now, effects),
             After::Accepted(node, ticket, former) => {
                 match record {
@@ -248,6 +254,9 @@ impl Owner {
             return self.accept_loss(ticket, array, node, now, effects);
         }
         let at = array.served_node(node)?;
+        if !matches!(ask, NodeAsk::Resume | NodeAsk::Fail) {
+            array.in_time(at)?;
+        }
         match ask {
             // Asked of arrays that are not in use, too.
             NodeAsk::AcceptLoss => Ok(()),
@@ -271,6 +280,7 @@ impl Owner {
             match news {
                 News::Fenced { volume } => self.fenced(&mut array, volume, effects),
                 News::Frozen { node, flushed } => array.frozen(node, flushed, effects),
+                News::Arrived { node, result } => self.arrived(&mut array, node, result, now),
                 News::Detached { node, volume } => self.detached(&mut array, node, volume, now, effects),
                 News::Moved { node, result } if array.is_swapping(node) => {
                     self.swapped(&mut array, node, result.is_ok(), now, effects);
@@ -287,6 +297,7 @@ impl Owner {
     /// The array is in use from now on.
     pub(super) fn served(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
         array.live = Live::default();
+        array.live.late = Latecomers::new(std::mem::take(&mut array.late), now);
         self.restore_holds(array, now, effects);
         self.go_on(array, now, effects);
         self.pump(array, now, effects);
@@ -295,6 +306,7 @@ impl Owner {
     /// Time has passed for an array in use.
     pub(super) fn tick_live(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
         self.expire(array, now, effects);
+        self.look_for_late(array, now, effects);
         self.go_on(array, now, effects);
         self.pump(array, now, effects);
     }
@@ -303,9 +315,10 @@ impl Owner {
     pub(super) fn not_served(&mut self, array: &mut Array, effects: &mut Vec<Effect>) {
         array.interrupt_scrubs(None);
         let live = std::mem::take(&mut array.live);
-        self.jobs
-            .retain(|job, _| !live.errands.values().any(|errand| errand.job == Some(*job)) && !live.payer.is_job(*job));
-        self.jobs.retain(|job, _| live.growing.as_ref().is_none_or(|growing| growing.job != Some(*job)));
+        let of_errand = |job: JobId| live.errands.values().any(|errand| errand.job == Some(job));
+        let grows = |job: JobId| live.growing.as_ref().is_some_and(|growing| growing.job == Some(job));
+        let aside = |job: JobId| of_errand(job) || grows(job) || live.payer.is_job(job) || live.late.is_job(job);
+        self.jobs.retain(|job, _| !aside(*job));
         let name = &array.spec.name;
         let text = format!("array '{name}' is in use no more: what is recorded goes on when it is started again");
         let waiting = live.holds.into_values().flat_map(|hold| hold.waiting);
@@ -316,7 +329,7 @@ impl Owner {
             }
             After::Accepted(_, ticket, _) => Some(ticket),
             After::Scrub(_, ticket, _) | After::Promised(ticket, _) => Some(ticket),
-            After::Standings | After::Errand(_) | After::Grown | After::Quiet => None,
+            After::Standings | After::Errand(_) | After::Late(_) | After::Grown | After::Quiet => None,
         });
         let tickets = waiting
             .chain(errands)
@@ -336,7 +349,7 @@ impl Owner {
         array: &mut Array,
         job: JobId,
         outcome: Outcome,
-        now: Time,
+        (fresh, now): (Id, Time),
         effects: &mut Vec<Effect>,
     ) {
         let errand = array.live.errands.iter().find(|(_, errand)| errand.job == Some(job)).map(|(node, _)| *node);
@@ -346,6 +359,8 @@ impl Owner {
             self.grow_step(array, outcome, now, effects);
         } else if array.live.payer.is_job(job) {
             self.pay_step(array, outcome, now, effects);
+        } else if array.live.late.is_job(job) {
+            self.late_step(array, job, outcome, (fresh, now), effects);
         }
     }
 

@@ -26,6 +26,9 @@ impl Owner {
         let volumes = array.volumes(at);
         let former = array.spec.memory.clone();
         match array.life.clone() {
+            Life::Started(_) | Life::Regrouping(_) if self.accept_late(array, at, ticket, now) => {
+                self.pump(array, now, effects);
+            }
             Life::Started(_) | Life::Regrouping(_) => {
                 if !volumes.iter().any(|volume| former.has_lost(*volume)) {
                     return Err(plan::no_loss(&array.spec.name, node));

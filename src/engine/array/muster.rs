@@ -3,13 +3,17 @@
 //!
 //! Three things refuse a start by name: a volume that is not what the record says; a label that knows of more than the record
 //! (then the record is the stale one); a claim of another host, unless the start is a take-over. A replica that is away is none
-//! of these: a node goes on with those that are there, if one of them is in sync, and calls the others stale from then on.
+//! of these: a node goes on with those that are there, if one of them is in sync, and calls the others stale from then on. A node of
+//! which nobody is there who has everything refuses the start, or is *late* ([`super::late`]).
+
+use std::collections::BTreeMap;
 
 use super::Found;
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec};
+use crate::control::target::Target;
 use crate::engine::losses::{Losses, Memory, Past, Ruling, Verdict, Witness, judge};
 use crate::errno::Errno;
 use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
@@ -17,8 +21,10 @@ use crate::units::{Epoch, Id, SECTOR_BYTES, format_size};
 /// What a start goes on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Muster {
-    /// Which replicas are there, in the order of [`ArraySpec::replicas`].
+    /// Which replicas are there, in the order of [`ArraySpec::replicas`]; none of a late node.
     pub(super) present: Vec<bool>,
+    /// Nodes that are late, and why.
+    pub(super) late: BTreeMap<usize, String>,
     /// Of each, what its server tells of losses, if it is there, and what follows from it.
     heard: Vec<(Option<u64>, Verdict)>,
     /// The epoch of the new claim: greater than any that was ever seen.
@@ -34,6 +40,8 @@ pub(super) struct Intent<'a> {
     pub(super) terms: Terms,
     /// Whether replicas that are away are waited for: they may be on their way back.
     pub(super) patient: bool,
+    /// Whether a node may be late.
+    pub(super) late: bool,
     /// The array's name as people type it.
     pub(super) name: &'a str,
     /// This boot of the daemon's machine.
@@ -59,17 +67,42 @@ pub(super) fn muster(
         met.push((node, own));
         rest = others;
     }
-    refuse(spec, &met, |met| wrong(spec, *met))?;
-    refuse(spec, &met, |met| fenced(*met, &intent))?;
-    refuse(spec, &met, |met| away(*met, &intent))?;
+    refuse(&met, |met| wrong(spec, *met))?;
+    refuse(&met, |met| fenced(*met, &intent))?;
     let past = Past { outlived: spec.memory.has_outlived(intent.boot), clean: spec.clean };
-    refuse(spec, &met, |met| bereft(spec, past, *met))?;
+    let late = if intent.late { late(spec, past, &met, &intent) } else { BTreeMap::new() };
+    let in_time = met.iter().enumerate().filter(|(at, _)| !late.contains_key(at));
+    let needed: Vec<Met<'_>> = in_time.map(|(_, met)| *met).collect();
+    refuse(&needed, |met| away(*met, &intent))?;
+    refuse(&needed, |met| bereft(spec, past, *met))?;
     let heard = met.iter().flat_map(|met| verdicts(&spec.memory, past, *met)).collect();
     let claims = found.iter().flatten().filter_map(|found| found.claim).map(|claim| claim.epoch);
     let labels = found.iter().flatten().filter_map(label).map(|label| label.epoch);
     let greatest = claims.chain(labels).fold(spec.epoch, Epoch::max);
-    let present = found.iter().map(Result::is_ok).collect();
-    Ok(Muster { present, heard, epoch: Epoch(greatest.0.saturating_add(1)) })
+    let there = |(at, (_, found)): (usize, &Met<'_>)| {
+        let in_time = !late.contains_key(&at);
+        found.iter().map(|found| in_time && found.is_ok()).collect::<Vec<bool>>()
+    };
+    let present = met.iter().enumerate().flat_map(there).collect();
+    Ok(Muster { present, late, heard, epoch: Epoch(greatest.0.saturating_add(1)) })
+}
+
+/// Nodes that are not waited for, and why: nobody is there who has everything. Only while those live who used the device when it was
+/// last shown; never a node that moves or has a target on this machine, and never all of them.
+fn late(spec: &ArraySpec, past: Past, met: &[Met<'_>], intent: &Intent<'_>) -> BTreeMap<usize, String> {
+    let why = |(at, met): (usize, &Met<'_>)| {
+        let trouble = if is_served(*met) { bereft(spec, past, *met) } else { away(*met, intent) };
+        let afar = |replica: &ReplicaSpec| matches!(replica.target, Target::Remote { .. });
+        let may_be = met.0.transfer.is_none() && met.0.replicas.iter().all(afar);
+        trouble.filter(|_| may_be).map(|(_, why)| (at, why))
+    };
+    let late: BTreeMap<usize, String> = met.iter().enumerate().filter_map(why).collect();
+    if past.outlived && !past.clean && late.len() < met.len() { late } else { BTreeMap::new() }
+}
+
+/// Whether a replica of a node is there that the record calls in sync.
+pub(super) fn is_served((node, found): Met<'_>) -> bool {
+    node.replicas.iter().zip(found).any(|(replica, found)| replica.state.is_in_sync() && found.is_ok())
 }
 
 /// Calls the replicas stale that are away, or behind. Each node whose set changes by it gets a new generation. What servers have told
@@ -77,10 +110,17 @@ pub(super) fn muster(
 /// what is known.
 pub(super) fn go_without(spec: &mut ArraySpec, muster: &Muster, outlived: bool, fresh: Id) {
     let mut heard = muster.heard.iter();
-    for node in &mut spec.nodes {
+    for (at, node) in spec.nodes.iter_mut().enumerate() {
         let mut changed = false;
-        for replica in &mut node.replicas {
-            let (told, verdict) = heard.next().copied().unwrap_or((None, Verdict::Whole));
+        let heard = heard.by_ref().take(node.replicas.len());
+        if muster.late.contains_key(&at) {
+            // Of whom nobody has asked nothing is known.
+            heard.for_each(drop);
+            continue;
+        }
+        let heard: Vec<(Option<u64>, Verdict)> = heard.copied().collect();
+        for (replica, heard) in node.replicas.iter_mut().zip(heard) {
+            let (told, verdict) = heard;
             if replica.state.is_in_sync() && (told.is_none() || verdict == Verdict::Behind) {
                 replica.state = ReplicaState::Stale;
                 changed = true;
@@ -141,11 +181,7 @@ fn label(found: &Found) -> Option<MemberLabel> {
 }
 
 /// The first trouble, with how many nodes more have one.
-fn refuse<'a>(
-    spec: &ArraySpec,
-    met: &[Met<'a>],
-    judge: impl FnMut(&Met<'a>) -> Option<Trouble>,
-) -> Result<(), Refusal> {
+fn refuse<'a>(met: &[Met<'a>], judge: impl FnMut(&Met<'a>) -> Option<Trouble>) -> Result<(), Refusal> {
     let mut troubles = met.iter().filter_map(judge);
     let Some((errno, first)) = troubles.next() else { return Ok(()) };
     let more = match troubles.count() {
@@ -153,7 +189,7 @@ fn refuse<'a>(
         1 => " (and 1 more node)".to_owned(),
         count => format!(" (and {count} more nodes)"),
     };
-    Err(Refusal::new(errno, format!("array '{}' cannot start: {first}{more}", spec.name)))
+    Err(Refusal::new(errno, format!("{first}{more}")))
 }
 
 fn named(node: &NodeSpec, replica: &ReplicaSpec, why: &str) -> String {
@@ -282,7 +318,7 @@ fn away((node, found): Met<'_>, intent: &Intent<'_>) -> Option<Trouble> {
             found.as_ref().err().filter(|_| wanted(replica.state)).map(|why| (replica, why))
         })
     };
-    let served = both().any(|(replica, found)| replica.state.is_in_sync() && found.is_ok());
+    let served = is_served((node, found));
     let (replica, why) = missing(ReplicaState::is_in_sync).or_else(|| missing(|_| true))?;
     let trouble = |text: &str| Some((why.errno, named(node, replica, text)));
     if !served {

@@ -322,6 +322,11 @@ pub(super) fn taken(name: &str, place: &str, claim: &Claim, host: Id) -> String 
     )
 }
 
+/// What refuses a start, which is told with the array's name.
+pub(super) fn cannot_start(name: &str, why: Refusal) -> Refusal {
+    Refusal::new(why.errno, format!("array '{name}' cannot start: {}", why.text))
+}
+
 /// Nothing is known to be lost that could be accepted.
 pub(super) fn no_loss(name: &str, node: NodeId) -> Refusal {
     let text =

@@ -126,20 +126,21 @@ impl Owner {
             (Life::Checking(asker, run, terms), Outcome::Surveyed(found)) => {
                 let patient = asker.is_none() && array.tries < limits::PATIENT_TRIES;
                 let (host, boot, name) = (self.host, self.boot, array.spec.name.as_str());
-                let intent = Intent { host, terms, patient, name, boot };
+                let intent = Intent { host, terms, patient, late: asker.is_none(), name, boot };
                 match muster::muster(&array.spec, &found, intent) {
                     Ok(_) if self.closing => array.abandon(asker, effects),
                     Ok(muster) => {
                         let by_hand = asker.is_some() && !terms.take_over;
                         array.room = by_hand.then(|| array.room_at_start(&found)).flatten();
                         array.traces = trace::traces(&array.spec, &found);
+                        array.traces.retain(|trace| !muster.late.contains_key(&trace.node));
                         if array.traces.is_empty() {
                             return self.mint(array, (asker, run, muster), (fresh, now), effects);
                         }
                         let targets = array.traces.iter().map(|trace| trace.to.clone()).collect();
                         self.work(array, Life::Tracing(asker, run, terms, muster), Work::Survey(targets), effects);
                     }
-                    Err(refusal) => array.not_begun(asker, refusal, now, effects),
+                    Err(refusal) => array.not_begun(asker, plan::cannot_start(name, refusal), now, effects),
                 }
             }
             (Life::Tracing(asker, run, terms, mut muster), Outcome::Surveyed(found)) => {
@@ -152,7 +153,10 @@ impl Owner {
                         array.traces.retain(|trace| terms.take_over && trace.ours);
                         self.mint(array, (asker, run, muster), (fresh, now), effects);
                     }
-                    Err(refusal) => array.not_begun(asker, refusal, now, effects),
+                    Err(refusal) => {
+                        let why = plan::cannot_start(&array.spec.name, refusal);
+                        array.not_begun(asker, why, now, effects);
+                    }
                 }
             }
             (
@@ -187,7 +191,10 @@ impl Owner {
                 let terms = Terms { take_over: true, force: false };
                 match trace::judge(&array.spec, &mut array.traces, &found, terms) {
                     Ok(()) => self.label_all(array, (asker, claim, present), now, effects),
-                    Err(why) => self.not_started(array, asker, why, now, effects),
+                    Err(why) => {
+                        let why = plan::cannot_start(&array.spec.name, why);
+                        self.not_started(array, asker, why, now, effects);
+                    }
                 }
             }
             (Life::Labelling(asker, claim, present), Outcome::Each(results)) => match array.refused(&present, &results)
@@ -195,7 +202,7 @@ impl Owner {
                 None => {
                     array.claim = Some(claim);
                     let spec = ArraySpec { clean: array.was_clean, ..array.spec.clone() };
-                    let launch = Work::Launch(Box::new(spec), claim);
+                    let launch = Work::Launch(Box::new(spec), claim, array.late.keys().copied().collect());
                     self.work(array, Life::Launching(asker), launch, effects);
                 }
                 Some(why) => self.not_started(array, asker, why, now, effects),
@@ -294,6 +301,7 @@ impl Owner {
         }
         array.forget_losses();
         array.interrupt_scrubs(Some(self.wall(now)));
+        array.late = muster.late;
         self.save(array, Phase::Started, Life::Minting(asker, muster.present), effects);
     }
 
@@ -341,7 +349,7 @@ impl Owner {
 
 impl Array {
     /// Where a volume lives that is the array's, and its node.
-    fn place_of(&self, volume: Id) -> Option<(NodeId, Target)> {
+    pub(super) fn place_of(&self, volume: Id) -> Option<(NodeId, Target)> {
         let replicas = self.spec.replicas().map(|(node, of)| (node.start, of.volume, &of.target));
         let moving = self.spec.nodes.iter().filter_map(|node| Some((node.start, node.transfer.as_ref()?)));
         let moving = moving.map(|(start, of)| (start, of.to, &of.status.to));

@@ -21,6 +21,7 @@ mod claims;
 mod create;
 mod grow;
 mod import;
+mod late;
 mod losses;
 mod nodes;
 mod regroup;

@@ -17,7 +17,7 @@ use crate::units::Id;
 /// A target that a node moves to, as the record or a label says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trace {
-    node: usize,
+    pub(super) node: usize,
     /// Where it lives.
     pub(super) to: Target,
     volume: Id,
@@ -64,7 +64,7 @@ pub(super) fn judge(
 ) -> Result<(), Refusal> {
     for (trace, found) in traces.iter_mut().zip(found) {
         let node = &spec.nodes[trace.node];
-        let (name, start, to) = (&spec.name, node.start, &trace.to);
+        let (start, to) = (node.start, &trace.to);
         match found {
             Ok(found) => {
                 trace.ours = found.member.as_ref().is_some_and(|member| member.id == spec.id);
@@ -73,7 +73,7 @@ pub(super) fn judge(
                 let newer = |label: &MemberLabel| node.generation.standing(&label.generation) == Standing::Older;
                 if own.as_ref().is_some_and(newer) {
                     let text = format!(
-                        "array '{name}' cannot start: node {start} has moved to {to}, and this machine's record does not know of that: it is an older \
+                        "node {start} has moved to {to}, and this machine's record does not know of that: it is an older \
                          copy, or another host has moved it. 'dst import {to}' makes the record anew from the labels"
                     );
                     return Err(Refusal::new(Errno::EBUSY, text));
@@ -84,7 +84,7 @@ pub(super) fn judge(
             Err(why) => {
                 let source = node.replicas.first().map_or_else(String::new, |replica| replica.target.to_string());
                 let text = format!(
-                    "array '{name}' cannot start: node {start} was moving to {to}, which must say whether it has taken over: {}. Bring it back; your \
+                    "node {start} was moving to {to}, which must say whether it has taken over: {}. Bring it back; your \
                      word that it has not is 'dst import {source} --force', or with a take-over --force",
                     why.text
                 );

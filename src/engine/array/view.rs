@@ -49,7 +49,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         Life::Checking(None, ..) | Life::Minting(None, _) | Life::Claiming(None, _) => array.trouble.clone(),
         Life::Labelling(None, ..) | Life::Launching(None) => array.trouble.clone(),
         Life::Tracing(None, ..) | Life::Fencing(None, ..) => array.trouble.clone(),
-        Life::Started(_) | Life::Regrouping(_) => array.trouble.clone(),
+        Life::Started(_) | Life::Regrouping(_) => array.trouble.clone().or_else(|| array.missing()),
         Life::Undoing(None, _) | Life::Forgetting(None, _) | Life::Freeing(None, _) => array.trouble.clone(),
         _ => None,
     };
@@ -68,6 +68,7 @@ pub(super) fn status(array: &Array) -> ArrayStatus {
         state: LinkState::Detached,
         gate: gate(array, at),
         parked: 0,
+        late: array.live.late.why(at).map(str::to_owned),
         suspend: node.suspend.clone(),
         migration: node.transfer.as_ref().map(|transfer| transfer.status.clone()),
         scrub: node.scrub.clone(),

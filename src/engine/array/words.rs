@@ -127,8 +127,8 @@ pub enum Work {
     Join(Id, Claim, Vec<(Target, u64)>),
     /// As `Free`; those that are marked are then removed with what they hold. Answered by [`Outcome::Each`].
     Discard(Id, Vec<(Target, bool)>),
-    /// Starts the data path and its frontend under a claim. Answered by [`Outcome::Launched`].
-    Launch(Box<ArraySpec>, Claim),
+    /// Starts the data path and its frontend under a claim; these nodes are late. Answered by [`Outcome::Launched`].
+    Launch(Box<ArraySpec>, Claim, Vec<usize>),
     /// Stores a record durably, then a text with each of some volumes, under the claim on them. Answered by [`Outcome::Regrouped`].
     Regroup(Box<ArraySpec>, Claim, Vec<(Target, String)>),
     /// Gives the device of an array in use so many sectors, all of which the data path serves already. `None`: only asks whether it could be

@@ -75,6 +75,7 @@ impl NodeState {
             Freeze::Wanted { shut: true } => Gate::Frozen,
             Freeze::Open | Freeze::Wanted { .. } => match &self.moving {
                 Some(moving) if moving.shuts_gate() => Gate::Closing,
+                _ if self.late => Gate::Late,
                 _ if self.undecided => Gate::Undecided,
                 _ => Gate::Open,
             },

@@ -38,7 +38,7 @@ impl Replicas {
         for (node, state) in self.view.nodes.iter().zip(&self.nodes) {
             let whole = |target: &usize| matches!(self.targets[*target].role, Role::InSync | Role::Absent);
             if let Some(overlap) = &node.overlap {
-                overlap.points.permit(state.step == Step::Steady && node.targets.iter().all(whole));
+                overlap.points.permit(state.step == Step::Steady && !state.late && node.targets.iter().all(whole));
             }
         }
     }

@@ -48,7 +48,7 @@ impl Replicas {
         (state.role, state.standing, state.failed, state.reachable) = (Role::Stale, standing, false, false);
         state.losses = None;
         state.refill = false;
-        self.effects.push_back(Effect::Attach { target, at, volume });
+        self.effects.push_back(Effect::Attach { target, at, volume, known: None, logged: true });
         self.publish();
         Some(target)
     }

@@ -51,7 +51,7 @@ impl Shard {
             Gate::Failed => Passage::Refused,
             // A flush has nothing to wait for where everything is durable already.
             Gate::Frozen if group.op == Op::Flush && self.is_flushed(group.node) => Passage::Free,
-            Gate::Draining | Gate::Frozen | Gate::Closing | Gate::Undecided => Passage::Wait,
+            Gate::Draining | Gate::Frozen | Gate::Closing | Gate::Undecided | Gate::Late => Passage::Wait,
         }
     }
 
@@ -74,7 +74,7 @@ impl Shard {
         }
         let sent = |state: PartState| state == PartState::Sent;
         match self.view.nodes[node].gate {
-            Gate::Open | Gate::Undecided | Gate::Failed => false,
+            Gate::Open | Gate::Undecided | Gate::Late | Gate::Failed => false,
             Gate::Draining => {
                 let asked = |part: &&Part| !self.is_flush(part.tag);
                 self.parts_of(node).filter(asked).any(|part| sent(part.state) || self.is_ready(part.target))

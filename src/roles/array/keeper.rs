@@ -19,7 +19,7 @@ use crate::engine::region::SyncMap;
 use crate::engine::replicas::{Effect, Event, FreezeState, Replicas, Saved, ScrubShown, Standing};
 use crate::engine::shard::Report;
 use crate::engine::shared::{LinkPhase, Shared};
-use crate::engine::steer::{MoveShown, News, Steer};
+use crate::engine::steer::{Arrival, MoveShown, News, Steer};
 use crate::engine::view::{Gate, Role, View};
 use crate::errno::Errno;
 use crate::io::clock;
@@ -194,6 +194,7 @@ impl Keeper {
             addresses,
             sequences: vec![0; nodes],
             syncs: BTreeMap::new(),
+            opened: BTreeMap::new(),
             retry_at: None,
             shown: Arc::clone(&shown),
             settled: Arc::clone(&settled),
@@ -285,6 +286,8 @@ struct Work {
     /// Per node, up to where its sync engines have used sequences.
     sequences: Vec<u32>,
     syncs: BTreeMap<usize, Syncing>,
+    /// What is about to be attached and is known to be there, by its volume.
+    opened: BTreeMap<Id, Arc<Attachment>>,
     /// When a save that has failed is tried again.
     retry_at: Option<Instant>,
     shown: Arc<Mutex<Shown>>,
@@ -355,6 +358,7 @@ impl Work {
             Note::SourceLeft { node } => self.handle(Event::SourceLeft { node }),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
             Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),
+            Note::Steer(Steer::Arrive { node, replicas }) => self.arrive(node, replicas),
             Note::Steer(steer) => {
                 info!(array = self.config.name, ?steer, "asked");
                 // What is asked for right after a start must not find the links as they were before.
@@ -402,8 +406,8 @@ impl Work {
                     self.handle(Event::Flushed { ticket, durable: false });
                 }
             }
-            Effect::Attach { target, at, volume } => {
-                if let Err((errno, why)) = self.attach(target, &at, volume) {
+            Effect::Attach { target, at, volume, known, logged } => {
+                if let Err((errno, why)) = self.attach(target, (&at, volume), known, logged) {
                     warn!(array = self.config.name, target, %at, why, "a volume cannot be attached");
                     self.handle(Event::NotAttached { target, errno });
                 }
@@ -444,9 +448,23 @@ impl Work {
         }
     }
 
-    /// A spare target has a volume from now on.
-    fn attach(&mut self, target: usize, at: &Target, volume: Id) -> Result<(), (Errno, String)> {
-        let node = self.config.rules.view().targets[target].node;
+    /// A late node has come. What cannot be attached is found out before the rules hear of it, so that it comes as a whole.
+    fn arrive(&mut self, node: usize, replicas: Vec<Arrival>) {
+        let logged = replicas.len() > 1;
+        let open = |of: &Arrival| Ok((of.volume, Arc::new(self.open((&of.target, of.volume), node, logged)?)));
+        match replicas.iter().map(open).collect::<Result<_, (Errno, String)>>() {
+            Ok(opened) => {
+                info!(array = self.config.name, node, ?replicas, "a late node has come");
+                self.opened = opened;
+                self.handle(Event::Steer(Steer::Arrive { node, replicas }));
+                self.opened.clear();
+            }
+            Err((_, why)) => (self.config.tell)(Told::News(News::Arrived { node, result: Err(why) })),
+        }
+    }
+
+    /// Finds out where a volume is, and opens what is local.
+    fn open(&self, (at, volume): (&Target, Id), node: usize, logged: bool) -> Result<Attachment, (Errno, String)> {
         let sectors = self.config.rules.view().geometry.node_sectors(node);
         let place = match at {
             Target::Remote { server, volume } => {
@@ -455,9 +473,29 @@ impl Work {
             }
             Target::Local(path) => Place::Local(path.into()),
         };
-        let opened = Attachment::open(place, volume, node, sectors);
-        let opened = Arc::new(opened.map_err(|refusal| (refusal.errno, refusal.text))?);
+        let opened = Attachment::open(place, volume, (node, sectors), logged);
+        opened.map_err(|refusal| (refusal.errno, refusal.text))
+    }
+
+    /// A spare target has a volume from now on.
+    fn attach(
+        &mut self,
+        target: usize,
+        (at, volume): (&Target, Id),
+        known: Option<Losses>,
+        logged: bool,
+    ) -> Result<(), (Errno, String)> {
+        let opened = match self.opened.remove(&volume) {
+            Some(opened) => opened,
+            None => {
+                let node = self.config.rules.view().targets[target].node;
+                Arc::new(self.open((at, volume), node, logged)?)
+            }
+        };
         self.config.shared.target(target).renew();
+        if let Some(known) = known {
+            self.config.shared.target(target).begin(known);
+        }
         self.config.seats.attach(target, &opened);
         self.addresses[target] = opened.address();
         self.order_all(&Order::Attach { target, at: opened });

@@ -42,8 +42,14 @@ use crate::wire::volume::Claim;
 pub struct DataPaths;
 
 impl Launcher for DataPaths {
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal> {
-        let config = path_config(spec, claim)?;
+    fn launch(
+        &self,
+        spec: &ArraySpec,
+        (claim, late): (&Claim, &[usize]),
+        died: Died,
+        tell: Tell,
+    ) -> Result<Arc<dyn Running>, Refusal> {
+        let config = path_config(spec, claim, late)?;
         let face = match &spec.run.frontend {
             Frontend::Ublk => Face::Ublk,
             Frontend::Nbd(address) => {
@@ -137,7 +143,7 @@ fn check_listen(spec: &ArraySpec, address: &NbdAddress) -> Result<(), Refusal> {
     Err(Refusal::new(Errno::EPERM, text))
 }
 
-fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
+fn path_config(spec: &ArraySpec, claim: &Claim, late: &[usize]) -> Result<PathConfig, Refusal> {
     let geometry = plan::geometry(spec).map_err(|bad| Refusal::new(Errno::EINVAL, bad.to_string()))?;
     let replica = |replica: &ReplicaSpec| {
         let place = match &replica.target {
@@ -152,7 +158,11 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
         let losses = spec.memory.volumes.get(&replica.volume).copied();
         Ok(NodeTarget { place, volume: replica.volume, standing, losses })
     };
-    let node = |node: &NodeSpec| node.replicas.iter().map(replica).collect::<Result<Vec<_>, Refusal>>();
+    // Where a late node lives may not even be known by name now.
+    let node = |(at, node): (usize, &NodeSpec)| {
+        let replicas = node.replicas.iter().filter(|_| !late.contains(&at));
+        replicas.map(replica).collect::<Result<Vec<_>, Refusal>>()
+    };
     let queues = match spec.run.queues {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(limits::QUEUES_DEFAULT_MAX),
         given => given,
@@ -166,7 +176,7 @@ fn path_config(spec: &ArraySpec, claim: &Claim) -> Result<PathConfig, Refusal> {
         geometry,
         frozen: spec.nodes.iter().map(|node| node.suspend.is_some()).collect(),
         clean: spec.clean,
-        nodes: spec.nodes.iter().map(node).collect::<Result<_, Refusal>>()?,
+        nodes: spec.nodes.iter().enumerate().map(node).collect::<Result<_, Refusal>>()?,
         queues,
         depth: spec.run.depth,
         io_timeout: spec.run.io_timeout,

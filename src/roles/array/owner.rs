@@ -345,7 +345,7 @@ impl OwnerLoop {
 
 /// What a data path that is launched calls when it ends by itself.
 fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(String) + Send> {
-    let Work::Launch(spec, _) = work else { return Box::new(|_| {}) };
+    let Work::Launch(spec, ..) = work else { return Box::new(|_| {}) };
     let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
     Box::new(move |why| {
         let _ = messages.send(Message::Event(Event::Died { name, epoch, why }));
@@ -354,7 +354,7 @@ fn death_notice(messages: &SyncSender<Message>, work: &Work) -> Box<dyn FnOnce(S
 
 /// What a data path that is launched calls when it has something to tell.
 fn tell(messages: &SyncSender<Message>, work: &Work) -> Tell {
-    let Work::Launch(spec, _) = work else { return Arc::new(|_| {}) };
+    let Work::Launch(spec, ..) = work else { return Arc::new(|_| {}) };
     let (messages, name, epoch) = (messages.clone(), spec.name.clone(), spec.epoch);
     Arc::new(move |told| {
         let name = name.clone();

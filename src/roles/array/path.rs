@@ -70,7 +70,7 @@ pub struct PathConfig {
     pub epoch: Epoch,
     /// The layout.
     pub geometry: Geometry,
-    /// The replicas of each node, in order.
+    /// The replicas of each node, in order; none of one that is late.
     pub nodes: Vec<Vec<NodeTarget>>,
     /// Nothing was in flight when the array was last served.
     pub clean: bool,
@@ -131,6 +131,8 @@ pub struct Attachment {
     pub volume: Id,
     /// The node whose data it has.
     pub node: usize,
+    /// What is changed there is in its region log.
+    pub logged: bool,
     /// Of a local one: the file.
     file: Option<LocalFile>,
 }
@@ -150,12 +152,12 @@ impl Attachment {
     }
 
     /// Opens what is local; what is remote is connected to by each thread.
-    pub fn open(place: Place, volume: Id, node: usize, sectors: u64) -> Result<Attachment, Refusal> {
+    pub fn open(place: Place, volume: Id, (node, sectors): (usize, u64), logged: bool) -> Result<Attachment, Refusal> {
         let file = match &place {
             Place::Local(path) => Some(open_local(path, sectors)?),
             Place::Remote { .. } => None,
         };
-        Ok(Attachment { place, volume, node, file })
+        Ok(Attachment { place, volume, node, logged, file })
     }
 }
 
@@ -212,9 +214,7 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
             node: 0,
             refusal: Refusal { errno: Errno::from(&error), text: format!("cannot make a mailbox: {error}") },
         })?;
-        // Of a node with one target there is nobody to tell what it has missed.
-        let logged = |at: &Attachment| config.nodes[at.node].len() > 1;
-        let connections = connections(&connector, index, &shard, &places, logged);
+        let connections = connections(&connector, index, &shard, &places, |at| at.logged);
         orders.push(postbox);
         let (connector, shared) = (Arc::clone(&connector), Arc::clone(&shared));
         seats.push(Seat { shard, connections, connector, wakeup, neighbours: None, shared, index });
@@ -307,7 +307,9 @@ fn hello(config: &PathConfig, channel: u16, volume: &str, logged: bool) -> Hello
 fn open_all(config: &PathConfig) -> Result<Vec<Option<Arc<Attachment>>>, StartError> {
     let open = |(node, target): (usize, &NodeTarget)| {
         let sectors = config.geometry.node_sectors(node);
-        let opened = Attachment::open(target.place.clone(), target.volume, node, sectors);
+        // Of a node with one target there is nobody to tell what it has missed.
+        let logged = config.nodes[node].len() > 1;
+        let opened = Attachment::open(target.place.clone(), target.volume, (node, sectors), logged);
         opened.map(|at| Some(Arc::new(at))).map_err(|refusal| StartError { node, refusal })
     };
     config.targets().map(open).collect()

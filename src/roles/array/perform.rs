@@ -66,9 +66,15 @@ pub type Died = Box<dyn FnOnce(String) + Send>;
 
 /// What starts data paths.
 pub trait Launcher: Send + Sync {
-    /// Attaches every node under a claim that its volumes have accepted, and shows the device.
+    /// Attaches every node under a claim that its volumes have accepted, but those that are late, and shows the device.
     /// `tell` is for changes of its replicas.
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<Arc<dyn Running>, Refusal>;
+    fn launch(
+        &self,
+        spec: &ArraySpec,
+        claim: (&Claim, &[usize]),
+        died: Died,
+        tell: Tell,
+    ) -> Result<Arc<dyn Running>, Refusal>;
 
     /// Removes what data paths of a dead daemon have left in the kernel, but devices that somebody may use: those wait for the next
     /// start of their array, which `started` may be.
@@ -115,7 +121,7 @@ impl Performer {
             Work::Forget(name) => {
                 Outcome::Saved(self.state.remove(&name).map_err(|error| Refusal::new(error.errno, error.text)))
             }
-            Work::Launch(spec, claim) => Outcome::Launched(self.launch(&spec, &claim, died, tell)),
+            Work::Launch(spec, claim, late) => Outcome::Launched(self.launch(&spec, (&claim, &late), died, tell)),
             Work::Regroup(spec, claim, labels) => self.regroup(&spec, &claim, &labels),
             Work::Make(target, bytes) => Outcome::Each(vec![targets::make(&target, bytes)]),
             Work::Join(array, claim, targets) => {
@@ -174,7 +180,7 @@ impl Performer {
         }
     }
 
-    fn launch(&self, spec: &ArraySpec, claim: &Claim, died: Died, tell: Tell) -> Result<String, Refusal> {
+    fn launch(&self, spec: &ArraySpec, claim: (&Claim, &[usize]), died: Died, tell: Tell) -> Result<String, Refusal> {
         let running = self.launcher.launch(spec, claim, died, tell)?;
         let device = running.device();
         link_device(&spec.name, &device);

@@ -223,10 +223,10 @@ impl<'f, F: Frontend> Worker<'f, F> {
     fn attach(&mut self, target: usize, at: &Attachment) {
         debug_assert!(self.connections[target].as_ref().is_none_or(Connection::is_idle), "a slot in use");
         let parts = self.shard.parts();
-        self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at, true));
+        self.connections[target] = Some(self.connector.connection(self.shard_index, parts, target, at, at.logged));
         // From now on the node's servers write down what is changed, before the new target is written: else nobody would know
         // afterwards what one of them has missed.
-        for other in self.shard.siblings(target) {
+        for other in self.shard.siblings(target).into_iter().filter(|_| at.logged) {
             if let Some(Connection::Remote(link)) = &mut self.connections[other]
                 && link.log_changes()
             {

@@ -2,10 +2,14 @@
 
 use super::*;
 
+/// After a boot of the machine nobody has outlived the daemon: a start waits for every node.
+const REBOOTED: Id = Id([9; 16]);
+
 #[test]
 fn a_started_array_comes_back_in_the_background() {
     let (mut world, _) = started();
     world.running.clear();
+    world.boot = REBOOTED;
     world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
     let mut daemon = Daemon::boot(&world);
     daemon.settle(&mut world);
@@ -38,6 +42,7 @@ fn a_start_can_be_given_up_at_every_step() {
     for steps in 0..6 {
         let (mut world, _) = started();
         world.running.clear();
+        world.boot = REBOOTED;
         world.volumes.get_mut(THREE[2]).unwrap().reachable = steps > 0;
         let mut daemon = Daemon::boot(&world);
         for _ in 0..steps.max(1) {
@@ -54,6 +59,7 @@ fn a_start_can_be_given_up_at_every_step() {
 fn a_device_that_a_dead_daemon_has_left_in_use_is_not_taken_away_unless_that_is_said() {
     let (mut world, _) = started();
     world.running.clear();
+    world.boot = REBOOTED;
     world.volumes.get_mut(THREE[2]).unwrap().reachable = false;
     world.left.insert(world.spec().id);
     world.busy = true;

@@ -98,6 +98,7 @@ impl Path {
             Steer::Abort { node } if self.moving.contains_key(&node) => self.end(node, MoveError::Aborted),
             // Too late: it is told how it ends.
             Steer::Abort { .. } if !self.waiting.is_empty() => {}
+            Steer::Arrive { node, .. } => news(daemon, world, News::Arrived { node, result: Ok(()) }),
             Steer::Abort { node } => news(daemon, world, News::Moved { node, result: Err(MoveError::Refused) }),
         }
     }

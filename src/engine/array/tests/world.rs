@@ -36,6 +36,8 @@ pub(super) struct World {
     /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
     pub(super) newest: Option<BTreeSet<String>>,
     pub(super) running: BTreeMap<String, Epoch>,
+    /// Nodes that its data path was launched without, and has not been given.
+    pub(super) late: BTreeSet<usize>,
     /// And where.
     pub(super) runs_on: BTreeMap<String, Id>,
     /// Of each array, the nodes whose requests its data path held from the first one on.
@@ -132,7 +134,7 @@ impl World {
             panic!("{stale} has missed writes and would be read");
         }
         self.newest = Some(in_sync);
-        for (node, replica) in spec.replicas() {
+        for (node, replica) in spec.replicas().filter(|(node, _)| !self.is_late(spec, node)) {
             let volume = &self.volumes[&replica.target.to_string()];
             if replica.state.is_in_sync() || volume.reachable {
                 assert_eq!(volume.claim, Some(claim), "{} is claimed", replica.target);
@@ -142,6 +144,10 @@ impl World {
                 assert_eq!(label.node().unwrap().replicas[label.replica], *replica);
             }
         }
+    }
+
+    fn is_late(&self, spec: &ArraySpec, node: &NodeSpec) -> bool {
+        self.late.iter().any(|late| spec.nodes[*late].start == node.start)
     }
 
     pub(super) fn volume(&mut self, target: &Target) -> Result<&mut Volume, Refusal> {
@@ -207,7 +213,7 @@ impl World {
     /// Those in sync know who is, before the data path goes on.
     fn check_labels(&mut self, spec: &ArraySpec) {
         let in_sync: Vec<_> = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync()).collect();
-        for (node, replica) in &in_sync {
+        for (node, replica) in in_sync.iter().filter(|(node, _)| !self.is_late(spec, node)) {
             let target = replica.target.to_string();
             let label = self.label(&target);
             let known: Vec<&ReplicaSpec> =
@@ -339,7 +345,8 @@ impl World {
                 };
                 Outcome::Each(targets.iter().map(&mut discard).collect())
             }
-            Work::Launch(spec, claim) => Outcome::Launched(fails("launch").map(|()| {
+            Work::Launch(spec, claim, late) => Outcome::Launched(fails("launch").map(|()| {
+                self.late = late.into_iter().collect();
                 self.check_launch(&spec, claim);
                 self.epochs.push((spec.id, spec.epoch));
                 self.running.insert(spec.name.clone(), spec.epoch);
