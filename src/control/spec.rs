@@ -501,7 +501,7 @@ mod tests {
         let mut expected = spec();
         expected.nodes[0].replicas.truncate(1);
         (expected.debts, expected.migrations, expected.migrated) = (Vec::new(), Vec::new(), 0);
-        expected.memory = Memory::default();
+        (expected.memory, expected.grow) = (Memory::default(), false);
         (expected.nodes[0].suspend, expected.nodes[0].transfer, expected.nodes[0].scrub) = (None, None, None);
         expected.clean = false;
         expected.nodes[0].generation = Generation::first(Id([7; 16]));
