@@ -28,7 +28,7 @@ chaos: build ## real processes that die, and connections that are cut; ROUNDS=n 
 	@tests/run.sh chaos
 soak: build ## hours of it: 500 rounds of chaos (ROUNDS=n), 200 migrations (MOVES=n), a million seeds (SEEDS=n), the guest for longer
 	@ROUNDS=$${ROUNDS:-500} MOVES=$${MOVES:-200} SEEDS=$${SEEDS:-1000000} RAW=$${RAW:-50} FS=$${FS:-20} SUSPEND=$${SUSPEND:-60} \
-	PRESSURE=$${PRESSURE:-600} tests/run.sh chaos moves vm recover sim
+	PRESSURE=$${PRESSURE:-600} NEWER=$${NEWER:-10} tests/run.sh chaos moves vm recover newer sim
 sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
 	cargo test --release --test sim
 bugs: ## plants each mistake of the bank and shows that the simulator notices it; SEEDS=n tries so many seeds
