@@ -197,8 +197,12 @@ saturated() {
     fio --name=load --filename="$dev" --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --iodepth=64 --runtime=60 --time_based >"$T/load.out" 2>&1 &
     local load=$!
     busy 16
-    tell full impatient
-    said full 'refused ublk: STOP_DEV .* has not ended after 3 s'
+    # From 6.16 on the kernel gives back what a dead daemon has in hand when the last of its threads has gone, and the one that waits inside STOP_DEV for
+    # those very requests never does: docs/RELIABILITY.md.
+    if ! from_linux 6.16; then
+        tell full impatient
+        said full 'refused ublk: STOP_DEV .* has not ended after 3 s'
+    fi
     kill -KILL "$pid_full"
     until_true 20 sh -c "$target leftovers | grep -q live"
     "$target" leftovers --delete
