@@ -15,7 +15,7 @@ use dst::engine::request::{Request, RequestOp, ShardConfig, Tag};
 use dst::engine::scrub::{Repair, Scrub};
 use dst::engine::shard::{Body, Report, Shard};
 use dst::engine::shared::Shared;
-use dst::engine::steer::{Move, News, Steer};
+use dst::engine::steer::{Arrival, Move, News, Steer};
 use dst::engine::view::{Gate, Role, View};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
@@ -50,6 +50,8 @@ cases! {
     what_waits_at_a_gate_keeps_nobody_from_leaving
     a_replica_that_is_syncing_is_flushed_too
     a_slow_source_of_a_move_is_spared_between_two_tries
+    of_a_node_that_comes_late_one_replica_is_gone_by
+    an_array_is_not_clean_while_a_node_is_late
     a_failed_flush_is_remembered_though_nobody_was_told
     a_scrub_that_is_to_end_waits_for_no_flush
     an_array_has_grown_when_every_shard_knows
@@ -238,6 +240,34 @@ fn a_slow_source_of_a_move_is_spared_between_two_tries() {
     assert!(!tell(&mut rules, slow, ms(2)), "who waits for its region goes first");
     let next = rules.next_timeout();
     assert!(tell(&mut rules, Event::Tick(vec![true; 2]), next), "then it goes on");
+}
+
+/// Two nodes, of which nobody has come to the second one.
+fn half_late() -> Replicas {
+    let view = View::new(Geometry::linear(&[SECTORS; 2]).unwrap(), &[vec![VOLUME], vec![]], Epoch(3));
+    Replicas::new(view.with_spares(2), &[ReplicaStanding::InSync], false)
+}
+
+fn of_a_node_that_comes_late_one_replica_is_gone_by() {
+    let mut rules = half_late();
+    let arrival = |number: u8| Arrival {
+        target: Target::Local("/late".into()),
+        volume: Id([number; 16]),
+        standing: ReplicaStanding::InSync,
+        losses: None,
+    };
+    rules.handle(Event::Steer(Steer::Arrive { node: 1, replicas: vec![arrival(20), arrival(21)] }), ms(1));
+    let [first, second] = [20, 21].map(|number| {
+        let targets = &rules.view().targets;
+        rules.role(targets.iter().position(|target| target.volume == Id([number; 16])).unwrap())
+    });
+    assert_eq!((first, second), (Role::InSync, Role::Leaving), "what was in flight may be on one alone");
+    assert_eq!(rules.view().nodes[1].gate, Gate::Undecided, "nothing is read before that is durable");
+}
+
+fn an_array_is_not_clean_while_a_node_is_late() {
+    let rules = half_late();
+    assert!(rules.is_settled() && !rules.is_clean(&Shared::new(rules.view().targets.len(), 1)));
 }
 
 fn a_failed_flush_is_remembered_though_nobody_was_told() {

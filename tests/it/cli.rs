@@ -251,7 +251,7 @@ fn what_was_started_comes_back_when_its_servers_do() {
     wait_for("the reason is shown", || farm.dst("status pair").contains(&reason));
     says(
         &farm.dst("status pair"),
-        &["pair: starting", "waiting for", "node n-0", &a, "connection refused (and 1 more node)"],
+        &["pair: starting", "waiting for", "node n-0", &a, "connection refused", "(and 1 more node)"],
     );
     says(&farm.dst_fails("start pair"), &["in the background", "'dst stop pair'"]);
     farm.servers.iter_mut().for_each(crate::farm::Server::start);

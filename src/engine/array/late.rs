@@ -155,15 +155,23 @@ impl Owner {
         (fresh, now): (Id, Time),
         effects: &mut Vec<Effect>,
     ) {
+        // While it is being stopped nothing more begins; that may be refused.
+        let served = array.is_served();
         if let Some((_, nodes)) = array.live.late.look.take_if(|(look, _)| *look == job) {
             array.live.late.again_later(now);
-            if let Outcome::Surveyed(found) = outcome {
+            if let Outcome::Surveyed(found) = outcome
+                && served
+            {
                 self.looked_for_late(array, &nodes, &found, (fresh, now), effects);
             }
             return;
         }
         let Some(node) = array.live.late.node_of(job) else { return };
         let Some(late) = array.live.late.nodes.get_mut(&node) else { return };
+        if !served {
+            let why = late.why.clone();
+            return array.live.late.back(node, why, now);
+        }
         let next = match (std::mem::replace(&mut late.stage, Stage::Away), outcome) {
             (Stage::Asking(_, mut traces, muster), Outcome::Surveyed(found)) => {
                 let own = array.alone(node);

@@ -276,11 +276,16 @@ impl Owner {
     /// A data path tells how something ended.
     pub(super) fn news(&mut self, name: &str, epoch: Epoch, news: News, now: Time, effects: &mut Vec<Effect>) {
         let Some(mut array) = self.arrays.remove(name) else { return };
-        if array.spec.epoch == epoch && array.is_served() {
+        if let News::Arrived { node, result } = news {
+            // Also while it is being stopped, which may be refused.
+            if array.spec.epoch == epoch {
+                self.arrived(&mut array, node, result, now);
+            }
+        } else if array.spec.epoch == epoch && array.is_served() {
             match news {
                 News::Fenced { volume } => self.fenced(&mut array, volume, effects),
                 News::Frozen { node, flushed } => array.frozen(node, flushed, effects),
-                News::Arrived { node, result } => self.arrived(&mut array, node, result, now),
+                News::Arrived { .. } => {}
                 News::Detached { node, volume } => self.detached(&mut array, node, volume, now, effects),
                 News::Moved { node, result } if array.is_swapping(node) => {
                     self.swapped(&mut array, node, result.is_ok(), now, effects);

@@ -27,11 +27,12 @@ use crate::io::copying::CopyFrontend;
 use crate::io::ublk::become_io_flusher;
 use crate::io::wakeup::Postbox;
 use crate::limits;
-use crate::roles::array::path::{Attachment, Place, SyncSeats};
+use crate::roles::array::path::{Attachment, SyncSeats};
 use crate::roles::array::survey::{LogAt, survey};
-use crate::roles::array::targets;
 use crate::roles::array::worker::{Order, Seat, Worker};
 use crate::units::{Id, SECTOR_BYTES, Time};
+
+mod late;
 
 /// The keeper looks no more often than this, whatever time it is for.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -87,6 +88,15 @@ pub enum Note {
     },
     /// The owner of arrays asks for something.
     Steer(Steer),
+    /// Where the volumes of a late node are is known, or why not.
+    Opened {
+        /// The node.
+        node: usize,
+        /// What is known of them.
+        replicas: Vec<Arrival>,
+        /// By their ids.
+        opened: Result<BTreeMap<Id, Arc<Attachment>>, String>,
+    },
     /// The array ends.
     End,
 }
@@ -358,7 +368,8 @@ impl Work {
             Note::SourceLeft { node } => self.handle(Event::SourceLeft { node }),
             Note::Synced { node, result, sequence } => self.synced(node, result, sequence),
             Note::Flushed { ticket, durable } => self.handle(Event::Flushed { ticket, durable }),
-            Note::Steer(Steer::Arrive { node, replicas }) => self.arrive(node, replicas),
+            Note::Steer(Steer::Arrive { node, replicas }) => self.expect(node, replicas),
+            Note::Opened { node, replicas, opened } => self.arrive(node, replicas, opened),
             Note::Steer(steer) => {
                 info!(array = self.config.name, ?steer, "asked");
                 // What is asked for right after a start must not find the links as they were before.
@@ -448,35 +459,6 @@ impl Work {
         }
     }
 
-    /// A late node has come. What cannot be attached is found out before the rules hear of it, so that it comes as a whole.
-    fn arrive(&mut self, node: usize, replicas: Vec<Arrival>) {
-        let logged = replicas.len() > 1;
-        let open = |of: &Arrival| Ok((of.volume, Arc::new(self.open((&of.target, of.volume), node, logged)?)));
-        match replicas.iter().map(open).collect::<Result<_, (Errno, String)>>() {
-            Ok(opened) => {
-                info!(array = self.config.name, node, ?replicas, "a late node has come");
-                self.opened = opened;
-                self.handle(Event::Steer(Steer::Arrive { node, replicas }));
-                self.opened.clear();
-            }
-            Err((_, why)) => (self.config.tell)(Told::News(News::Arrived { node, result: Err(why) })),
-        }
-    }
-
-    /// Finds out where a volume is, and opens what is local.
-    fn open(&self, (at, volume): (&Target, Id), node: usize, logged: bool) -> Result<Attachment, (Errno, String)> {
-        let sectors = self.config.rules.view().geometry.node_sectors(node);
-        let place = match at {
-            Target::Remote { server, volume } => {
-                let address = targets::resolve(server).map_err(|refusal| (refusal.errno, refusal.text))?[0];
-                Place::Remote { address, volume: volume.clone() }
-            }
-            Target::Local(path) => Place::Local(path.into()),
-        };
-        let opened = Attachment::open(place, volume, (node, sectors), logged);
-        opened.map_err(|refusal| (refusal.errno, refusal.text))
-    }
-
     /// A spare target has a volume from now on.
     fn attach(
         &mut self,
@@ -489,7 +471,7 @@ impl Work {
             Some(opened) => opened,
             None => {
                 let node = self.config.rules.view().targets[target].node;
-                Arc::new(self.open((at, volume), node, logged)?)
+                late::open(at, volume, (node, self.config.rules.view().geometry.node_sectors(node)), logged)?
             }
         };
         self.config.shared.target(target).renew();
