@@ -441,3 +441,26 @@ fn a_stop_and_the_end_of_the_daemon_wait_for_nobody() {
         assert!(daemon.exited);
     }
 }
+
+#[test]
+fn a_stop_that_is_refused_meanwhile_leaves_it_on_its_way() {
+    for steps in 0..6 {
+        let (mut world, mut daemon) = one_of_three();
+        world.reach(THREE[2], true);
+        world.busy = true;
+        daemon.now = daemon.owner.next_wake();
+        daemon.event(Event::Tick);
+        for _ in 0..steps {
+            daemon.step(&mut world);
+        }
+        let ticket = daemon.ask(stop(false));
+        opened(&mut daemon, &mut world);
+        daemon.settle(&mut world);
+        assert!(daemon.replies.remove(&ticket).unwrap().is_err());
+        opened(&mut daemon, &mut world);
+        if late(&daemon, 2).is_some() {
+            comes(&mut daemon, &mut world);
+        }
+        assert_eq!((daemon.state("a"), late(&daemon, 2)), (Some(State::Started), None), "after {steps} steps");
+    }
+}
