@@ -34,10 +34,10 @@ phase_power() {
 }
 # The device outlives its daemon; RAW=n and FS=n rounds.
 phase_recover() { tests/vm/boot.sh --memory 3G --timeout $((600 + 60 * ${RAW:-5} + 60 * ${FS:-3})) tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
-# Both on the newest kernel, with what ublk has learned since: the device's own tests, and NEWER=n rounds.
+# The same two on the newest kernel, with what ublk has learned since: in short, or with NEWER=n rounds.
 phase_newer() {
-    tests/vm/boot.sh --kernel new --memory 3G --timeout 600 tests/vm/ublk-test.sh &&
-        tests/vm/boot.sh --kernel new --memory 3G --timeout $((600 + 60 * ${NEWER:-1})) tests/vm/recover-test.sh "${NEWER:-1}" "${NEWER:-1}"
+    tests/vm/boot.sh --kernel new --memory 3G --timeout 600 tests/vm/ublk-test.sh release brief &&
+        tests/vm/boot.sh --kernel new --memory 3G --timeout $((600 + 60 * ${NEWER:-1})) tests/vm/recover-test.sh "${NEWER:-1}" "${NEWER:-0}"
 }
 # One of four nodes is suspended for SUSPEND seconds, memory is short for PRESSURE seconds.
 phase_vm() {
