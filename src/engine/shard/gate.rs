@@ -48,6 +48,14 @@ impl Shard {
     pub(super) fn at_gate(&self, group: &Group) -> Passage {
         match self.view.nodes[group.node].gate {
             Gate::Open => Passage::Free,
+            gate => self.at_shut_gate(gate, group),
+        }
+    }
+
+    #[cold]
+    fn at_shut_gate(&self, gate: Gate, group: &Group) -> Passage {
+        match gate {
+            Gate::Open => Passage::Free,
             Gate::Failed => Passage::Refused,
             // A flush has nothing to wait for where everything is durable already.
             Gate::Frozen if group.op == Op::Flush && self.is_flushed(group.node) => Passage::Free,
