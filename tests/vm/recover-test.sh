@@ -135,6 +135,18 @@ migration_survives() {
     dst migration list roam
     fs_goes_on
 }
+late() { dst status roam | grep -q 'served without a node that is late: .*127.0.0.1:20073/'; }
+one_is_late() {
+    until_true 60 late
+    dst status roam
+    served roam
+    served wide
+}
+in_time() { ! late; }
+comes_late() {
+    until_true 60 in_time
+    served roam
+}
 # On a machine that is slow for a moment a migration may have been given up: then it is asked for again, as anybody would.
 moved() {
     dst replica list roam | grep -q '127.0.0.1:20073/' && return
@@ -297,6 +309,13 @@ if [ "$FS" -gt 0 ]; then
     sleep 1
     kill_and_start
     check "it moves on after a death" migration_survives
+# Within the I/O timeout its server is there again.
+kill -KILL "$pid_server3"
+kill_and_start
+check "one dead server holds nobody else up" one_is_late
+start_server 3
+check "its node comes late" comes_late
+check "the filesystem noticed nothing" fs_goes_on
 fi
 check "the mounted device grows, or says why not" grows
 large=$(sectors)
