@@ -33,8 +33,8 @@ sim: ## the simulator; SEEDS=n runs so many seeds, SEED=n replays one
 	cargo test --release --test sim
 bugs: ## plants each mistake of the bank and shows that the simulator notices it; SEEDS=n tries so many seeds
 	BUGS=$${BUGS:-1} cargo test --profile bugs --no-default-features --features bugs --test sim
-vm-test: ## the tests that need a kernel with ublk, in a virtual machine
-	@tests/run.sh setup build ublk vm recover newer power
+vm-test: ## the tests that need a kernel with ublk, in virtual machines with the oldest and the newest; RAW=n, FS=n, NEWER=n rounds
+	@RAW=$${RAW:-5} FS=$${FS:-3} tests/run.sh setup build ublk vm recover newer power
 bench: build ## dst against its peers on this machine, in under 15 minutes; QUICK=1 for one, ONLY=server,export,copy,disk,array,idle for parts
 	cargo test --release --bench bench -- host
 bench-engine: ## the engine alone: time and allocations of a request

@@ -33,8 +33,11 @@ phase_power() {
     tests/vm/boot.sh --memory 3G --timeout 600 tests/vm/power-test.sh "$PWD/$program"
 }
 # The device outlives its daemon; RAW=n and FS=n rounds.
-phase_recover() { tests/vm/boot.sh --memory 3G --timeout $((600 + 60 * ${RAW:-5} + 60 * ${FS:-3})) tests/vm/recover-test.sh "${RAW:-5}" "${FS:-3}"; }
-# The same two on the newest kernel, with what ublk has learned since: in short, or with NEWER=n rounds.
+phase_recover() {
+    local raw=${RAW:-2} fs=${FS:-1}
+    tests/vm/boot.sh --memory 3G --timeout $((600 + 60 * raw + 60 * fs)) tests/vm/recover-test.sh "$raw" "$fs"
+}
+# `ublk` and `recover` on the newest kernel, with what ublk has learned since: in short, or with NEWER=n rounds. Not among those that always run.
 phase_newer() {
     tests/vm/boot.sh --kernel new --memory 3G --timeout 600 tests/vm/ublk-test.sh release brief &&
         tests/vm/boot.sh --kernel new --memory 3G --timeout $((600 + 60 * ${NEWER:-1})) tests/vm/recover-test.sh "${NEWER:-1}" "${NEWER:-0}"
@@ -46,7 +49,7 @@ phase_vm() {
 }
 
 # Format first, because it fails fastest; the build before the tests, because they start dstd and dst.
-all='setup fmt build clippy floors package unit it bench chaos sim ublk vm recover newer power'
+all='setup fmt build clippy floors package unit it bench chaos sim ublk vm recover power'
 phases=${*:-$all}
 for phase in $phases; do
     declare -F "phase_$phase" >/dev/null || { echo "run.sh: no phase $phase; there are: $all" >&2; exit 2; }
