@@ -72,7 +72,7 @@ enum Life {
     Minting(Option<Ticket>, Vec<bool>),
     /// Start: the replicas that are there are claimed.
     Claiming(Option<Ticket>, Vec<bool>),
-    /// Take-over: the targets of transfers are claimed, too, and asked again.
+    /// Everything is claimed, and what another host may have written meanwhile is asked again: labels, and at a take-over the targets of transfers.
     Fencing(Option<Ticket>, Claim, Vec<bool>),
     /// Start: their labels are written.
     Labelling(Option<Ticket>, Claim, Vec<bool>),
@@ -147,6 +147,8 @@ struct Array {
     live: Live,
     /// Targets of transfers that a start asks; a take-over claims them.
     traces: Vec<Trace>,
+    /// What the labels said of the replicas that a start claims, where another host may still write them.
+    watched: Option<Vec<Option<String>>>,
     /// What its nodes take up at this start, sectors.
     room: Option<Vec<u64>>,
     /// Nodes that a start goes on without, and why.
@@ -577,6 +579,7 @@ impl Array {
             regroup: None,
             live: Live::default(),
             traces: Vec::new(),
+            watched: None,
             room: None,
             late: BTreeMap::new(),
         }

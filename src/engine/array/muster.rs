@@ -29,6 +29,8 @@ pub(super) struct Muster {
     heard: Vec<(Option<u64>, Verdict)>,
     /// The epoch of the new claim: greater than any that was ever seen.
     pub(super) epoch: Epoch,
+    /// The record knows of a greater one than the volumes: a claim of another host that comes in between may be smaller.
+    pub(super) ahead: bool,
 }
 
 /// How a start is meant.
@@ -78,13 +80,15 @@ pub(super) fn muster(
     let heard = met.iter().flat_map(|met| verdicts(&spec.memory, past, *met)).collect();
     let claims = found.iter().flatten().filter_map(|found| found.claim).map(|claim| claim.epoch);
     let labels = found.iter().flatten().filter_map(label).map(|label| label.epoch);
-    let greatest = claims.chain(labels).fold(spec.epoch, Epoch::max);
+    let seen = claims.chain(labels).max().unwrap_or_default();
+    let greatest = seen.max(spec.epoch);
     let there = |(at, (_, found)): (usize, &Met<'_>)| {
         let in_time = !late.contains_key(&at);
         found.iter().map(|found| in_time && found.is_ok()).collect::<Vec<bool>>()
     };
     let present = met.iter().enumerate().flat_map(there).collect();
-    Ok(Muster { present, late, heard, epoch: Epoch(greatest.0.saturating_add(1)) })
+    let (epoch, ahead) = (Epoch(greatest.0.saturating_add(1)), spec.epoch > seen);
+    Ok(Muster { present, late, heard, epoch, ahead })
 }
 
 /// Nodes that are not waited for, and why: nobody is there who has everything. Only while those live who used the device when it was

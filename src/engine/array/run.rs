@@ -1,7 +1,7 @@
 //! The owner's part that starts and stops arrays.
 
 use super::muster::{Intent, Muster};
-use super::{Array, Effect, Halt, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
+use super::{Array, Effect, Found, Halt, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaSpec;
@@ -132,6 +132,8 @@ impl Owner {
                     Ok(muster) => {
                         let by_hand = asker.is_some() && !terms.take_over;
                         array.room = by_hand.then(|| array.room_at_start(&found)).flatten();
+                        let watches = terms.take_over || muster.ahead;
+                        array.watched = watches.then(|| labels_of(&muster.present, &found));
                         array.traces = trace::traces(&array.spec, &found);
                         array.traces.retain(|trace| !muster.late.contains_key(&trace.node));
                         if array.traces.is_empty() {
@@ -179,9 +181,13 @@ impl Owner {
             (Life::Minting(asker, _), Outcome::Saved(Err(why))) => self.not_started(array, asker, why, now, effects),
             (Life::Claiming(asker, present), Outcome::Claimed(claim, results)) => {
                 match array.refused(&present, &results) {
-                    None if array.traces.is_empty() => self.label_all(array, (asker, claim, present), now, effects),
+                    None if array.traces.is_empty() && array.watched.is_none() => {
+                        self.label_all(array, (asker, claim, present), now, effects);
+                    }
                     None => {
-                        let targets = array.traces.iter().map(|trace| trace.to.clone()).collect();
+                        let watched = array.there(&present).map(|(_, _, replica)| replica.target.clone());
+                        let watched = watched.filter(|_| array.watched.is_some());
+                        let targets = watched.chain(array.traces.iter().map(|trace| trace.to.clone())).collect();
                         self.work(array, Life::Fencing(asker, claim, present), Work::Survey(targets), effects);
                     }
                     Some(why) => self.not_started(array, asker, why, now, effects),
@@ -189,7 +195,10 @@ impl Owner {
             }
             (Life::Fencing(asker, claim, present), Outcome::Surveyed(found)) => {
                 let terms = Terms { take_over: true, force: false };
-                match trace::judge(&array.spec, &mut array.traces, &found, terms) {
+                let watched = array.watched.take().unwrap_or_default();
+                let (own, targets) = found.split_at(watched.len().min(found.len()));
+                let judged = trace::judge(&array.spec, &mut array.traces, targets, terms);
+                match judged.and_then(|()| array.still_as_seen(&present, &watched, own)) {
                     Ok(()) => self.label_all(array, (asker, claim, present), now, effects),
                     Err(why) => {
                         let why = plan::cannot_start(&array.spec.name, why);
@@ -347,6 +356,12 @@ impl Owner {
     }
 }
 
+/// What the labels say of those that are there.
+fn labels_of(present: &[bool], found: &[Result<Found, Refusal>]) -> Vec<Option<String>> {
+    let there = present.iter().zip(found).filter(|(present, _)| **present);
+    there.map(|(_, found)| found.as_ref().ok().and_then(|found| found.label.clone())).collect()
+}
+
 impl Array {
     /// Where a volume lives that is the array's, and its node.
     pub(super) fn place_of(&self, volume: Id) -> Option<(NodeId, Target)> {
@@ -389,6 +404,28 @@ impl Array {
             let text = format!("array '{name}' cannot start: node {start} ({}): {}", replica.target, why.text);
             Some(Refusal::new(why.errno, text))
         })
+    }
+
+    /// Whether nobody has gone on with the array between the look at its labels and the claim, after which nobody can.
+    fn still_as_seen(
+        &self,
+        present: &[bool],
+        watched: &[Option<String>],
+        found: &[Result<Found, Refusal>],
+    ) -> Result<(), Refusal> {
+        for (((node, _, replica), seen), found) in self.there(present).zip(watched).zip(found) {
+            let (start, target) = (self.spec.nodes[node].start, &replica.target);
+            let refuse = |errno, why: &str| Err(Refusal::new(errno, format!("node {start} ({target}): {why}")));
+            match found {
+                Err(why) => return refuse(why.errno, &why.text),
+                Ok(found) if found.label != *seen => {
+                    let why = "another host has gone on with the array while it was being claimed; now it cannot any more: try again";
+                    return refuse(Errno::EBUSY, why);
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// A start was refused before it has changed anything.

@@ -32,6 +32,7 @@ mod replicas;
 mod scrub;
 mod suspend;
 mod transfer;
+mod two;
 
 mod world;
 

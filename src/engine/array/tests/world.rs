@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) busy: bool,
     /// Arrays whose device a dead daemon has left.
     pub(super) left: BTreeSet<Id>,
+    /// Servers come and go while something is under way: who is there now need not have been asked.
+    pub(super) unsteady: bool,
     /// Servers that make no volumes.
     pub(super) down: BTreeSet<String>,
     /// Its kernel gives devices in use another size.
@@ -133,10 +135,10 @@ impl World {
         if let Some(stale) = self.newest.as_ref().and_then(|newest| in_sync.difference(newest).next()) {
             panic!("{stale} has missed writes and would be read");
         }
-        self.newest = Some(in_sync);
+        self.newest = Some(self.written_to(spec, in_sync));
         for (node, replica) in spec.replicas().filter(|(node, _)| !self.is_late(spec, node)) {
             let volume = &self.volumes[&replica.target.to_string()];
-            if replica.state.is_in_sync() || volume.reachable {
+            if replica.state.is_in_sync() || volume.reachable && !self.unsteady {
                 assert_eq!(volume.claim, Some(claim), "{} is claimed", replica.target);
                 let label = self.label(&replica.target.to_string());
                 assert_eq!(label.generation, node.generation);
@@ -144,6 +146,12 @@ impl World {
                 assert_eq!(label.node().unwrap().replicas[label.replica], *replica);
             }
         }
+    }
+
+    fn is_taken(&self, spec: &ArraySpec, claim: Claim) -> bool {
+        let held = |target: &Target| self.volumes.get(&target.to_string()).and_then(|volume| volume.claim);
+        let in_sync = spec.replicas().filter(|(_, replica)| replica.state.is_in_sync());
+        in_sync.filter_map(|(_, replica)| held(&replica.target)).any(|held| held.host != claim.host)
     }
 
     fn is_late(&self, spec: &ArraySpec, node: &NodeSpec) -> bool {
@@ -165,6 +173,9 @@ impl World {
         let broken = self.broken.contains("label");
         let put = |(target, text): (Target, String)| {
             let volume = self.volume(&target)?;
+            if volume.claim.is_some_and(|held| held.host != claim.host) {
+                return Err(Refusal::new(Errno::EBADE, "fenced"));
+            }
             assert_eq!(volume.claim, Some(claim));
             if broken {
                 return Err(refused("it broke"));
@@ -173,7 +184,8 @@ impl World {
             Ok(())
         };
         let written: Vec<Result<(), Refusal>> = labels.into_iter().map(put).collect();
-        if written.iter().all(Result::is_ok) {
+        // What another host has taken over has other writes by now than those of this one.
+        if written.iter().all(Result::is_ok) && self.runs_on.get(&spec.name) == Some(&self.host) {
             self.check_labels(spec);
         }
         Outcome::Regrouped(Ok(()), written)
@@ -221,7 +233,18 @@ impl World {
             let now: Vec<&ReplicaSpec> = node.replicas.iter().filter(|of| of.state.is_in_sync()).collect();
             assert_eq!((known, &label.generation), (now, &node.generation), "{target}");
         }
-        self.newest = Some(in_sync.iter().map(|(_, replica)| replica.target.to_string()).collect());
+        let in_sync = in_sync.iter().map(|(_, replica)| replica.target.to_string()).collect();
+        self.newest = Some(self.written_to(spec, in_sync));
+    }
+
+    /// Who has every write when these get the next one: nothing is written to a late node before it has come.
+    fn written_to(&mut self, spec: &ArraySpec, in_sync: BTreeSet<String>) -> BTreeSet<String> {
+        let former = self.newest.take().unwrap_or_else(|| in_sync.clone());
+        let late = |(node, _): &(&NodeSpec, &ReplicaSpec)| self.is_late(spec, node);
+        let (late, others): (Vec<_>, Vec<_>) = spec.replicas().partition(late);
+        let named = |(_, replica): (&NodeSpec, &ReplicaSpec)| replica.target.to_string();
+        let late = late.into_iter().map(named).filter(|target| former.contains(target));
+        late.chain(others.into_iter().map(named).filter(|target| in_sync.contains(target))).collect()
     }
 
     fn make(&mut self, target: &Target, bytes: u64) -> Result<(), Refusal> {
@@ -344,6 +367,10 @@ impl World {
                     Ok(())
                 };
                 Outcome::Each(targets.iter().map(&mut discard).collect())
+            }
+            // Its first words to a server are refused.
+            Work::Launch(spec, claim, _) if self.is_taken(&spec, claim) => {
+                Outcome::Launched(Err(Refusal::new(Errno::EBADE, "fenced")))
             }
             Work::Launch(spec, claim, late) => Outcome::Launched(fails("launch").map(|()| {
                 self.late = late.into_iter().collect();
