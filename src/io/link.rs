@@ -5,8 +5,9 @@
 //!
 //! - At most one SENDMSG and one RECV are in flight. A send gathers everything the shard offers, small frames first. A small
 //!   frame that is alone is sent at once, by a system call of its own, if the socket has room: there is no completion to wake up for.
-//! - A receive goes to a staging buffer; when a body is incomplete and the stage is empty, straight to the request's buffer. After
-//!   such a body little is received into the stage: what follows is likely another, and what comes through the stage is copied once more.
+//! - A receive goes to a staging buffer; when much of a body is missing and the stage is empty, straight to the request's buffer. After
+//!   a large body little is received into the stage: what follows is likely another, and what comes through the stage is copied once
+//!   more. After a small one as much as possible: many of them come with one receive.
 //! - `Down` is reported only after every operation was reaped, so no completion can touch a buffer that was given back. For
 //!   the same reason the answer to a write whose send has not completed waits for that completion.
 
@@ -29,7 +30,9 @@ use crate::wire::volume::{Explained, decode_message};
 
 /// Frames up to this size go first in a gather.
 const SMALL_BYTES: usize = 32 << 10;
-/// What is received into the stage after a body that was received straight into its buffer, bytes.
+/// A body of which at least this is missing is received straight into its buffer, bytes. Less comes through the stage, with what follows.
+const DIRECT_BYTES_MIN: usize = 16 << 10;
+/// What is received into the stage after a large body, bytes.
 const APPETITE_SMALL: usize = 4 << 10;
 
 /// Which operation a completion ends.
@@ -99,6 +102,8 @@ pub struct Link {
     /// How much the stage takes at a time.
     appetite: usize,
     incoming: Option<Incoming>,
+    /// The receive in flight goes straight to the buffer of what comes in.
+    direct: bool,
     /// Answers to writes whose send has not completed.
     deferred: Vec<Header>,
 }
@@ -192,6 +197,7 @@ impl Link {
             stage_end: 0,
             appetite: limits::STAGE_BYTES,
             incoming: None,
+            direct: false,
             deferred: Vec::with_capacity(limits::GATHER_FRAMES_MAX),
         }
     }
@@ -412,7 +418,11 @@ impl Link {
     fn receive<F: Frontend>(&mut self, frontend: &mut F) {
         let Some(socket) = &self.socket else { return };
         let fd = types::Fd(socket.as_raw_fd());
-        let direct = self.incoming.filter(|_| self.stage_start == self.stage_end);
+        let missing = |incoming: &Incoming| incoming.data.bytes - incoming.filled;
+        let straight =
+            |incoming: &Incoming| self.stage_start == self.stage_end && missing(incoming) >= DIRECT_BYTES_MIN;
+        let direct = self.incoming.filter(straight);
+        self.direct = direct.is_some();
         let (start, length, flags) = match direct {
             Some(incoming) => {
                 let at = frontend.buffer(incoming.data.tag).wrapping_add(incoming.data.offset + incoming.filled);
@@ -442,14 +452,8 @@ impl Link {
         frontend: &mut F,
     ) -> Result<(), Errno> {
         match &mut self.incoming {
-            Some(incoming) if self.stage_start == self.stage_end => {
-                incoming.filled += bytes;
-                self.appetite = APPETITE_SMALL;
-            }
-            _ => {
-                self.stage_end += bytes;
-                self.appetite = limits::STAGE_BYTES;
-            }
+            Some(incoming) if self.direct => incoming.filled += bytes,
+            _ => self.stage_end += bytes,
         }
         match self.state {
             State::Streaming => {
@@ -526,7 +530,11 @@ impl Link {
             })?;
             self.stage_start += HEADER_BYTES;
             match expected {
-                Some(data) => self.incoming = Some(Incoming { reply, data, filled: 0 }),
+                Some(data) => {
+                    let large = data.bytes >= DIRECT_BYTES_MIN;
+                    self.appetite = if large { APPETITE_SMALL } else { limits::STAGE_BYTES };
+                    self.incoming = Some(Incoming { reply, data, filled: 0 });
+                }
                 None => self.tell(now, &reply, Body::Good, shard)?,
             }
         }

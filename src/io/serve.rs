@@ -24,8 +24,8 @@ use crate::wire::frame::{BadFrame, HEADER_BYTES, Header};
 
 /// A body of which more than this is missing is received straight into its buffer, bytes.
 const DIRECT_BYTES_MIN: usize = 8 << 10;
-/// After such a body no more than this is received into the stage, bytes: what follows is likely another, and whatever of it
-/// comes through the stage is copied once more.
+/// After a body of at least that size no more than this is received into the stage, bytes: what follows is likely another, and
+/// whatever of it comes through the stage is copied once more.
 const STAGE_BYTES_SMALL: usize = 4 << 10;
 
 /// Whether this process may use io_uring at all: kernels and containers can forbid it.
@@ -254,10 +254,10 @@ impl Intake {
     pub async fn body(&mut self, mut buffer: Buffer, bytes: usize) -> Result<Buffer, Ended> {
         let mut done = self.unread.len().min(bytes);
         self.take(&mut buffer[..done]);
+        self.appetite = if bytes >= DIRECT_BYTES_MIN { STAGE_BYTES_SMALL } else { usize::MAX };
         while done < bytes {
             // The stage is empty here.
             if bytes - done >= DIRECT_BYTES_MIN {
-                self.appetite = STAGE_BYTES_SMALL;
                 let (result, back) = self.socket.receive(buffer, done..bytes, true).await;
                 buffer = back;
                 done += arrived(result)?;
@@ -287,10 +287,6 @@ impl Intake {
         let (result, back) = self.socket.receive(stage, room, false).await;
         self.stage = Some(back);
         self.unread.end += arrived(result)?;
-        if self.unread.end < self.appetite {
-            // The peer sends less than that at a time.
-            self.appetite = usize::MAX;
-        }
         Ok(())
     }
 
