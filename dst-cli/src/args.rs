@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use dst::control::spec::{Alg, Frontend};
+use dst::control::spec::{Alg, DataDigest, Frontend};
 use dst::control::target::{ServerAddress, Target};
 use dst::limits;
 use dst::units::{NodeId, check_name, parse_duration, parse_size};
@@ -370,6 +370,9 @@ pub(crate) struct StartArguments {
     /// A request that cannot be answered fails after this
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
     pub(crate) io_timeout: Duration,
+    /// What protects data between array and servers: crc32c, or none, which is faster and notices no damage on the way
+    #[arg(long, value_name = "DIGEST", default_value = "crc32c")]
+    pub(crate) data_digest: DataDigest,
     /// Let NBD listen beyond loopback although nothing is encrypted or authenticated: on a network that you trust
     #[arg(long)]
     pub(crate) danger_cleartext: bool,

@@ -172,8 +172,9 @@ fn run_create(daemon: &Daemon, typed: CreateArguments, json: bool) -> Result<(),
 }
 
 fn run_start(daemon: &Daemon, typed: StartArguments, json: bool) -> Result<(), String> {
-    let StartArguments { array, frontend, queues, depth, io_timeout, danger_cleartext, take_over, force } = typed;
-    let run = RunOptions { frontend, queues, depth, io_timeout, danger_cleartext };
+    let StartArguments { array, frontend, queues, depth, io_timeout, data_digest, danger_cleartext, take_over, force } =
+        typed;
+    let run = RunOptions { frontend, queues, depth, io_timeout, data_digest, danger_cleartext };
     let start = Start { run, terms: Terms { take_over, force } };
     let started: ArrayStatus = daemon.ask("POST", &format!("/v1/arrays/{array}/start"), &start)?;
     render::one(&started, json, |array| array.device.clone().unwrap_or_default())

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use dst::control::device::{Device, DeviceState};
 use dst::control::migration::MigrationStatus;
 use dst::control::scrub::{ScrubState, ScrubStatus};
+use dst::control::spec::DataDigest;
 use dst::control::status::{ArrayStatus, Counters, Gate, LinkState, NodeStatus, ReplicaStatus, State, Trust};
 use dst::control::target::ServerAddress;
 use dst::control::why::Why;
@@ -212,9 +213,13 @@ fn array(array: &ArrayStatus) -> String {
                 queues => format!("{queues} queues"),
             };
             let timeout = format_duration(spec.run.io_timeout);
+            let digest = match spec.run.data_digest {
+                DataDigest::Crc32c => "",
+                DataDigest::None => ", no data digest",
+            };
             let _ = writeln!(
                 text,
-                "  frontend {}, {queues}, depth {}, I/O timeout {timeout}",
+                "  frontend {}, {queues}, depth {}, I/O timeout {timeout}{digest}",
                 spec.run.frontend, spec.run.depth
             );
         }

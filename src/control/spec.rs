@@ -104,6 +104,44 @@ impl<'de> Deserialize<'de> for Frontend {
     }
 }
 
+/// What protects data on its way between array and server. Headers always have a checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataDigest {
+    /// A CRC32C of each piece, bound to its place: damage is noticed, and the piece asked for or sent again.
+    #[default]
+    Crc32c,
+    /// Nothing but TCP's own checksum.
+    None,
+}
+
+impl DataDigest {
+    fn is_default(&self) -> bool {
+        *self == DataDigest::default()
+    }
+}
+
+impl fmt::Display for DataDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DataDigest::Crc32c => "crc32c",
+            DataDigest::None => "none",
+        })
+    }
+}
+
+impl FromStr for DataDigest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DataDigest, String> {
+        match text {
+            "crc32c" => Ok(DataDigest::Crc32c),
+            "none" => Ok(DataDigest::None),
+            _ => Err(format!("'{}' is not a digest: use crc32c or none", text.escape_default())),
+        }
+    }
+}
+
 /// A duration written as people write it: `"60s"`.
 pub mod duration_text {
     use super::*;
@@ -133,6 +171,9 @@ pub struct RunOptions {
     /// A request that cannot be answered fails with ETIMEDOUT after this.
     #[serde(with = "duration_text")]
     pub io_timeout: Duration,
+    /// What protects data on its way.
+    #[serde(skip_serializing_if = "DataDigest::is_default")]
+    pub data_digest: DataDigest,
     /// Whether NBD may listen beyond loopback although nothing is encrypted or authenticated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub danger_cleartext: bool,
@@ -145,6 +186,7 @@ impl Default for RunOptions {
             queues: 0,
             depth: limits::DEPTH_DEFAULT,
             io_timeout: limits::IO_TIMEOUT_DEFAULT,
+            data_digest: DataDigest::Crc32c,
             danger_cleartext: false,
         }
     }

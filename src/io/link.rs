@@ -204,8 +204,15 @@ impl Link {
 
     /// Has its changes written down by the server from the next connection on. Whether that is news.
     pub fn log_changes(&mut self) -> bool {
-        let features = std::mem::replace(&mut self.config.hello.features, features::OURS);
-        features != features::OURS
+        let features = &mut self.config.hello.features;
+        let news = *features & features::REGION_LOG == 0;
+        *features |= features::REGION_LOG;
+        news
+    }
+
+    /// Whether data has a checksum, in both directions.
+    fn has_digests(&self) -> bool {
+        self.config.hello.features & features::DATA_CRC != 0
     }
 
     /// Whether nothing is in flight and no socket is open.
@@ -404,6 +411,10 @@ impl Link {
         };
         let start = frontend.buffer(data.tag).wrapping_add(data.offset);
         debug_assert!(data.offset + data.bytes <= frontend.buffer_bytes());
+        if !self.has_digests() {
+            let header = outgoing.header.with_bare_body(sqe_length(data.bytes));
+            return self.gather.push(header.encode(), Some((start, data.bytes)));
+        }
         let crc = outgoing.crc.unwrap_or_else(|| {
             // SAFETY: the tag is in flight, so its buffer is the shard's alone; offset and length lie within it by construction.
             let payload = unsafe { std::slice::from_raw_parts(start, data.bytes) };
@@ -557,6 +568,9 @@ impl Link {
     }
 
     fn check<F: Frontend>(&self, incoming: &Incoming, frontend: &F) -> Body {
+        if !incoming.reply.is_sealed() && !self.has_digests() {
+            return Body::Good;
+        }
         let start = frontend.buffer(incoming.data.tag).wrapping_add(incoming.data.offset);
         // SAFETY: as in `fill`; the body is whole and nothing is being received into it.
         let payload = unsafe { std::slice::from_raw_parts(start, incoming.data.bytes) };

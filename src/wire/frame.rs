@@ -201,6 +201,16 @@ impl Header {
         Header { body_bytes: bytes, body_crc: crc, flags: self.flags | flags::BODY_CRC, ..self }
     }
 
+    /// The same frame with a body of `bytes` bytes without a checksum.
+    pub fn with_bare_body(self, bytes: u32) -> Header {
+        Header { body_bytes: bytes, ..self }
+    }
+
+    /// Whether the body has a checksum.
+    pub fn is_sealed(&self) -> bool {
+        self.flags & flags::BODY_CRC != 0
+    }
+
     /// Whether the frame is an answer.
     pub fn is_reply(&self) -> bool {
         self.flags & flags::REPLY != 0
@@ -291,7 +301,7 @@ impl Header {
 
     /// The relations between fields that hold for every frame.
     fn check(&self) -> Result<(), BadFrame> {
-        let crc = self.flags & flags::BODY_CRC != 0;
+        let crc = self.is_sealed();
         let mutates = matches!(self.op, Op::Write | Op::Discard | Op::WriteZeroes);
         if self.flags & !flags::KNOWN != 0
             || (self.is_fua() && (self.is_reply() || !mutates))

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::errno::Errno;
 use crate::limits;
 use crate::units::{Epoch, Extent, Id};
-use crate::wire::frame::{HEADER_BYTES, Header, Op, flags, message_crc};
+use crate::wire::frame::{HEADER_BYTES, Header, Op, message_crc};
 
 /// A volume as its server describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,7 +242,7 @@ pub fn encode_message<T: Serialize>(header: Header, body: &T) -> Result<Vec<u8>,
 
 /// The message in a body whose header has been read.
 pub fn decode_message<T: DeserializeOwned>(header: &Header, body: &[u8]) -> Result<T, Errno> {
-    if header.flags & flags::BODY_CRC == 0 || message_crc(body) != header.body_crc {
+    if !header.is_sealed() || message_crc(body) != header.body_crc {
         return Err(Errno::EILSEQ);
     }
     serde_json::from_slice(body).map_err(|_| Errno::EPROTO)

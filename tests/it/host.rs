@@ -67,6 +67,32 @@ fn fio_verifies_one_to_eight_nodes() {
     }
 }
 
+/// The same without checksums of data, while a node moves: what is copied has them all the same.
+#[test]
+fn without_data_digests_nothing_else_changes() {
+    let farm = Farm::new(3);
+    let volumes = [farm.volume(0, "bare0", "130M"), farm.volume(1, "bare1", "130M")];
+    farm.dst(&format!("create bare --alg striped --chunk 64K {}", volumes.join(" ")));
+    let run_options = || {
+        let shown: serde_json::Value = serde_json::from_str(&farm.dst("status bare --json")).unwrap();
+        shown["spec"]["run"].clone()
+    };
+    let uri = farm.start_nbd("bare", "--queues 2 --data-digest none");
+    assert_eq!(run_options()["data_digest"], "none");
+    assert!(farm.dst("status bare").contains("no data digest"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| fio_verify(&uri, 64, 60));
+        let to = format!("{}/bare2", farm.servers[2].address);
+        farm.dst(&format!("migrate bare n-0 --to {to} --max-freeze 5s"));
+    });
+    farm.dst("stop bare");
+    let refused = String::from_utf8(farm.try_dst("start bare --data-digest md5").stderr).unwrap();
+    assert!(refused.contains("use crc32c or none"), "{refused}");
+    // It is said at each start, and not kept.
+    farm.start_nbd("bare", "");
+    assert_eq!(run_options()["data_digest"], serde_json::Value::Null);
+}
+
 /// A server's volume and a local file on a tmpfs: there reads and writes are done at once, not by the ring.
 #[test]
 fn what_lies_in_memory_is_what_was_written() {

@@ -180,6 +180,7 @@ fn path_config(spec: &ArraySpec, claim: &Claim, late: &[usize]) -> Result<PathCo
         queues,
         depth: spec.run.depth,
         io_timeout: spec.run.io_timeout,
+        data_digest: spec.run.data_digest,
     })
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use crate::control::spec::DataDigest;
 use crate::engine::losses::Losses;
 use crate::engine::replicas::{Replicas, Standing};
 use crate::engine::request::ShardConfig;
@@ -82,6 +83,8 @@ pub struct PathConfig {
     pub depth: usize,
     /// After this a request fails.
     pub io_timeout: Duration,
+    /// What data carries on its way.
+    pub data_digest: DataDigest,
 }
 
 /// A node that cannot be attached.
@@ -293,9 +296,13 @@ fn connections(
 }
 
 fn hello(config: &PathConfig, channel: u16, volume: &str, logged: bool) -> Hello {
+    let log = if logged { features::REGION_LOG } else { 0 };
+    // What a sync engine copies is read by nobody for a while: it always has a checksum.
+    let copies = usize::from(channel) >= config.queues;
+    let digest = if copies || config.data_digest == DataDigest::Crc32c { features::DATA_CRC } else { 0 };
     Hello {
         versions: (*VERSIONS.start(), *VERSIONS.end()),
-        features: if logged { features::OURS } else { features::DATA_CRC },
+        features: log | digest,
         array: config.array,
         session: config.session,
         host: config.host,

@@ -24,8 +24,8 @@ use crate::roles::server::rude::Rude;
 use crate::store::budget::Budget;
 use crate::store::volume::{Conn, Event, REQUESTS_MAX, Slot};
 use crate::units::Epoch;
-use crate::wire::frame::{DIGEST_BYTES, Header, Op, data_crc, flags, message_crc};
-use crate::wire::session::{Hello, Welcome};
+use crate::wire::frame::{DIGEST_BYTES, Header, Op, data_crc, message_crc};
+use crate::wire::session::{Hello, Welcome, features};
 use crate::wire::volume::Explained;
 
 /// Counts a connection to a volume for as long as anything of it is left, its work on the disk included.
@@ -142,7 +142,11 @@ impl Connection {
         if header.op == Op::Read && header.status == 0 {
             let Some(buffer) = buffer else { return self.close("an answer has no data") };
             let bytes = header.length as usize;
-            let header = header.with_body(header.length, data_crc(&buffer[..bytes], header.lba));
+            let header = if self.hello.features & features::DATA_CRC == 0 {
+                header.with_bare_body(header.length)
+            } else {
+                header.with_body(header.length, data_crc(&buffer[..bytes], header.lba))
+            };
             return self.send(Outgoing { header, body: Some((buffer, bytes)), slot: Some(slot) });
         }
         if header.op == Op::Digest && header.status == 0 {
@@ -252,8 +256,7 @@ impl Connection {
                 // Bounded by decode: at most PAYLOAD_BYTES_MAX.
                 let bytes = header.body_bytes as usize;
                 let buffer = intake.body(host.pool().take(bytes), bytes).await?;
-                let sealed = header.flags & flags::BODY_CRC != 0;
-                intact = !sealed || data_crc(&buffer[..bytes], header.lba) == header.body_crc;
+                intact = !header.is_sealed() || data_crc(&buffer[..bytes], header.lba) == header.body_crc;
                 self.put_buffer(slot, buffer);
             }
             host.handle(Event::Request { conn: self.conn, slot, header: &header, intact });

@@ -9,7 +9,7 @@ use crate::store::session::{Attached, Conn};
 use crate::store::volume::keep::Then;
 use crate::store::volume::{DiskOp, Effect, Running, Slot, Volume, Work};
 use crate::units::Id;
-use crate::wire::frame::{Header, Op, flags};
+use crate::wire::frame::{Header, Op};
 use crate::wire::session::features;
 
 /// A change that waits.
@@ -81,9 +81,8 @@ impl Volume {
         if Some(header.epoch) != self.sessions.claim().map(|claim| claim.epoch) {
             return Err(Errno::EBADE);
         }
-        let sealed = header.flags & flags::BODY_CRC != 0;
         let must_be_sealed = header.op == Op::Write && attached.features & features::DATA_CRC != 0;
-        if (!intact && !planted(Bug::ServerTakesDamaged)) || (must_be_sealed && !sealed) {
+        if (!intact && !planted(Bug::ServerTakesDamaged)) || (must_be_sealed && !header.is_sealed()) {
             return Err(Errno::EILSEQ);
         }
         if header.op.has_range() && !header.extent().within(self.sectors) {

@@ -7,10 +7,13 @@ use dst::limits;
 use dst::units::Lba;
 use dst::wire::digest::{Digest, Hasher};
 use dst::wire::frame::{Op, data_crc, flags, message_crc};
-use dst::wire::session::features;
+use dst::wire::session::{Hello, features};
 use dst::wire::volume::{Create, Resize, Volume};
 
-use super::client::{Client, Dir, ask, assign, attach, attached, attached_in, create, pattern, refusal, start, stat};
+use super::client::{
+    Client, Dir, ask, assign, attach, attached, attached_in, connect, create, hello, pattern, read_welcome, refusal,
+    send_hello, start, stat,
+};
 
 #[test]
 fn write_read_flush_at_every_size() {
@@ -208,6 +211,41 @@ impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
+}
+
+#[test]
+fn data_has_a_checksum_in_both_directions_or_in_none() {
+    let (_dir, _server, address, mut client) = attached(false);
+    let data = pattern(5, 8192);
+    // Who asked for checksums has to send them.
+    let header = client.header(Op::Write, 8, 16);
+    let bare = header.with_bare_body(header.length);
+    client.send(&bare, &data);
+    assert_eq!(client.answer(&bare), Err(Errno::EILSEQ));
+    assert_eq!(client.read(8, 16).unwrap(), vec![0; 8192]);
+    drop(client);
+
+    let mut stream = connect(address);
+    send_hello(&mut stream, &Hello { features: 0, ..hello("v", (1, 1, 0)) }, 1);
+    let mut client = read_welcome(stream, 1).unwrap();
+    assert_eq!(client.welcome.features, 0);
+    let header = client.header(Op::Write, 8, 16);
+    let bare = header.with_bare_body(header.length);
+    client.send(&bare, &data);
+    assert_eq!(client.receive().0.result(), Ok(()));
+    let asked = client.header(Op::Read, 8, 16);
+    client.send(&asked, &[]);
+    let (reply, body) = client.receive();
+    assert_eq!((reply.result(), reply.is_sealed(), reply.body_crc, body == data), (Ok(()), false, 0, true));
+    // What has one all the same is checked, and a digest, which is a message, always has one.
+    let sealed = client.header(Op::Write, 8, 16);
+    let sealed = sealed.with_body(sealed.length, data_crc(&data, Lba(9)));
+    client.send(&sealed, &data);
+    assert_eq!(client.receive().0.result(), Err(Errno::EILSEQ));
+    let asked = client.header(Op::Digest, 8, 16);
+    client.send(&asked, &[]);
+    let (reply, body) = client.receive();
+    assert_eq!((reply.result(), reply.is_sealed(), reply.body_crc), (Ok(()), true, message_crc(&body)));
 }
 
 #[test]
