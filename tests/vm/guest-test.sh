@@ -53,7 +53,8 @@ create_arrays() {
 
 limits_wide() {
     equal 'logical block' 512 "$(queue wide logical_block_size)"
-    equal 'chunk_sectors, the stripe' 128 "$(queue wide chunk_sectors)"
+    equal 'chunk_sectors: the engine splits' 0 "$(queue wide chunk_sectors)"
+    equal 'minimum_io_size, the chunk' $((64 * K)) "$(queue wide minimum_io_size)"
     local optimal
     optimal=$(queue wide optimal_io_size)
     echo "optimal_io_size is $optimal"

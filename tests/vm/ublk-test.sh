@@ -58,7 +58,7 @@ start_target file file "$T/data" --size 512M --queues 2 --depth 64 --chunk 64K
 limits() {
     equal logical 512 "$(limit logical_block_size)"
     equal physical 4096 "$(limit physical_block_size)"
-    equal chunk 128 "$(limit chunk_sectors)"
+    equal chunk 0 "$(limit chunk_sectors)"
     equal io_min 65536 "$(limit minimum_io_size)"
     equal io_opt 131072 "$(limit optimal_io_size)"
     equal max_sectors 128 "$(limit max_hw_sectors_kb)"

@@ -90,7 +90,7 @@ fn serve(arguments: &[String], path: Option<&String>) -> Result<(), String> {
         buffer_bytes: u32::try_from(option("--buffer", u64::from(limits::UBLK_BUFFER_BYTES))?).unwrap(),
         sectors: size / 512,
         block_bytes: u32::try_from(option("--block", 512)?).unwrap(),
-        chunk_sectors: u32::try_from(chunk / 512).unwrap(),
+        minimum_bytes: chunk,
         optimal_bytes: chunk * 2,
         max_discard_sectors: limits::ZERO_BYTES_MAX / 512,
         max_write_zeroes_sectors: limits::ZERO_BYTES_MAX / 512,

@@ -26,8 +26,10 @@ pub struct UblkConfig {
     pub sectors: u64,
     /// Logical block, bytes: 512 or 4096.
     pub block_bytes: u32,
-    /// Reads and writes are split at multiples of this by the kernel; 0: nowhere. Sectors. (Discard and write-zeroes are not split.)
-    pub chunk_sectors: u32,
+    /// A good size for small requests, bytes: the chunk. The kernel splits nothing at its borders, the engine does: a request that
+    /// the kernel had to split it would refuse to a program that does not want to wait (io_uring), and have a worker make it again.
+    /// 0: nothing is told.
+    pub minimum_bytes: u64,
     /// A good size for large requests, bytes: the full stripe. The kernel is told the largest power of two that divides it; 0: nothing.
     pub optimal_bytes: u64,
     /// Largest discard, sectors; 0: no discard.
@@ -57,10 +59,6 @@ impl UblkConfig {
             format!("a size of {} sectors: it must be 1 to {}", self.sectors, limits::ARRAY_SECTORS_MAX)
         } else if !self.sectors.is_multiple_of(block_sectors) {
             format!("a size of {} sectors, which are no whole blocks of {} bytes", self.sectors, self.block_bytes)
-        } else if self.chunk_sectors != 0
-            && (self.chunk_sectors < PAGE_BYTES / 512 || !u64::from(self.chunk_sectors).is_multiple_of(block_sectors))
-        {
-            format!("a chunk of {} sectors: it must be whole blocks and at least 8 sectors", self.chunk_sectors)
         } else {
             return Ok(());
         };
@@ -85,7 +83,6 @@ impl UblkConfig {
         let expected = if can_grow { wanted.dev_sectors.min(found.dev_sectors) } else { wanted.dev_sectors };
         let wrong = differs("sectors:", found.dev_sectors, expected)
             .or_else(|| differs("a block shift of", found.logical_bs_shift.into(), wanted.logical_bs_shift.into()))
-            .or_else(|| differs("a chunk of", found.chunk_sectors.into(), wanted.chunk_sectors.into()))
             .or_else(|| differs("requests of", found.max_sectors.into(), wanted.max_sectors.into()));
         wrong.map_or(Ok(found.dev_sectors), Err)
     }
@@ -98,10 +95,9 @@ impl UblkConfig {
                 attrs: sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA,
                 logical_bs_shift: shift_of(u64::from(self.block_bytes)),
                 physical_bs_shift: shift_of(u64::from(PAGE_BYTES)),
-                io_min_shift: shift_of(u64::from(self.chunk_sectors) * SECTOR_BYTES),
+                io_min_shift: shift_of(self.minimum_bytes),
                 io_opt_shift: shift_of(self.optimal_bytes),
                 max_sectors: self.buffer_bytes / 512,
-                chunk_sectors: self.chunk_sectors,
                 dev_sectors: self.sectors,
                 ..Default::default()
             },
@@ -144,7 +140,7 @@ mod tests {
             buffer_bytes: 128 << 10,
             sectors: 1 << 21,
             block_bytes: 4096,
-            chunk_sectors: 128,
+            minimum_bytes: 64 << 10,
             optimal_bytes: 3 * (64 << 10),
             max_discard_sectors: 1 << 21,
             max_write_zeroes_sectors: 1 << 21,
@@ -164,8 +160,6 @@ mod tests {
             UblkConfig { sectors: 0, ..good() },
             UblkConfig { sectors: 9, ..good() },
             UblkConfig { sectors: u64::MAX, ..good() },
-            UblkConfig { chunk_sectors: 1, ..good() },
-            UblkConfig { chunk_sectors: 9, ..good() },
         ] {
             let error = bad.check().unwrap_err();
             assert_eq!(error.errno(), crate::errno::Errno::EINVAL, "{bad:?}");
@@ -179,12 +173,15 @@ mod tests {
         for other in [
             UblkConfig { sectors: 1 << 20, ..good() },
             UblkConfig { block_bytes: 512, ..good() },
-            UblkConfig { chunk_sectors: 256, ..good() },
             UblkConfig { buffer_bytes: 64 << 10, ..good() },
         ] {
             let error = good().same_disk(&other.params(), 0).unwrap_err();
             assert!(error.to_string().contains("dst device delete"), "{error}");
         }
+        // One that a former version has left may still be split by the kernel.
+        let mut split = good().params();
+        split.basic.chunk_sectors = 128;
+        assert_eq!(good().same_disk(&split, 0).unwrap(), 1 << 21);
     }
 
     #[test]
@@ -195,7 +192,7 @@ mod tests {
         assert_eq!(good().same_disk(&sized(1 << 21), features).unwrap(), 1 << 21);
         let larger = good().same_disk(&sized(1 << 22), features).unwrap_err();
         assert!(larger.to_string().contains("4194304, not 2097152"), "{larger}");
-        let other = UblkConfig { sectors: 1 << 20, chunk_sectors: 256, ..good() };
+        let other = UblkConfig { sectors: 1 << 20, buffer_bytes: 64 << 10, ..good() };
         assert!(good().same_disk(&other.params(), features).is_err());
     }
 
@@ -205,7 +202,7 @@ mod tests {
         assert_eq!(params.basic.io_min_shift, 16);
         assert_eq!(params.basic.io_opt_shift, 16, "192 KiB is not a power of two");
         assert_eq!(UblkConfig { optimal_bytes: 256 << 10, ..good() }.params().basic.io_opt_shift, 18);
-        assert_eq!(UblkConfig { optimal_bytes: 0, chunk_sectors: 0, ..good() }.params().basic.io_opt_shift, 12);
+        assert_eq!(UblkConfig { optimal_bytes: 0, minimum_bytes: 0, ..good() }.params().basic.io_opt_shift, 12);
         assert_eq!(params.basic.logical_bs_shift, 12);
         assert_eq!(UblkConfig { block_bytes: 512, ..good() }.params().basic.logical_bs_shift, 9);
         assert_eq!(params.basic.max_sectors, 256);

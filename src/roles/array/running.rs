@@ -351,7 +351,7 @@ fn refusal(error: &UblkError) -> Refusal {
 
 fn ublk_config(config: &PathConfig, block: u32, tag: u32) -> UblkConfig {
     let geometry = &config.geometry;
-    let chunk = geometry.chunk_sectors().unwrap_or(0);
+    let chunk = geometry.chunk_sectors().unwrap_or(0) * SECTOR_BYTES;
     let zero_sectors = u64::from(limits::ZERO_BYTES_MAX) / SECTOR_BYTES;
     let zero_sectors = u32::try_from(zero_sectors).unwrap_or(u32::MAX);
     UblkConfig {
@@ -362,8 +362,8 @@ fn ublk_config(config: &PathConfig, block: u32, tag: u32) -> UblkConfig {
         buffer_bytes: limits::UBLK_BUFFER_BYTES,
         sectors: geometry.sectors(),
         block_bytes: block,
-        chunk_sectors: u32::try_from(chunk).unwrap_or(0),
-        optimal_bytes: chunk * SECTOR_BYTES * geometry.nodes() as u64,
+        minimum_bytes: chunk,
+        optimal_bytes: chunk * geometry.nodes() as u64,
         max_discard_sectors: zero_sectors,
         max_write_zeroes_sectors: zero_sectors,
     }
