@@ -175,15 +175,23 @@ fn disks(report: &mut Report) {
 }
 
 fn arrays(report: &mut Report) {
-    const NAMES: [(usize, &str); 4] = [(1, "1 server"), (2, "2 servers"), (4, "4 servers"), (8, "8 servers")];
+    // Servers, nodes.
+    const NAMES: [(usize, usize, &str); 5] = [
+        (1, 1, "1 server"),
+        (2, 2, "2 servers"),
+        (4, 4, "4 servers"),
+        (8, 8, "8 servers"),
+        (1, 8, "8 nodes, 1 server"),
+    ];
     let ground = Ground::new(Path::new(MEMORY));
     let mut contestants = Vec::new();
     let mut farms = Vec::new();
-    for (count, name) in NAMES {
-        let pools: Vec<PathBuf> = (0..count).map(|index| ground.dir.join(format!("pool-{count}-{index}"))).collect();
-        let farm = Farm::with_pools(&pools);
-        let size = format!("{}M", (EXPORT_BYTES >> 20) / count as u64);
-        let volumes: Vec<String> = (0..count).map(|index| farm.volume(index, "part", &size)).collect();
+    for (servers, nodes, name) in NAMES {
+        let pool = |index| ground.dir.join(format!("pool-{servers}-{nodes}-{index}"));
+        let farm = Farm::with_pools(&(0..servers).map(pool).collect::<Vec<PathBuf>>());
+        let size = format!("{}M", (EXPORT_BYTES >> 20) / nodes as u64);
+        let volume = |node: usize| farm.volume(node % servers, &format!("part{node}"), &size);
+        let volumes: Vec<String> = (0..nodes).map(volume).collect();
         contestants.push(array(&farm, name, Way::Unix, "striped", &volumes, true));
         farms.push(farm);
     }
@@ -228,6 +236,7 @@ fn goals() -> Vec<Goal> {
         goals.push(rate(DISK, name, DST_FILE, &[QEMU], 1.2));
     }
     for name in ["4k randread QD32", "4k randwrite QD32"] {
+        goals.push(cost(ARRAY, name, "8 nodes, 1 server", &["1 server"], 1.15));
         goals.push(cost(ARRAY, name, "8 servers", &["1 server"], 1.15));
     }
     goals

@@ -15,7 +15,9 @@ use crate::{is_quick, results};
 
 const TABLE: &str = "block device in the guest (fio, io_uring)";
 const TWO: &str = "dst, two nodes";
+const BARE: &str = "dst, two, no digests";
 const NVME: &[&str] = &["NVMe/TCP, two, dm-stripe"];
+const SEALED: &[&str] = &["NVMe/TCP, two, digests"];
 const NBD: &[&str] = &["NBD, two, dm-stripe"];
 
 /// Runs the guest, and shows what it has measured.
@@ -88,10 +90,10 @@ fn sample(line: &str) -> Option<Sample> {
 
 /// What is wanted, as far as it was measured.
 fn goals(report: &Report) -> Vec<Goal> {
-    let rate = |work, against, bound| Goal {
+    let rate = |who, work, against, bound| Goal {
         table: TABLE,
         work,
-        who: TWO,
+        who,
         against,
         what: "rate",
         figure: |sample| sample.rate,
@@ -99,27 +101,30 @@ fn goals(report: &Report) -> Vec<Goal> {
         most: false,
     };
     // With one request in flight the time of a request is what a rate says; a median would hide what is slow now and then.
-    let time = |against, bound| Goal {
+    let time = |who, against, bound| Goal {
         what: "time of a request",
         figure: |sample| 1.0 / sample.rate,
         most: true,
-        ..rate("4k randread QD1", against, bound)
+        ..rate(who, "4k randread QD1", against, bound)
     };
     let works = report.works(TABLE);
     let whos = report.whos(TABLE);
-    let goals = [
-        rate("4k randread QD32", NVME, 4.0),
-        rate("4k randwrite QD32", NVME, 2.5),
-        rate("128k randread QD8", NVME, 1.1),
-        rate("128k randwrite QD8", NVME, 1.1),
-        rate("128k read QD8", NVME, 1.1),
-        rate("128k write QD8", NVME, 1.1),
-        time(NBD, 1.0),
-        time(NVME, 1.5),
+    // Like with like: both with checksums of data, both without; and as they are when nobody says anything.
+    let pairs = [(TWO, SEALED), (BARE, NVME), (TWO, NVME)];
+    let rates = [
+        ("4k randread QD32", 4.0),
+        ("4k randwrite QD32", 2.5),
+        ("128k randread QD8", 1.1),
+        ("128k randwrite QD8", 1.1),
+        ("128k read QD8", 1.1),
+        ("128k write QD8", 1.1),
     ];
+    let rates = pairs.iter().flat_map(|(who, against)| rates.map(|(work, bound)| rate(*who, work, *against, bound)));
+    let times = pairs.iter().map(|(who, against)| time(*who, *against, 1.5));
+    let times = times.chain([time(BARE, NBD, 1.0), time(TWO, NBD, 1.0)]);
     let measured = |goal: &Goal| {
         works.iter().any(|work| work == goal.work)
             && [goal.who, goal.against[0]].iter().all(|name| whos.iter().any(|who| who == name))
     };
-    goals.into_iter().filter(measured).collect()
+    rates.chain(times).filter(measured).collect()
 }

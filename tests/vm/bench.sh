@@ -55,11 +55,14 @@ start_dst() {
     start_daemon array dstd array --state-dir "$T/state" --run-dir "$T/run" --socket "$DST_SOCKET"
     until_true 30 dst list
     dst volume create 127.0.0.1:20071/one --size ${SIZE}M
-    for n in 1 2; do dst volume create "127.0.0.1:2007$n/half" --size ${HALF}M; done
     dst create one --alg linear 127.0.0.1:20071/one
-    dst create two --alg striped --chunk $((CHUNK / 2))K 127.0.0.1:20071/half 127.0.0.1:20072/half
+    local array
+    for array in two bare; do
+        for n in 1 2; do dst volume create "127.0.0.1:2007$n/$array" --size ${HALF}M; done
+        dst create "$array" --alg striped --chunk $((CHUNK / 2))K "127.0.0.1:20071/$array" "127.0.0.1:20072/$array"
+    done
 }
-dst_device() { dst start "$1" | grep -o '/dev/ublkb[0-9]*' | head -n 1; }
+dst_device() { dst start "$@" | grep -o '/dev/ublkb[0-9]*' | head -n 1; }
 
 # --- the kernel's NVMe over TCP --------------------------------------------------------------------------------------
 
@@ -178,10 +181,12 @@ work() {
 }
 
 step "devices"
-if wanted 'dst, two nodes' || wanted 'dst, one node'; then
+if wanted 'dst, two nodes' || wanted 'dst, two, no digests' || wanted 'dst, one node'; then
     start_dst >"$T/dst.log" 2>&1 || die "dst: $(<"$T/dst.log")"
 fi
 ! wanted 'dst, two nodes' || compare 'dst, two nodes' "$(dst_device two)"
+# Without checksums of data, as NVMe/TCP and NBD are unless they are asked.
+! wanted 'dst, two, no digests' || compare 'dst, two, no digests' "$(dst_device bare --data-digest none)"
 if wanted 'NVMe/TCP, two, dm-stripe' || wanted 'NVMe/TCP, two, digests' || wanted 'NVMe/TCP, one'; then
     modprobe configfs
     mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
