@@ -384,6 +384,9 @@ fn show(migration: &MigrationStatus) -> String {
         migration.to,
         format_size(migration.size)
     );
+    if let Some(resumed) = migration.resumed {
+        text += &format!("  was interrupted, and has gone on at {}\n", format_size(resumed));
+    }
     let moved = matches!(migration.state, MigrationState::Done | MigrationState::Committed);
     if let Some(nanos) = migration.freeze_nanos {
         let rolled_back = match migration.rolled_back {
@@ -437,6 +440,7 @@ mod tests {
             ended: None,
             size: 1 << 30,
             copied: 1 << 28,
+            resumed: None,
             regions: 0,
             root: None,
             freeze_nanos: None,
@@ -474,8 +478,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("verified: 1024 regions, digest abab") && text.contains("took 61s"), "{text}");
-        let text = show(&MigrationStatus { root: None, verify: false, ..done });
-        assert!(text.contains("NOT VERIFIED"), "{text}");
+        assert!(!text.contains("interrupted"), "{text}");
+        let text = show(&MigrationStatus { root: None, verify: false, resumed: Some(1 << 20), ..done });
+        assert!(text.contains("NOT VERIFIED") && text.contains("was interrupted, and has gone on at 1M"), "{text}");
     }
 
     #[test]

@@ -101,9 +101,12 @@ pub struct MigrationStatus {
     pub ended: Option<u64>,
     /// Bytes of the node.
     pub size: u64,
-    /// Bytes that were copied.
+    /// Bytes that were copied; of one that is not over, bytes that the target is known to have.
     #[serde(default)]
     pub copied: u64,
+    /// It was interrupted, and has gone on from here, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<u64>,
     /// Regions of the node.
     #[serde(default)]
     pub regions: u64,
@@ -157,6 +160,7 @@ impl MigrationStatus {
             ended: None,
             size: 0,
             copied: 0,
+            resumed: None,
             regions: 0,
             root: None,
             freeze_nanos: None,
@@ -168,7 +172,11 @@ impl MigrationStatus {
     /// Adds what the data path says.
     pub fn with_live(&mut self, live: MoveLive) {
         if !self.state.is_over() {
-            (self.state, self.copied, self.rolled_back) = (live.state, live.copied, live.rolled_back);
+            (self.state, self.rolled_back) = (live.state, live.rolled_back);
+            // Before it copies, what is known of it is what the record has.
+            if live.state != MigrationState::Preparing {
+                self.copied = live.copied;
+            }
         }
     }
 }

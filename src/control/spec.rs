@@ -21,8 +21,8 @@ use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duratio
 use crate::wire::nbd::address::NbdAddress;
 
 /// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers, version 3
-/// knew nothing of losses and scrubs; all are still read.
-pub const VERSION: u32 = 4;
+/// knew nothing of losses and scrubs, version 4 not how far a transfer is; all are still read.
+pub const VERSION: u32 = 5;
 /// The kind of an array's record.
 const KIND: &str = "array";
 
@@ -303,6 +303,13 @@ pub struct ArraySpec<N = NodeSpec> {
     pub run: RunOptions,
 }
 
+impl NodeSpec {
+    /// Whether a volume is to come, to which it moves, that lacks below a sector what the region logs have marked.
+    pub fn awaits(&self) -> bool {
+        self.transfer.as_ref().is_some_and(|transfer| transfer.goes_on_from().is_some())
+    }
+}
+
 impl ArraySpec<NodeSpec1> {
     /// One target is one replica, and it is in sync: there was no other.
     fn upgrade(self) -> ArraySpec {
@@ -366,7 +373,7 @@ impl ArraySpec {
     pub fn decode(name: &str, bytes: &[u8]) -> Result<ArraySpec, BadRecord> {
         let spec: ArraySpec = match record::version(KIND, bytes) {
             Some(1) => record::decode::<ArraySpec<NodeSpec1>>(KIND, 1, bytes)?.upgrade(),
-            // What versions 2 and 3 did not have is not there.
+            // What versions 2 to 4 did not have is not there.
             Some(older @ 2..VERSION) => record::decode(KIND, older, bytes)?,
             _ => record::decode(KIND, VERSION, bytes)?,
         };
@@ -398,6 +405,7 @@ mod tests {
     use crate::control::migration::MigrationState;
     use crate::control::node::OnExpire;
     use crate::control::scrub::{Fault, Found, ScrubState};
+    use crate::control::transfer::Kept;
     use crate::engine::losses::Losses;
     use crate::units::Lba;
 
@@ -417,7 +425,8 @@ mod tests {
             ..MigrationStatus::new(3, Id([9; 16]), NodeId(Lba(0)), from, to)
         };
         let keep = Some(Duration::from_secs(60));
-        Transfer { status, from: Id([1; 16]), to: Id([3; 16]), made: true, keep, stage: Stage::Open }
+        let kept = Some(Kept { below: Lba(2), epoch: Epoch(2) });
+        Transfer { status, from: Id([1; 16]), to: Id([3; 16]), made: true, keep, stage: Stage::Open, kept }
     }
 
     fn scrub() -> ScrubStatus {
@@ -489,7 +498,7 @@ mod tests {
     #[test]
     fn a_record_round_trips() {
         let bytes = spec().encode().unwrap();
-        assert!(bytes.starts_with(b"dst array 4 "));
+        assert!(bytes.starts_with(b"dst array 5 "));
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(spec()));
         let held: Vec<String> = spec().held().map(|(what, target)| format!("{what}: {target}")).collect();
         assert_eq!(
@@ -528,6 +537,16 @@ mod tests {
         old.as_object_mut().unwrap().remove("memory");
         let bytes = record::encode(KIND, 3, &old).unwrap();
         assert_eq!(ArraySpec::decode("a", &bytes), Ok(ArraySpec { memory: Memory::default(), ..spec() }));
+    }
+
+    #[test]
+    fn a_transfer_of_a_record_of_version_4_has_copied_nothing() {
+        let mut old = serde_json::to_value(spec()).unwrap();
+        old["nodes"][0]["transfer"].as_object_mut().unwrap().remove("kept");
+        let mut expected = spec();
+        expected.nodes[0].transfer.as_mut().unwrap().kept = None;
+        let bytes = record::encode(KIND, 4, &old).unwrap();
+        assert_eq!(ArraySpec::decode("a", &bytes), Ok(expected));
     }
 
     #[test]

@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bugs::{Bug, planted};
 use crate::control::migration::MigrationStatus;
 use crate::control::spec::duration_text;
 use crate::control::target::Target;
-use crate::units::{Id, NodeId};
+use crate::units::{Epoch, Id, Lba, NodeId, SECTOR_BYTES};
+use crate::wire::volume::Claim;
 
 /// How far a transfer is, durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// The source is the node's replica; the target is nothing yet. After the death of the daemon it begins anew.
+    /// The source is the node's replica; the target is nothing yet. After the death of the daemon it goes on from [`Transfer::kept`].
     Open,
     /// The target is the node's replica, the source is none.
     Committed,
@@ -36,6 +38,42 @@ pub struct Transfer {
     pub keep: Option<Duration>,
     /// How far it is.
     pub stage: Stage,
+    /// While it is open: what the target has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What the target of a transfer is durably known to have: everything below a sector of the node, but for what the region logs of
+/// the node's replicas and its own have marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The first sector that it may never have got.
+    pub below: Lba,
+    /// The epoch of the daemon that has noted it.
+    pub epoch: Epoch,
+}
+
+impl Kept {
+    /// Whether the last claim on a volume proves that no other host has used it since this was noted. `greatest`: the greatest epoch that this
+    /// host has ever used. Claims only grow, and whoever uses a volume claims it.
+    pub fn is_vouched_by(&self, claim: Option<&Claim>, host: Id, greatest: Epoch) -> bool {
+        let ours = |claim: &Claim| claim.host == host && (self.epoch..=greatest).contains(&claim.epoch);
+        claim.is_some_and(ours) || planted(Bug::CursorOfAnotherHost)
+    }
+}
+
+impl Transfer {
+    /// What the target has, of one that is open; nothing is not worth a word.
+    pub fn goes_on_from(&self) -> Option<Kept> {
+        self.kept.filter(|kept| self.stage == Stage::Open && kept.below > Lba(0))
+    }
+
+    /// Notes what the target has; it is shown, too.
+    pub fn keep(&mut self, kept: Option<Kept>) {
+        self.kept = kept;
+        self.status.copied = kept.map_or(0, |kept| kept.below.0 * SECTOR_BYTES);
+    }
 }
 
 mod maybe_duration {

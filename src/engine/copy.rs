@@ -144,6 +144,9 @@ enum Slot {
     Fetching(usize),
     /// Written to one that is not, or zeroed there.
     Mending(usize, usize),
+    /// A flush of the source, once: what is read there its machine cannot lose any more without a mark. Then it is flushed on the way, or at
+    /// the end.
+    Grounding(Option<usize>),
     /// A flush on the way: everything below this region is copied.
     Keeping(usize),
     Flushing,
@@ -165,7 +168,7 @@ impl Slot {
             }
             Slot::AskingSource(region) | Slot::AskingTarget(region, _) => Some(*region),
             Slot::Comparing(region, _) | Slot::Fetching(region) | Slot::Mending(region, _) => Some(*region),
-            Slot::Idle | Slot::Keeping(_) | Slot::Flushing | Slot::Sealing(_) => None,
+            Slot::Idle | Slot::Grounding(_) | Slot::Keeping(_) | Slot::Flushing | Slot::Sealing(_) => None,
         }
     }
 }
@@ -193,6 +196,8 @@ pub struct Copy {
     /// When the target is flushed next on the way, and whether there is anything new.
     keep_at: Time,
     new: bool,
+    /// The source has been flushed since every shard writes the target: what it had before, of which there may be no mark, it keeps.
+    grounded: bool,
     /// Digests of regions that are alike, until all before them are known, too; and how many are in `root`.
     alike: BTreeMap<usize, [u8; 32]>,
     folded: usize,
@@ -220,6 +225,7 @@ impl Copy {
             copied: 0,
             keep_at: Time(0),
             new: false,
+            grounded: planted(Bug::SourceNotGrounded),
             alike: BTreeMap::new(),
             folded: 0,
             root: Hasher::default(),
@@ -233,14 +239,17 @@ impl Copy {
     }
 
     /// Ends as soon as nothing is in flight. What is being read is not waited for: its source may be one that does not answer any more. Nor is
-    /// the flush of what a scrub has put right: it has the longest patience of all, and who holds what must be left until the scrub has ended.
+    /// a flush of it, or of what a scrub has put right: it has the longest patience of all, and who holds what must be left until this has ended.
     pub fn stop(&mut self) {
         self.failed.get_or_insert(CopyError::Stopped);
         if std::mem::replace(&mut self.stopped, true) {
             return;
         }
         let (handed, unasked): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
-            .filter(|slot| self.slots[*slot].is_read() || self.is_sealing(*slot))
+            .filter(|slot| {
+                let slot = *slot;
+                self.slots[slot].is_read() || self.is_sealing(slot) || matches!(self.slots[slot], Slot::Grounding(_))
+            })
             .partition(|slot| !self.ready.contains(slot));
         self.abandoned = handed;
         self.ready.retain(|slot| !unasked.contains(slot));
@@ -326,6 +335,7 @@ impl Copy {
             Slot::AskingSource(region) => (RequestOp::Digest, Some(region), source),
             Slot::AskingTarget(region, _) => (RequestOp::Digest, Some(region), target),
             Slot::Comparing(..) | Slot::Fetching(_) | Slot::Mending(..) | Slot::Sealing(_) => self.scrub_request(slot),
+            Slot::Grounding(_) => (RequestOp::Flush, None, source),
             _ => (RequestOp::Flush, None, target),
         };
         let extent = region.map_or(Extent::default(), |region| self.map.extent(region));
@@ -392,7 +402,10 @@ impl Copy {
         let under_way = self.slots.iter().filter_map(Slot::region).min();
         let below = under_way.unwrap_or(self.cursor) + usize::from(planted(Bug::CursorOffByOne));
         (self.keep_at, self.new) = (now.after(self.config.checkpoint), false);
-        self.go_on(slot, Slot::Keeping(below));
+        if planted(Bug::CursorBeforeFlush) {
+            self.map.keep(below);
+        }
+        self.go_on(slot, if self.grounded { Slot::Keeping(below) } else { Slot::Grounding(Some(below)) });
         true
     }
 
@@ -403,10 +416,8 @@ impl Copy {
         }
         match self.config.task {
             Task::Verify => self.done = true,
-            Task::Copy { .. } => {
-                self.slots[slot] = Slot::Flushing;
-                self.ready.push(slot);
-            }
+            Task::Copy { .. } if self.grounded => self.go_on(slot, Slot::Flushing),
+            Task::Copy { .. } => self.go_on(slot, Slot::Grounding(None)),
             Task::Scrub(_) => self.seal(slot),
         }
     }
@@ -455,8 +466,23 @@ impl Copy {
             (Slot::Writing(region) | Slot::Zeroing(region), Err(error)) => {
                 self.fail(region, RegionState::Todo, CopyError::Target(error));
             }
+            (Slot::Grounding(after), result) => {
+                self.grounded |= result.is_ok();
+                match after {
+                    _ if self.failed.is_some() => {}
+                    Some(below) if self.grounded => self.go_on(slot, Slot::Keeping(below)),
+                    // Nothing is noted, then; it goes on.
+                    Some(_) => {}
+                    None => self.go_on(slot, Slot::Flushing),
+                }
+            }
             (Slot::Keeping(below), Ok(())) => self.map.keep(below),
-            (Slot::Flushing, Ok(())) => self.done = true,
+            (Slot::Flushing, Ok(())) => {
+                if self.grounded {
+                    self.map.keep(self.map.regions());
+                }
+                self.done = true;
+            }
             (Slot::Keeping(_) | Slot::Flushing, Err(error)) => {
                 self.failed.get_or_insert(CopyError::Target(error));
             }

@@ -195,6 +195,8 @@ struct NodeState {
     scrub: Option<Scrubbing>,
     /// Nobody has come yet who has everything: it has no targets.
     late: bool,
+    /// A volume that is not attached has part of its data; what it lacks is in the region logs.
+    awaits: bool,
     /// All but one target are to be left: they may differ.
     diverged: bool,
     /// Which target has what was in flight when it was last served is not durable yet. What is read from one of them now must not be
@@ -256,8 +258,8 @@ impl Replicas {
                     Standing::InSync if known || Some(target) == keeper => Role::InSync,
                     Standing::InSync => Role::Leaving,
                     Standing::Stale if planted(Bug::StaleForgotten) => Role::InSync,
-                    Standing::Candidate if planted(Bug::CandidateJoins) => Role::InSync,
-                    Standing::Stale | Standing::Filling { .. } | Standing::Candidate => Role::Stale,
+                    Standing::Candidate { .. } if planted(Bug::CandidateJoins) => Role::InSync,
+                    Standing::Stale | Standing::Filling { .. } | Standing::Candidate { .. } => Role::Stale,
                     Standing::Absent => Role::Absent,
                 };
             }
@@ -270,6 +272,7 @@ impl Replicas {
                 moving: None,
                 scrub: None,
                 late: in_sync == 0,
+                awaits: false,
                 diverged: false,
                 undecided: !known,
                 retry_at: Time(0),
@@ -319,7 +322,7 @@ impl Replicas {
     /// Whether every node has a target to go by and nothing is to be done about any that is to be in sync.
     pub fn is_settled(&self) -> bool {
         let settled = |node: &NodeState| {
-            let candidate = |target: usize| self.targets[target].standing == Standing::Candidate;
+            let candidate = |target: usize| self.targets[target].standing.is_candidate();
             node.step == Step::Steady && node.syncing.is_none_or(candidate)
         };
         self.nodes.iter().all(settled) && !self.saving
@@ -453,7 +456,7 @@ impl Replicas {
         for target in leaving {
             let refilled = self.refilled(target);
             let state = &mut self.targets[target];
-            if state.standing == Standing::Candidate {
+            if state.standing.is_candidate() {
                 state.gone.get_or_insert(Gone::Failed);
             }
             state.role = Role::Leaving;
@@ -565,10 +568,12 @@ impl Replicas {
                 let state = &mut self.targets[target];
                 state.role = match (state.standing, state.role) {
                     (Standing::InSync, _) => Role::InSync,
-                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate, Role::Syncing) => Role::Syncing,
+                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate { .. }, Role::Syncing) => {
+                        Role::Syncing
+                    }
                     // What was in sync when another one took its place has everything.
-                    (Standing::Candidate, Role::InSync | Role::Mirror) => Role::Mirror,
-                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate, _) => Role::Stale,
+                    (Standing::Candidate { .. }, Role::InSync | Role::Mirror) => Role::Mirror,
+                    (Standing::Stale | Standing::Filling { .. } | Standing::Candidate { .. }, _) => Role::Stale,
                     (Standing::Absent, _) => Role::Absent,
                 };
             }
@@ -660,6 +665,7 @@ impl Replicas {
             Steer::Replace { node, from, to, target } => self.replace(node, from, to, target),
             Steer::Pause { node, paused } => self.pause_move(node, paused),
             Steer::Abort { node } => self.abort_move(node),
+            Steer::Stay { node } => self.set_awaits(node, false),
             Steer::Scrub(order) => self.begin_scrub(order),
             Steer::EndScrub { node } => self.end_scrub(node),
             Steer::Grow(geometry) => self.grow(geometry),

@@ -83,6 +83,12 @@ pub enum Steer {
         /// The node.
         node: usize,
     },
+    /// A move that was to go on where it was ([`crate::engine::replicas::Replicas::await_move`]) is over, durably: the region logs need keep nothing
+    /// for it. Not answered.
+    Stay {
+        /// The node.
+        node: usize,
+    },
     /// A node's replicas are compared. Answered by [`News::Scrubbed`]. Never asked for while that is under way.
     Scrub(ScrubOrder),
     /// That is to end. Answered by [`News::Scrubbed`], unless nothing is under way.
@@ -192,6 +198,8 @@ pub struct Move {
     pub keep: bool,
     /// The destination is new and reads as zeros: what the source never wrote need not be copied.
     pub fresh: bool,
+    /// A former daemon has copied what lies below this, durably: it lacks there what the region logs have marked, and nothing else.
+    pub copied: Lba,
 }
 
 /// How a move goes, for people.

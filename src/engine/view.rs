@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bugs::{Bug, planted};
 use crate::engine::overlap::Overlap;
 use crate::engine::region::SyncMap;
 use crate::geometry::map::Geometry;
@@ -104,6 +105,8 @@ pub struct Node {
     pub opened: u64,
     /// While it moves: how long the volume that comes may take for one request, if something was said.
     pub target_timeout: Option<Duration>,
+    /// A volume that is not attached has part of its data: what that one lacks is in the region logs, and is to stay there.
+    pub awaits: bool,
 }
 
 /// An array as its shards see it.
@@ -127,6 +130,12 @@ pub struct View {
     pub target_timeout: Duration,
 }
 
+/// Whether what is changed on the targets of a node is in their region logs from their first HELLO on: of one with a single target there is
+/// nobody to tell what it has missed, unless a volume is to come that has part of its data.
+pub fn is_logged(targets: usize, awaits: bool) -> bool {
+    targets > 1 || (awaits && !planted(Bug::UnloggedAfterRestart))
+}
+
 impl View {
     /// The first view of an array: for each node its volumes, all of them in sync; none of one that is late.
     pub fn new(geometry: Geometry, volumes: &[Vec<Id>], epoch: Epoch) -> View {
@@ -145,6 +154,7 @@ impl View {
                 changed: 0,
                 opened: 0,
                 target_timeout: None,
+                awaits: false,
             });
         }
         let mut view = View {
@@ -223,11 +233,13 @@ impl View {
     }
 
     /// Whether what a sync engine copies to a target is to be in its region log. Between the only two targets of a node it need
-    /// not: until it is copied for good, it is marked where it comes from, or known to be still to be copied. A third one would
-    /// not know that the two have it.
+    /// not: until it is copied for good, it is marked where it comes from, or known to be still to be copied. A third one, also one that is
+    /// to come, would not know that the two have it.
     pub fn logs_copies(&self, target: usize) -> bool {
         let attached = |target: &&usize| self.role(**target).is_attached();
-        self.nodes[self.targets[target].node].targets.iter().filter(attached).count() > 2
+        let node = &self.nodes[self.targets[target].node];
+        let awaited = usize::from(node.awaits && !planted(Bug::AwaitedForgotten));
+        node.targets.iter().filter(attached).count() + awaited > 2
     }
 
     /// The most targets that a node has.

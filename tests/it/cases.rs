@@ -1,12 +1,14 @@
 //! Properties that chance seldom puts to the test: `it` runs them, and so does `make bugs` under each planted mistake. None of them may
 //! go on for ever, whatever the mistake.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dst::control::replica::{Generation, Standing};
 
 use dst::control::target::Target;
+use dst::control::transfer::Kept;
 use dst::engine::copy::{Content, Copy, CopyConfig, CopyError, Task};
 use dst::engine::link::{LinkEvent, Terms};
 use dst::engine::region::SyncMap;
@@ -16,7 +18,7 @@ use dst::engine::scrub::{Repair, Scrub};
 use dst::engine::shard::{Body, Report, Shard};
 use dst::engine::shared::Shared;
 use dst::engine::steer::{Arrival, Move, News, Steer};
-use dst::engine::view::{Gate, Role, View};
+use dst::engine::view::{Gate, Role, View, is_logged};
 use dst::errno::Errno;
 use dst::geometry::map::Geometry;
 use dst::store::session::Conn;
@@ -25,7 +27,7 @@ use dst::store::volume::{self, Slot, Volume};
 use dst::units::{Epoch, Extent, Id, Lba};
 use dst::wire::frame::{Header, Op};
 use dst::wire::session::{Hello, features};
-use dst::wire::volume::Member;
+use dst::wire::volume::{Claim, Member};
 
 use crate::bench::{Bench, SECTORS, VOLUME, ms};
 
@@ -56,6 +58,10 @@ cases! {
     a_scrub_that_is_to_end_waits_for_no_flush
     an_array_has_grown_when_every_shard_knows
     nodes_of_several_replicas_do_not_grow_at_once
+    what_is_noted_as_copied_can_be_lost_on_neither_side
+    no_log_is_cleaned_before_the_destination_of_a_move_is_back
+    what_happens_before_the_destination_of_a_move_is_back_is_logged
+    what_was_copied_is_believed_only_if_nobody_else_was_there
 }
 
 /// A shard of an array with one node, of two replicas.
@@ -227,8 +233,9 @@ fn a_slow_source_of_a_move_is_spared_between_two_tries() {
     let adopted = |rules: &Replicas| Event::Adopted { node: 0, version: rules.view().version };
     let (max_freeze, target_timeout) = (Duration::from_millis(50), Duration::from_millis(700));
     let (target, to) = (Target::Local("/new".into()), Id([9; 16]));
-    let (rate, verify, keep, fresh) = (0, false, false, true);
-    let spec = Move { node: 0, from: VOLUME, to, target, rate, verify, max_freeze, target_timeout, keep, fresh };
+    let (rate, verify, keep, fresh, copied) = (0, false, false, true, Lba(0));
+    let spec =
+        Move { node: 0, from: VOLUME, to, target, rate, verify, max_freeze, target_timeout, keep, fresh, copied };
     tell(&mut rules, Event::Tick(vec![true; 2]), ms(1));
     tell(&mut rules, Event::Steer(Steer::Move(spec)), ms(1));
     let next = adopted(&rules);
@@ -400,4 +407,92 @@ fn nodes_of_several_replicas_do_not_grow_at_once() {
         let (told, view) = steered(&mut rules, Event::Steer(Steer::Grow(Geometry::linear(sizes).unwrap())));
         assert_eq!((told, view.is_none()), (vec![News::Grown { done: false }], true), "{sizes:?}");
     }
+}
+
+/// What a copy says that need not be copied again is durable on its target, and what was read for it is on its source: else a machine that
+/// loses power makes the two differ, and no region log knows of it.
+fn what_is_noted_as_copied_can_be_lost_on_neither_side() {
+    let map = Arc::new(SyncMap::new(80, 8));
+    let (task, checkpoint) = (Task::Copy { fresh: false }, Duration::ZERO);
+    let config = CopyConfig { task, source: 0, target: 1, shard: 0, windows: 3, rate: 0, checkpoint };
+    let mut copy = Copy::new(config, Arc::clone(&map), Arc::default());
+    let (mut loose, mut durable, mut grounded) = (BTreeSet::new(), BTreeSet::new(), false);
+    for _ in 0..200 {
+        let Some((tag, request)) = copy.next_request(ms(1)) else { break };
+        match (request.op, request.target) {
+            (RequestOp::Flush, Some(0)) => grounded = true,
+            (RequestOp::Flush, _) => durable.append(&mut loose),
+            (RequestOp::Read, _) => {}
+            _ => drop(loose.insert(request.extent.start.0)),
+        }
+        let kept = map.kept();
+        assert!((0..kept).step_by(8).all(|start| durable.contains(&start)), "{kept} are noted before the flush");
+        copy.complete(tag, Ok(()), Content::Unknown);
+        let kept = map.kept();
+        assert!(kept == 0 || grounded, "its source may lose what was read there");
+        assert!((0..kept).step_by(8).all(|start| durable.contains(&start)), "{kept} are noted");
+    }
+    assert_eq!((copy.outcome().is_some(), map.kept()), (true, 80));
+}
+
+/// A node of two replicas, whose move goes on where it was when its destination is back.
+fn awaiting() -> Replicas {
+    let volumes = vec![VOLUME, Id([8; 16])];
+    let view = View::new(Geometry::linear(&[SECTORS]).unwrap(), &[volumes], Epoch(3));
+    let mut rules = Replicas::new(view, &[ReplicaStanding::InSync; 2], true);
+    rules.await_move(0);
+    rules
+}
+
+fn no_log_is_cleaned_before_the_destination_of_a_move_is_back() {
+    let mut rules = awaiting();
+    let config = ShardConfig { index: 0, depth: 8, io_timeout: Duration::from_secs(1) };
+    let mut shard = Shard::new(config, Arc::clone(rules.view()), Arc::new(Shared::new(2, 1)));
+    shard.handle_timeout(ms(0));
+    for (target, volume) in [VOLUME, Id([8; 16])].into_iter().enumerate() {
+        let terms = Terms { sectors: SECTORS, volume, losses: 0, requests_max: 64, bytes_max: 1 << 20 };
+        shard.handle_link(ms(1), target, LinkEvent::Up(terms));
+    }
+    // Each flush is answered with a point; what the next ones tell of them.
+    let mut told = || {
+        let mut told = 0;
+        for round in 1..8 {
+            let write = Request::new(RequestOp::Write { fua: false }, Extent::new(0, 8));
+            for (tag, request) in [(0, write), (1, Request::new(RequestOp::Flush, Extent::default()))] {
+                shard.handle_request(ms(2), Tag(tag), request);
+                for target in 0..2 {
+                    let sent = shard.poll_send(target).expect("a frame").header;
+                    told = told.max(if sent.op == Op::Flush { sent.point() } else { 0 });
+                    let reply = sent.reply(Ok(()));
+                    let reply = if sent.op == Op::Flush { reply.with_point(round) } else { reply };
+                    shard.handle_reply(ms(3), target, &reply, Body::Good).unwrap();
+                }
+                assert_eq!(shard.poll_complete(), Some((Tag(tag), Ok(()))));
+            }
+        }
+        told
+    };
+    assert_eq!(told(), 0, "its destination lacks what would be cleaned");
+    rules.handle(Event::Steer(Steer::Stay { node: 0 }), ms(4));
+    assert!(told() > 0, "when the move is over");
+}
+
+fn what_happens_before_the_destination_of_a_move_is_back_is_logged() {
+    assert!(is_logged(1, true), "what is written to the only replica");
+    assert!(is_logged(2, false) && !is_logged(1, false));
+    let mut rules = awaiting();
+    assert!(rules.view().logs_copies(1), "what one replica is copied from the other");
+    rules.handle(Event::Steer(Steer::Stay { node: 0 }), ms(1));
+    assert!(!rules.view().logs_copies(1));
+}
+
+fn what_was_copied_is_believed_only_if_nobody_else_was_there() {
+    let (host, owner) = (Id([1; 16]), Id([2; 16]));
+    let kept = Kept { below: Lba(8), epoch: Epoch(5) };
+    let claim = |epoch, host| Claim { epoch: Epoch(epoch), owner, host };
+    let vouched = |claim: Option<Claim>| kept.is_vouched_by(claim.as_ref(), host, Epoch(6));
+    assert!(vouched(Some(claim(5, host))) && vouched(Some(claim(6, host))));
+    assert!(!vouched(Some(claim(6, Id([3; 16])))), "another host has claimed it");
+    assert!(!vouched(Some(claim(7, host))), "the record is an older one");
+    assert!(!vouched(Some(claim(4, host))) && !vouched(None), "it was freed, and may have been anybody's");
 }

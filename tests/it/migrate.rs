@@ -165,6 +165,37 @@ fn the_old_and_the_new_volume_hold_the_same() {
     farm.dst("stop line");
 }
 
+#[test]
+fn a_migration_goes_on_where_it_was_when_its_daemon_has_died() {
+    let mut farm = Farm::new(3);
+    let uri = linear(&farm);
+    let target = farm.volume(2, "spare", "24M");
+    ends_well(fio(&uri, 2, &["--size=24m"]));
+    // 10 s after the first region what was copied is flushed and noted for the second time; all of it would take 20 s.
+    farm.dst(&format!("migrate line n-0 --to {target} --rate 1200K --max-freeze 5s --detach"));
+    let copied = |array: &serde_json::Value| array["nodes"][0]["migration"]["copied"].as_u64().unwrap_or(0);
+    let before = copied(&wait_until(&farm, "half copied", |array| copied(array) > 13 << 20));
+    farm.kill_array();
+    // Its destination is away: what is written meanwhile, below where the copy was, only the source's region log knows.
+    farm.servers[2].kill();
+    farm.start_array();
+    farm.wait_until_started("line");
+    let waits = wait_until(&farm, "waiting", |array| !array["nodes"][0]["migration"]["why"].is_null());
+    let kept = copied(&waits);
+    assert!(kept > 8 << 20 && kept <= before, "{kept} of {before}: {waits}");
+    ends_well(fio(&uri, 2, &["--size=4m"]));
+    farm.servers[2].start();
+    let resumed = wait_until(&farm, "going on", |array| array["nodes"][0]["migration"]["state"] == "copying");
+    assert_eq!(resumed["nodes"][0]["migration"]["resumed"], kept, "{resumed}");
+    let writer = fio(&uri, 4, &["--size=24m"]);
+    wait_until(&farm, "over", |array| array["nodes"][0].get("migration").is_none());
+    ends_well(writer);
+    let said = farm.dst("migration show line n-0");
+    assert!(said.contains("done") && said.contains("verified: 24 regions"), "{said}");
+    assert!(said.contains("was interrupted, and has gone on at"), "{said}");
+    farm.dst("stop line");
+}
+
 /// Every change of a record of this process takes two seconds from now on.
 fn slow_records(process: u32) -> Child {
     let renames = "rename,renameat,renameat2";

@@ -150,6 +150,11 @@ impl World {
             self.targets_of(node).for_each(|target| known.standings[target] = Standing::Absent);
             self.queue.push(self.now + self.rng.below(100 * MILLI), Event::LookForLate { life, node });
         }
+        let awaited = self.awaited();
+        let awaited: Vec<(usize, Standing)> = awaited
+            .into_iter()
+            .map(|(node, to)| (node, std::mem::replace(&mut known.standings[to], Standing::Absent)))
+            .collect();
         for (target, standing) in known.standings.iter().enumerate() {
             view.targets[target].volume = if *standing == Standing::Absent { Id::NIL } else { id_of(target) };
         }
@@ -157,7 +162,7 @@ impl World {
         view.region_sectors = self.plan.region;
         view.replica_timeout = Duration::from_nanos(self.plan.patience);
         let shared = Arc::new(Shared::with_sync(nodes, self.plan.shards, 1));
-        let owner = Owner::new(view, &known, &shared);
+        let owner = Owner::new(view, &known, &awaited, &shared);
         let view = Arc::clone(owner.rules.view());
         self.show_view(&view);
         self.daemon.hosts = (0..self.plan.shards).map(|index| self.host(index, &view, &shared)).collect();

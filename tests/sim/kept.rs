@@ -215,7 +215,7 @@ impl World {
     /// What reaches the disk of a session with a log is marked.
     pub(crate) fn check_marked(&mut self, node: usize, extent: Extent) {
         let marked = self.nodes[node].kept.log().is_some_and(|log| log.is_durable(extent));
-        if self.plan.logged && !marked {
+        if !marked {
             self.fail("7.1", format!("{extent:?} of v{node} is changed and not marked"));
         }
     }

@@ -105,7 +105,7 @@ impl World {
         }
         self.conns[conn].accepted = Some(Accepted::new());
         self.link_mut(conn).state = State::Greeting;
-        let logged = self.plan.logged && self.daemon.hosts[shard].logged;
+        let logged = self.logs(node) && self.daemon.hosts[shard].logged;
         self.conns[conn].logged = logged;
         let hello = Hello {
             versions: (1, 1),

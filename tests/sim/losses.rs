@@ -108,7 +108,7 @@ impl World {
     /// are given slots in order: so only where they are the first ones.
     fn may_be_late(&self, past: Past, node: usize) -> bool {
         let standings = || self.targets_of(node).map(|target| self.record.standings[target]);
-        let still = self.record.asked.moves[node].is_none() && !standings().any(|of| of == Standing::Candidate);
+        let still = self.record.asked.moves[node].is_none() && !standings().any(Standing::is_candidate);
         let first = standings().skip_while(|of| *of != Standing::Absent).all(|of| of == Standing::Absent);
         past.outlived && !past.clean && still && first
     }

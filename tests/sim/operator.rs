@@ -13,7 +13,7 @@ use dst::units::{Extent, Id, Lba};
 
 use crate::plan::Deed;
 use crate::server::id_of;
-use crate::world::{MILLI, World};
+use crate::world::{Event, MILLI, World};
 
 /// What the record knows of what the operator has asked for.
 #[derive(Clone, Debug)]
@@ -50,8 +50,8 @@ impl World {
         self.targets_of(node).filter(|target| self.record.standings[*target] == Standing::InSync).collect()
     }
 
-    fn with(&self, node: usize, standing: Standing) -> Option<usize> {
-        self.targets_of(node).find(|target| self.record.standings[*target] == standing)
+    fn candidate(&self, node: usize) -> Option<usize> {
+        self.targets_of(node).find(|target| self.record.standings[*target].is_candidate())
     }
 
     /// A target of a node that is not in use, neither durably nor by the data path.
@@ -97,7 +97,7 @@ impl World {
             Deed::EndScrub => self.steer(Steer::EndScrub { node }),
             Deed::Remove => self.remove_replica(node),
             Deed::Release => {
-                if let Some(mirror) = self.with(node, Standing::Candidate).filter(|_| self.move_of(node).is_none()) {
+                if let Some(mirror) = self.candidate(node).filter(|_| self.move_of(node).is_none()) {
                     self.steer(Steer::Detach { node, volume: id_of(mirror) });
                 }
             }
@@ -129,7 +129,7 @@ impl World {
     fn begin_move(&mut self, node: usize, verify: bool, keep: bool) {
         let in_sync = self.in_sync(node);
         let (None, Some(to)) = (self.move_of(node), self.spare_target(node)) else { return };
-        if in_sync.is_empty() || self.with(node, Standing::Candidate).is_some() {
+        if in_sync.is_empty() || self.candidate(node).is_some() {
             return;
         }
         let from = self.rng.pick(&in_sync);
@@ -138,24 +138,25 @@ impl World {
         let max_freeze = Duration::from_nanos(self.rng.pick(&[20, 200, 1000]) * MILLI);
         let (from, target, at) = (id_of(from), somewhere(), id_of(to));
         let target_timeout = Duration::from_nanos(self.plan.patience);
-        let spec = Move { node, from, to: at, target, rate, verify, max_freeze, target_timeout, keep, fresh };
-        self.record.standings[to] = Standing::Candidate;
+        let copied = Lba(0);
+        let spec = Move { node, from, to: at, target, rate, verify, max_freeze, target_timeout, keep, fresh, copied };
+        self.record.standings[to] = Standing::Candidate { from: copied };
         self.record.asked.moves[node] = Some(spec.clone());
         self.steer(Steer::Move(spec));
     }
 
     /// The former target of a move takes its place again.
     fn undo_move(&mut self, node: usize) {
-        let (None, Some(mirror)) = (self.move_of(node), self.with(node, Standing::Candidate)) else { return };
+        let (None, Some(mirror)) = (self.move_of(node), self.candidate(node)) else { return };
         let in_sync = self.in_sync(node);
         if in_sync.is_empty() {
             return;
         }
         let from = id_of(self.rng.pick(&in_sync));
         let (to, target, max_freeze) = (id_of(mirror), somewhere(), Duration::from_millis(50));
-        let (target_timeout, keep) = (Duration::from_nanos(self.plan.patience), false);
-        let spec =
-            Move { node, from, to, target, rate: 0, verify: true, max_freeze, target_timeout, keep, fresh: false };
+        let target_timeout = Duration::from_nanos(self.plan.patience);
+        let (rate, verify, keep, fresh, copied) = (0, true, false, false, Lba(0));
+        let spec = Move { node, from, to, target, rate, verify, max_freeze, target_timeout, keep, fresh, copied };
         self.record.asked.moves[node] = Some(spec.clone());
         self.steer(Steer::Move(spec));
     }
@@ -191,17 +192,42 @@ impl World {
         self.scrubs.interrupted();
         for node in 0..self.plan.volumes.len() {
             self.record.asked.told_frozen[node] = false;
-            let Some(spec) = self.record.asked.moves[node].clone() else { continue };
-            let to = self.target_of(spec.to);
-            match to.map(|to| self.record.standings[to]) {
-                Some(Standing::Candidate) => {
-                    // What it holds by now is not what a new volume does.
-                    self.steer(Steer::Move(Move { fresh: false, ..spec }));
-                }
-                // It was in place already, or given up, and nobody was told.
-                _ => self.record.asked.moves[node] = None,
+            if self.record.asked.moves[node].is_some() {
+                // Its destination is asked what it is, claimed and told first; it may be away.
+                let longest = self.rng.pick(&[1, 20, 200, 1000]) * MILLI;
+                let (life, at) = (self.daemon.life, self.now + self.rng.below(longest));
+                self.queue.push(at, Event::MoveGoesOn { life, node });
             }
         }
+    }
+
+    /// The destination of a move that was under way when the former daemon died has come back.
+    pub(crate) fn move_goes_on(&mut self, life: u32, node: usize) {
+        if life != self.daemon.life || !self.hears(Event::MoveGoesOn { life, node }) {
+            return;
+        }
+        let Some(spec) = self.record.asked.moves[node].clone() else { return };
+        match self.target_of(spec.to).map(|to| self.record.standings[to]) {
+            Some(Standing::Candidate { from: copied }) => {
+                self.stats.resumed += u64::from(copied > Lba(0));
+                // What it holds by now is not what a new volume does.
+                self.steer(Steer::Move(Move { fresh: false, copied, ..spec }));
+            }
+            // It was in place already, or given up, and nobody was told.
+            _ => self.record.asked.moves[node] = None,
+        }
+    }
+
+    /// Destinations of moves, each with its node, that a daemon which begins has not attached yet. Here a volume has its slot for ever, and
+    /// those that come are given slots in order: so only where that is the first one; the others are attached from the beginning.
+    pub(crate) fn awaited(&self) -> Vec<(usize, usize)> {
+        let moving = |node: usize| {
+            let to = self.target_of(self.record.asked.moves[node].as_ref()?.to)?;
+            let ours = |target: usize| self.record.standings[target] != Standing::Absent;
+            let first = self.targets_of(node).take_while(|target| *target != to).all(ours);
+            (self.record.standings[to].is_candidate() && first).then_some((node, to))
+        };
+        (0..self.plan.volumes.len()).filter_map(moving).collect()
     }
 
     pub(crate) fn target_of(&self, volume: Id) -> Option<usize> {
@@ -220,8 +246,7 @@ impl World {
             News::Arrived { .. } => self.stats.came += 1,
             News::Detached { volume, .. } => {
                 // It may have been refused before it was ever attached: then no record follows.
-                let target =
-                    self.target_of(volume).filter(|target| self.record.standings[*target] == Standing::Candidate);
+                let target = self.target_of(volume).filter(|target| self.record.standings[*target].is_candidate());
                 if let Some(target) = target {
                     self.record.standings[target] = Standing::Absent;
                 }
@@ -243,7 +268,10 @@ impl World {
                     Err(MoveError::Different(at)) => {
                         self.fail("6.2", format!("the two targets of node {node} differ at {at}"));
                     }
-                    Err(MoveError::Refused) => self.steer(Steer::Detach { node, volume: spec.to }),
+                    Err(MoveError::Refused) => {
+                        self.steer(Steer::Detach { node, volume: spec.to });
+                        self.steer(Steer::Stay { node });
+                    }
                     Err(_) => {}
                 }
             }
@@ -272,7 +300,7 @@ impl World {
             let Some(spec) = self.record.asked.moves[node].clone() else { continue };
             let (Some(from), Some(to)) = (self.target_of(spec.from), self.target_of(spec.to)) else { continue };
             let commits = standings.contains(&(spec.to, Standing::InSync));
-            if !commits || self.record.standings[to] != Standing::Candidate {
+            if !commits || !self.record.standings[to].is_candidate() {
                 continue;
             }
             if !self.servers[self.nodes[from].server].up {

@@ -16,9 +16,9 @@ use dst::engine::request::{RequestOp, ShardConfig};
 use dst::engine::shard::Shard;
 use dst::engine::shared::Shared;
 use dst::engine::survey::Marked;
-use dst::engine::view::{Role, View};
+use dst::engine::view::{Node, Role, View, is_logged};
 use dst::errno::Errno;
-use dst::units::{Id, Time};
+use dst::units::{Id, Lba, Time};
 
 use crate::array::Host;
 use crate::links::State;
@@ -67,6 +67,8 @@ pub(crate) struct Owner {
     views: Vec<Arc<View>>,
     /// What is being saved.
     saving: Option<Saving>,
+    /// By node: what is changed there is in the region logs.
+    logged: Vec<bool>,
     /// Nodes whose targets in sync are to know of a change that the record has.
     owed: BTreeSet<usize>,
     /// By node: the region logs that are asked before its sync begins.
@@ -85,7 +87,8 @@ struct Survey {
 }
 
 impl Owner {
-    pub(crate) fn new(view: View, record: &Record, shared: &Shared) -> Owner {
+    /// `awaited`: destinations of moves that are not attached yet, each with its node and with what it has.
+    pub(crate) fn new(view: View, record: &Record, awaited: &[(usize, Standing)], shared: &Shared) -> Owner {
         let ours = |target: &usize| record.standings[*target] != Standing::Absent;
         let known = |target| Some(target).filter(ours).and_then(|at| record.memory.volumes.get(&id_of(at)).copied());
         let known: Vec<Option<Losses>> = (0..record.standings.len()).map(known).collect();
@@ -93,7 +96,14 @@ impl Owner {
         for (node, _) in record.asked.frozen.iter().enumerate().filter(|(_, deeds)| **deeds > 0) {
             rules.begin_frozen(node);
         }
+        let goes_on = |(_, of): &&(usize, Standing)| matches!(of, Standing::Candidate { from } if *from > Lba(0));
+        let awaits: Vec<usize> = awaited.iter().filter(goes_on).map(|(node, _)| *node).collect();
+        awaits.iter().for_each(|node| rules.await_move(*node));
+        let there = |node: &Node| node.targets.iter().filter(|target| ours(target)).count();
+        let nodes = rules.view().nodes.iter().enumerate();
+        let logged = nodes.map(|(at, node)| is_logged(there(node), awaits.contains(&at))).collect();
         Owner {
+            logged,
             views: vec![Arc::clone(rules.view())],
             rules,
             saving: None,
@@ -188,13 +198,16 @@ impl World {
                 self.daemon.hosts[0].shard.flush_target(Time(self.now), ticket, target);
                 self.turn(0);
             }
-            Effect::Attach { target, volume, known, .. } => {
+            Effect::Attach { target, volume, known, logged, .. } => {
                 if id_of(target) != volume {
                     self.fail("attach", format!("slot {target} is given another volume"));
                 }
                 if let Some(shared) = &self.daemon.shared {
                     shared.target(target).renew();
                     known.into_iter().for_each(|known| shared.target(target).begin(known));
+                }
+                if logged {
+                    self.log_from_now_on(target);
                 }
             }
             Effect::Tell(news) => self.hears_news(news),
@@ -204,6 +217,28 @@ impl World {
                 self.queue.push(at, Event::StopSync { life, node });
             }
         }
+    }
+
+    /// The servers of a node's targets write down what is changed, before a further one is written.
+    fn log_from_now_on(&mut self, target: usize) {
+        let node = self.plan.node_of(target);
+        let Some(owner) = &mut self.daemon.owner else { return };
+        if std::mem::replace(&mut owner.logged[node], true) || self.plan.logged {
+            return;
+        }
+        for shard in 0..self.plan.shards {
+            let host = &mut self.daemon.hosts[shard];
+            for other in host.shard.siblings(target) {
+                host.shard.reconnect(other);
+            }
+            self.turn(shard);
+        }
+    }
+
+    /// Whether sessions of a target ask for a region log.
+    pub(crate) fn logs(&self, target: usize) -> bool {
+        let logged = |owner: &Owner| owner.logged[self.plan.node_of(target)];
+        self.plan.logged || self.daemon.owner.as_ref().is_some_and(logged)
     }
 
     /// A sync engine hears that it is to end.
@@ -387,7 +422,11 @@ impl World {
                 }
                 self.ask_later(life, node);
             }
-            Err(errno) => self.owner_hears(life, Told::Synced { node, result: Err(CopyError::Target(errno)) }),
+            // It is asked again.
+            Err(_) => {
+                let result = Err(CopyError::Source(Lba(0), Errno::ETIMEDOUT));
+                self.owner_hears(life, Told::Synced { node, result });
+            }
         }
     }
 
@@ -404,7 +443,11 @@ impl World {
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
         // What has to be filled takes long enough for something to happen meanwhile.
-        let rates = if self.plan.used_before { [1 << 15, 1 << 16, 1 << 20] } else { [0, 0, 1 << 20] };
+        let rates = match (self.plan.used_before, self.plan.spares) {
+            (true, _) => [1 << 15, 1 << 16, 1 << 20],
+            (false, 0) => [0, 0, 1 << 20],
+            (false, _) => [0, 1 << 16, 1 << 20],
+        };
         let rate = self.rng.pick(&rates);
         let checkpoint = Duration::from_nanos(self.rng.pick(&[MILLI, 10 * MILLI]));
         let config = CopyConfig { task, source, target, shard: self.plan.shards, windows: WINDOWS, rate, checkpoint };
@@ -506,8 +549,9 @@ impl World {
         }
         let mut found = None;
         for node in 0..self.plan.volumes.len() {
-            let known =
-                |target: &usize| !matches!(self.record.standings[*target], Standing::Candidate | Standing::Absent);
+            let known = |target: &usize| {
+                !matches!(self.record.standings[*target], Standing::Candidate { .. } | Standing::Absent)
+            };
             let targets: Vec<usize> = self.targets_of(node).filter(known).collect();
             let in_sync: Vec<usize> =
                 targets.iter().copied().filter(|target| owner.rules.role(*target) == Role::InSync).collect();

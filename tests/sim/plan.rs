@@ -260,6 +260,24 @@ pub(crate) fn deeds(rng: &mut Rng, plan: &mut Plan) {
     plan.faults.sort_by_key(|fault| fault.after);
 }
 
+/// In some worlds, decided by a generator of its own, too: the daemon ends again and again while nodes move, and goes on with them.
+pub(crate) fn interruptions(rng: &mut Rng, plan: &mut Plan) {
+    if !rng.percent(12) || plan.spares == 0 {
+        return;
+    }
+    for _ in 0..rng.range(1, 4) {
+        let (mut after, node) = (rng.below(plan.requests), rng.index(plan.server_of.len()));
+        let kind = Kind::Deed(Deed::Move { verify: rng.percent(50), keep: false });
+        plan.faults.push(Fault { after, kind, node, lasts: MILLI });
+        for _ in 0..rng.range(1, 3) {
+            after += rng.range(1, 40);
+            let kind = rng.pick(&[Kind::KillDaemon, Kind::KillDaemon, Kind::StopDaemon]);
+            plan.faults.push(Fault { after, kind, node, lasts: rng.range(MILLI, 100 * MILLI) });
+        }
+    }
+    plan.faults.sort_by_key(|fault| fault.after);
+}
+
 /// In few worlds, decided by a generator of its own, too: the queue is full of requests that have many parts each, and one server is silent
 /// for longer than requests wait. Those of the other nodes must go on.
 pub(crate) fn crowd(rng: &mut Rng, plan: &mut Plan) {

@@ -94,6 +94,7 @@ impl Total {
             stats.wakes += more.wakes;
             stats.late += more.late;
             stats.came += more.came;
+            stats.resumed += more.resumed;
         }
         if let Some(violation) = outcome.violation
             && let Ok(mut failures) = self.failures.lock()
@@ -241,7 +242,7 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
     let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
     println!(
         "sim: {done} seeds and {kept} kept ones in {seconds:.1} s ({:.0}/s): {} requests ({} errors, {} of them time-outs), \
-         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} late nodes ({} served), {} wakes, {} events",
+         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} late nodes ({} served), {} moves that went on where they were, {} wakes, {} events",
         done as f64 / seconds.max(0.001),
         stats.requests,
         stats.errors,
@@ -255,6 +256,7 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
         stats.repaired,
         stats.late,
         stats.came,
+        stats.resumed,
         stats.wakes,
         stats.events,
     );

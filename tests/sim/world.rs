@@ -171,6 +171,11 @@ pub(crate) enum Event {
         life: u32,
         node: usize,
     },
+    /// The destination of a move has come back, and the move goes on.
+    MoveGoesOn {
+        life: u32,
+        node: usize,
+    },
     /// A fault of the plan strikes, or ends.
     Strike {
         fault: usize,
@@ -238,6 +243,8 @@ pub(crate) struct Stats {
     /// Nodes that a daemon went on without, and those that came.
     pub(crate) late: u64,
     pub(crate) came: u64,
+    /// Moves that went on where they were.
+    pub(crate) resumed: u64,
     pub(crate) events: u64,
     /// How often a shard was told that another one has given back what it may wait for.
     pub(crate) wakes: u64,
@@ -299,6 +306,7 @@ pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
         (plan.rates.disk_eio, plan.rates.disk_enospc) = (0, 0);
     }
     scrubs::plan(&mut Rng::new(seed.rotate_left(32) ^ 0x5c), &mut plan);
+    plan::interruptions(&mut Rng::new(seed.rotate_left(48) ^ 0x13), &mut plan);
     plan::crowd(&mut Rng::new(seed.rotate_left(16) ^ 0xc0d), &mut plan);
     (plan, rng)
 }
@@ -422,6 +430,7 @@ impl World {
             Event::DaemonStart { life } => self.daemon_start(life),
             Event::LookForLate { life, node } => self.look_for_late(life, node),
             Event::LateComes { life, node } => self.late_comes(life, node),
+            Event::MoveGoesOn { life, node } => self.move_goes_on(life, node),
             Event::Strike { fault } => self.strike(fault),
             Event::Relief { fault } => self.relief(fault),
             Event::Noticed { conn } => self.noticed(conn),

@@ -11,7 +11,7 @@ use crate::control::command::Refusal;
 use crate::control::node::Replace;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::target::Target;
-use crate::control::transfer::Debt;
+use crate::control::transfer::{Debt, Kept};
 use crate::engine::steer::Steer;
 use crate::errno::Errno;
 use crate::limits;
@@ -41,6 +41,8 @@ pub(super) enum Step {
     Probing,
     /// The record is written: it may be the array's.
     Intending,
+    /// Move: the record is written, in which it is not believed any more what was copied: this.
+    Doubted(Kept),
     /// It is made.
     Making,
     /// It is assigned.
@@ -347,9 +349,17 @@ impl Owner {
                 array.spec.debts.push(Debt { node: start, target, volume, remove: false, moved: None });
                 Err(why.clone())
             }
+            (Step::Doubted(kept), Err(why)) => {
+                // As it is in the record.
+                if let Some(transfer) = &mut array.spec.nodes[node].transfer {
+                    transfer.keep(Some(*kept));
+                }
+                Err(why.clone())
+            }
             (_, Err(why)) => Err(why.clone()),
             _ if errand.abort.is_some() => Err(Refusal::new(Errno::ECANCELED, "it was asked to end")),
             (Step::Intending, Ok(())) => self.intended(array, node, &errand),
+            (Step::Doubted(_), Ok(())) => Ok(enlist(array, node, &errand)),
             (Step::Enlisted, Ok(())) => join(array, &errand),
             (Step::Entering, Ok(())) => {
                 let (target, volume) = (errand.target.clone(), errand.volume);

@@ -377,7 +377,7 @@ fn open(
         ..MigrationStatus::new(0, transfer.id, start, from.target.clone(), to.clone())
     };
     let (from, to) = (transfer.from, transfer.volume);
-    Ok(Some(Transfer { status, from, to, made: false, keep: None, stage: Stage::Open }))
+    Ok(Some(Transfer { status, from, to, made: false, keep: None, stage: Stage::Open, kept: None }))
 }
 
 /// The label of a volume that is no replica: it was left, or was to take the place of one.

@@ -40,6 +40,8 @@ pub(super) enum After {
     Errand(usize),
     /// A late node is claimed.
     Late(usize),
+    /// The region logs of a node need keep nothing any more for a move that is over.
+    Stay(usize),
     /// What a node has lost is accepted; this was known before.
     Accepted(usize, Ticket, Memory),
     /// The array has grown: the data path is told.
@@ -79,6 +81,9 @@ pub(super) struct Live {
     pub(super) drafts: BTreeMap<usize, Transfer>,
     /// Nodes that move to a volume to which nothing was ever written.
     pub(super) blank: BTreeSet<usize>,
+    /// Nodes whose region logs the data path keeps for a move that goes on, and those of which it need not any more, as soon as the record says so.
+    pub(super) awaited: BTreeSet<usize>,
+    pub(super) stays: BTreeSet<usize>,
     /// Until when the source of a node's migration is kept.
     pub(super) keeps: BTreeMap<usize, Time>,
     /// Nodes of which that is ending, and who has asked.
@@ -126,6 +131,8 @@ impl Owner {
             regroup::apply(array, &asked);
             array.live.saving.push(After::Standings);
         }
+        let stays = std::mem::take(&mut array.live.stays);
+        array.live.saving.extend(stays.into_iter().map(After::Stay));
         let live = &array.live;
         let wanted = |node: usize| live.owed.contains(&node) || live.polite.contains(&node);
         let places =
@@ -214,6 +221,11 @@ impl Owner {
             After::Scrub(node, ticket, former) => {
                 Owner::scrub_recorded(array, (node, ticket), former, record, effects);
             }
+            After::Stay(node) => match record {
+                Ok(()) => effects.push(Effect::Steer(array.spec.name.clone(), Steer::Stay { node })),
+                // The record may still say that it goes on: with the next one.
+                Err(_) => drop(array.live.stays.insert(node)),
+            },
             After::Late(node) => self.late_recorded(array, node, record, now, effects),
             After::Errand(node) => self.errand_saved(array, node, record, now, effects),
             After::Accepted(node, ticket, former) => {
@@ -302,6 +314,8 @@ impl Owner {
     /// The array is in use from now on.
     pub(super) fn served(&mut self, array: &mut Array, now: Time, effects: &mut Vec<Effect>) {
         array.live = Live::default();
+        let awaits = array.spec.nodes.iter().enumerate().filter(|(_, node)| node.awaits());
+        array.live.awaited = awaits.map(|(at, _)| at).collect();
         array.live.late = Latecomers::new(std::mem::take(&mut array.late), now);
         self.restore_holds(array, now, effects);
         self.go_on(array, now, effects);
@@ -334,7 +348,7 @@ impl Owner {
             }
             After::Accepted(_, ticket, _) => Some(ticket),
             After::Scrub(_, ticket, _) | After::Promised(ticket, _) => Some(ticket),
-            After::Standings | After::Errand(_) | After::Late(_) | After::Grown | After::Quiet => None,
+            After::Standings | After::Errand(_) | After::Late(_) | After::Stay(_) | After::Grown | After::Quiet => None,
         });
         let tickets = waiting
             .chain(errands)

@@ -9,8 +9,9 @@
 use std::collections::BTreeMap;
 
 use super::Found;
+use super::transfer::is_told;
 use crate::control::command::{Refusal, Terms};
-use crate::control::member::MemberLabel;
+use crate::control::member::{MemberLabel, TransferRole};
 use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec};
 use crate::control::target::Target;
@@ -29,6 +30,8 @@ pub(super) struct Muster {
     heard: Vec<(Option<u64>, Verdict)>,
     /// The epoch of the new claim: greater than any that was ever seen.
     pub(super) epoch: Epoch,
+    /// Nodes of which it is not believed what the target of their transfer has.
+    pub(super) doubted: Vec<usize>,
     /// The record knows of a greater one than the volumes: a claim of another host that comes in between may be smaller.
     pub(super) ahead: bool,
 }
@@ -88,7 +91,8 @@ pub(super) fn muster(
     };
     let present = met.iter().enumerate().flat_map(there).collect();
     let (epoch, ahead) = (Epoch(greatest.0.saturating_add(1)), spec.epoch > seen);
-    Ok(Muster { present, late, heard, epoch, ahead })
+    let doubted = (0..met.len()).filter(|at| !is_vouched(spec, met[*at], intent.host)).collect();
+    Ok(Muster { present, late, heard, epoch, doubted, ahead })
 }
 
 /// Nodes that are not waited for, and why: nobody is there who has everything. Only while those live who used the device when it was
@@ -102,6 +106,20 @@ fn late(spec: &ArraySpec, past: Past, met: &[Met<'_>], intent: &Intent<'_>) -> B
     };
     let late: BTreeMap<usize, String> = met.iter().enumerate().filter_map(why).collect();
     if past.outlived && !past.clean && late.len() < met.len() { late } else { BTreeMap::new() }
+}
+
+/// Whether all replicas that a node is served from prove that nobody else has used them since it was noted what the target of its transfer
+/// has: their last claim is of this host, and their labels know of that transfer. Else their logs may have been cleaned without it.
+fn is_vouched(spec: &ArraySpec, (node, found): Met<'_>, host: Id) -> bool {
+    let Some((transfer, kept)) = node.transfer.as_ref().and_then(|transfer| Some((transfer, transfer.kept?))) else {
+        return true;
+    };
+    let vouched = |found: &Found| {
+        let told = is_told(spec.id, found.label.as_deref(), transfer.status.id, TransferRole::Open);
+        told && kept.is_vouched_by(found.claim.as_ref(), host, spec.epoch)
+    };
+    let served = node.replicas.iter().zip(found).filter(|(replica, _)| replica.state.is_in_sync());
+    served.filter_map(|(_, found)| found.as_ref().ok()).all(vouched)
 }
 
 /// Whether a replica of a node is there that the record calls in sync.

@@ -6,9 +6,9 @@ use super::{Array, Regroup};
 use crate::control::migration::MigrationState;
 use crate::control::replica::{ReplicaSpec, ReplicaState};
 use crate::control::spec::NodeSpec;
-use crate::control::transfer::{Debt, Stage};
+use crate::control::transfer::{Debt, Kept, Stage};
 use crate::engine::replicas::Standing;
-use crate::units::Id;
+use crate::units::{Epoch, Id, Lba};
 
 /// Puts the standings into the record; a node whose in-sync set has changed has a new generation, and its labels are to be written.
 pub(super) fn apply(array: &mut Array, asked: &Regroup) {
@@ -16,6 +16,7 @@ pub(super) fn apply(array: &mut Array, asked: &Regroup) {
     let mut released = Vec::new();
     for (at, node) in array.spec.nodes.iter_mut().enumerate() {
         let before = in_sync(node);
+        keep(node, array.spec.epoch, standing);
         commit(node, standing);
         if let Some(errand) = array.live.errands.get(&at) {
             swap(node, errand, &mut array.spec.debts, standing);
@@ -51,6 +52,16 @@ pub(super) fn apply(array: &mut Array, asked: &Regroup) {
 fn in_sync(node: &NodeSpec) -> Vec<Id> {
     let in_sync = node.replicas.iter().filter(|replica| replica.state.is_in_sync());
     in_sync.map(|replica| replica.volume).collect()
+}
+
+/// What the target of a transfer has. As soon as it is left, nothing: from then on the logs need not know what it lacks.
+fn keep(node: &mut NodeSpec, epoch: Epoch, standing: impl Fn(Id) -> Option<Standing>) {
+    let Some(transfer) = node.transfer.as_mut().filter(|transfer| transfer.stage == Stage::Open) else { return };
+    match standing(transfer.to).filter(|_| !transfer.to.is_nil()) {
+        Some(Standing::Candidate { from }) if from > Lba(0) => transfer.keep(Some(Kept { below: from, epoch })),
+        Some(_) => transfer.keep(None),
+        None => {}
+    }
 }
 
 /// The target of a transfer takes the place of its source.

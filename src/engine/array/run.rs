@@ -304,6 +304,11 @@ impl Owner {
         self.lapse(array, now);
         self.settle_transfers(array, now);
         let outlived = array.was_shown == Some(self.boot);
+        for node in &muster.doubted {
+            if let Some(transfer) = &mut array.spec.nodes[*node].transfer {
+                transfer.keep(None);
+            }
+        }
         muster::go_without(&mut array.spec, &muster, outlived, fresh);
         if let Some(room) = array.room.take() {
             array.take_up(&room, fresh);

@@ -29,6 +29,7 @@ mod regroup;
 mod live;
 mod path;
 mod replicas;
+mod resume;
 mod scrub;
 mod suspend;
 mod transfer;

@@ -3,17 +3,18 @@
 //! The order of durable things: the record with the transfer; the target made, assigned, claimed; its label; the labels of the node's
 //! replicas; then the data path has it ([`Steer::Move`]). Its commit is a change of the replicas ([`super::regroup`]): record first, then
 //! the target's label. What is left over, the former volume or a target that nothing came of, is a debt in the record. A transfer
-//! that a daemon finds open begins anew.
+//! that a daemon finds open goes on from what the record says was copied, if the claims and labels of all volumes prove that nobody else has used
+//! them since ([`Kept`]); in doubt from zero, and that is durable before anything of it is touched.
 
 use super::errand::{Errand, Next, Purpose, Step};
 use super::live::After;
 use super::{Array, Effect, Found, Owner, Ticket, Work, plan, replicas};
 use crate::control::command::Refusal;
-use crate::control::member::MemberLabel;
+use crate::control::member::{MemberLabel, TransferRole};
 use crate::control::migration::{MigrationState, MigrationStatus};
 use crate::control::node::{Act, Migrate, Which};
 use crate::control::target::{ServerAddress, Target};
-use crate::control::transfer::{Debt, Moved, Stage, Transfer};
+use crate::control::transfer::{Debt, Kept, Moved, Stage, Transfer};
 use crate::engine::steer;
 use crate::engine::steer::{MoveError, Steer};
 use crate::errno::Errno;
@@ -64,7 +65,7 @@ impl Owner {
             ..MigrationStatus::new(number, fresh, start, from_target, to.clone())
         };
         let keep = migrate.keep_source.map(|keep| keep.0);
-        let transfer = Transfer { status, from, to: Id::NIL, made: false, keep, stage: Stage::Open };
+        let transfer = Transfer { status, from, to: Id::NIL, made: false, keep, stage: Stage::Open, kept: None };
         self.begin(array, at, Purpose::Move, to, Some(ticket), effects)?;
         array.live.drafts.insert(at, transfer);
         Ok(())
@@ -112,6 +113,15 @@ impl Owner {
             let has = format_size(found.sectors * SECTOR_BYTES);
             return lost(format!("{}: it has become too small, {has}", errand.target));
         }
+        let (host, greatest, transfer_id) = (self.host, array.spec.epoch, transfer.status.id);
+        let vouched = |kept: &Kept| {
+            let told = is_told(id, found.label.as_deref(), transfer_id, TransferRole::Candidate);
+            told && kept.is_vouched_by(found.claim.as_ref(), host, greatest)
+        };
+        if let Some(doubted) = transfer.kept.take_if(|kept| !vouched(kept)) {
+            transfer.keep(None);
+            return Ok(Next::Save(Step::Doubted(doubted)));
+        }
         self.intended_again(array, node, errand)
     }
 
@@ -141,6 +151,8 @@ impl Owner {
         let spec = &mut array.spec.nodes[node];
         let Some(transfer) = &mut spec.transfer else { return Err(Refusal::new(Errno::ECANCELED, "it has ended")) };
         transfer.status.why = None;
+        let from = transfer.goes_on_from().map(|kept| kept.below);
+        transfer.status.resumed = from.map(|from| from.0 * SECTOR_BYTES).or(transfer.status.resumed.map(|_| 0));
         let status = &transfer.status;
         let order = steer::Move {
             node,
@@ -153,6 +165,7 @@ impl Owner {
             target_timeout: status.target_timeout,
             keep: transfer.keep.is_some(),
             fresh: array.live.blank.remove(&node),
+            copied: from.unwrap_or_default(),
         };
         let held = spec.suspend.is_some();
         let text = format!("node {} is suspended: nothing is copied until it is resumed", spec.start);
@@ -357,7 +370,8 @@ impl Owner {
             ..MigrationStatus::new(number, fresh, before.node, before.to.clone(), before.from.clone())
         };
         let target = status.to.clone();
-        let back = Transfer { status, from: former.to, to: former.from, made: false, keep: None, stage: Stage::Open };
+        let (from, to) = (former.to, former.from);
+        let back = Transfer { status, from, to, made: false, keep: None, stage: Stage::Open, kept: None };
         array.spec.migrated = number;
         array.remember(MigrationStatus { state: MigrationState::Done, ..former.status });
         array.spec.nodes[node].transfer = Some(back);
@@ -441,6 +455,9 @@ impl Array {
         self.live.payer.hurry();
         self.live.keeps.remove(&node);
         self.live.polite.insert(node);
+        if self.live.awaited.remove(&node) {
+            self.live.stays.insert(node);
+        }
         (status.state, status.paused) = (state, false);
         status.ended = status.ended.or(Some(wall));
         status.why = why;
@@ -475,13 +492,20 @@ impl MigrationStatus {
     /// What was measured and proven.
     fn certify(&mut self, moved: &steer::Moved, wall: u64) {
         self.regions = moved.regions;
-        self.copied = moved.copied.saturating_mul(limits::REGION_BYTES).min(self.size);
+        let before = self.resumed.unwrap_or(0);
+        self.copied = moved.copied.saturating_mul(limits::REGION_BYTES).saturating_add(before).min(self.size);
         self.root = moved.root.map(|root| root.iter().map(|byte| format!("{byte:02x}")).collect());
         self.freeze_nanos = Some(moved.freeze_nanos);
         self.rolled_back = moved.rolled_back;
         self.ended = Some(wall);
         self.why = None;
     }
+}
+
+/// Whether a label says that its volume is this in a transfer.
+pub(super) fn is_told(array: Id, label: Option<&str>, transfer: Id, role: TransferRole) -> bool {
+    let label = label.and_then(|text| MemberLabel::decode(text).ok()).filter(|label| label.array == array);
+    label.and_then(|label| label.transfer).is_some_and(|told| told.id == transfer && told.role == role)
 }
 
 /// Why a node stays where it is, in words.

@@ -40,7 +40,7 @@ impl Replicas {
             let (role, standing) = match of.standing {
                 Standing::InSync if known || of.volume == keeper => (Role::InSync, Standing::InSync),
                 Standing::InSync => (Role::Leaving, Standing::Stale),
-                Standing::Stale | Standing::Filling { .. } | Standing::Candidate => (Role::Stale, of.standing),
+                Standing::Stale | Standing::Filling { .. } | Standing::Candidate { .. } => (Role::Stale, of.standing),
                 Standing::Absent => (Role::Absent, Standing::Absent),
             };
             // What is missed on one that is not in sync is copied anyway.

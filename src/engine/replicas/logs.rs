@@ -1,10 +1,12 @@
 //! What the rules of replicas do with the region logs of the servers: what is durably known of a target beside them, what is still
 //! to be copied to one that lacks something, and when a log may be cleaned.
 
+use std::sync::Arc;
+
 use super::{Replicas, Step};
 use crate::bugs::{Bug, planted};
 use crate::engine::region::SyncMap;
-use crate::engine::view::Role;
+use crate::engine::view::{Role, View};
 use crate::units::Lba;
 
 /// What is durably known of a target.
@@ -14,8 +16,12 @@ pub enum Standing {
     InSync,
     /// It lacks something: what the region logs have marked.
     Stale,
-    /// It is being filled to take another one's place, or was in sync until another one took its own. Never in sync by itself.
-    Candidate,
+    /// It is being filled to take another one's place, or was in sync until another one took its own. Never in sync by itself. Of one
+    /// that is being filled: below this sector it lacks what the logs have marked, and nothing else.
+    Candidate {
+        /// The first sector of the node that it may never have got.
+        from: Lba,
+    },
     /// It is being filled: it lacks whatever lies from here on, and below what the logs have marked.
     Filling {
         /// The first sector of the node that was never copied to it.
@@ -30,17 +36,49 @@ impl Standing {
     pub(super) fn is_synced(self) -> bool {
         matches!(self, Standing::Stale | Standing::Filling { .. })
     }
+
+    /// Whether it is to take another one's place, or has left its own to another one.
+    pub fn is_candidate(self) -> bool {
+        matches!(self, Standing::Candidate { .. })
+    }
+
+    /// Up to where it has everything but what is marked, if that is noted of it.
+    fn noted(&mut self) -> Option<&mut Lba> {
+        match self {
+            Standing::Filling { from } | Standing::Candidate { from } => Some(from),
+            Standing::InSync | Standing::Stale | Standing::Absent => None,
+        }
+    }
 }
 
 impl Replicas {
-    /// Servers may clean their logs while every shard works from a view in which all targets of a node are in sync.
+    /// Servers may clean their logs while every shard works from a view in which all targets of a node are in sync, and no other volume has
+    /// part of its data, of which they know alone what it lacks.
     pub(super) fn permit_points(&self) {
         for (node, state) in self.view.nodes.iter().zip(&self.nodes) {
             let whole = |target: &usize| matches!(self.targets[*target].role, Role::InSync | Role::Absent);
             if let Some(overlap) = &node.overlap {
-                overlap.points.permit(state.step == Step::Steady && !state.late && node.targets.iter().all(whole));
+                let awaits = state.awaits && !planted(Bug::LogCleanedUnderOpenMove);
+                let steady = state.step == Step::Steady && !state.late && !awaits;
+                overlap.points.permit(steady && node.targets.iter().all(whole));
             }
         }
+    }
+
+    /// A move of a node goes on where it was, when the volume comes that it goes to. Until then, or until that is said not to be, the region
+    /// logs keep what that volume lacks. Before any shard begins.
+    pub fn await_move(&mut self, node: usize) {
+        self.set_awaits(node, true);
+    }
+
+    /// Whether a volume is waited for that lacks what the region logs have marked.
+    pub(super) fn set_awaits(&mut self, node: usize, awaits: bool) {
+        let Some(state) = self.nodes.get_mut(node).filter(|state| state.awaits != awaits) else { return };
+        state.awaits = awaits;
+        let mut view = View::clone(&self.view);
+        view.nodes[node].awaits = awaits;
+        self.view = Arc::new(view);
+        self.permit_points();
     }
 
     /// How far the filling of a target is, durably there: what it is known to have, so that it is never filled from zero again.
@@ -48,10 +86,10 @@ impl Replicas {
         let Some(target) = self.nodes[node].syncing else { return };
         let Some(map) = self.view.nodes[node].sync.as_ref().filter(|map| !map.needs_survey()) else { return };
         let kept = Lba(map.kept());
-        if let Standing::Filling { from } = self.targets[target].standing
-            && from < kept
+        if let Some(from) = self.targets[target].standing.noted()
+            && *from < kept
         {
-            self.targets[target].standing = Standing::Filling { from: kept };
+            *from = kept;
             self.dirty = true;
         }
     }
@@ -61,8 +99,7 @@ impl Replicas {
     pub(super) fn first_map(&self, target: usize, sectors: u64) -> SyncMap {
         let copied = match self.targets[target].standing {
             _ if planted(Bug::FillingIsStale) => sectors,
-            Standing::Filling { from } => from.0,
-            Standing::Candidate => 0,
+            Standing::Filling { from } | Standing::Candidate { from } => from.0,
             Standing::InSync | Standing::Stale | Standing::Absent => sectors,
         };
         SyncMap::copied_below(copied, sectors, self.view.region_sectors)
@@ -71,14 +108,11 @@ impl Replicas {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::engine::copy::CopyError;
     use crate::engine::region::RegionState;
     use crate::engine::replicas::{Effect, Event, Saved};
     use crate::engine::survey::Marked;
-    use crate::engine::view::View;
     use crate::errno::Errno;
     use crate::geometry::map::Geometry;
     use crate::units::{Epoch, Id, Time};

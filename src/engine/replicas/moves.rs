@@ -8,11 +8,12 @@
 //! ```
 //!
 //! From `Mirroring` on both have everything, and every write goes to both. In `Sealing` nothing is in flight, so both are the same;
-//! the record of the change is the one point from which there is no way back.
+//! the record of the change is the one point from which there is no way back. A move that a former daemon had begun goes on where that was:
+//! what is copied first is what it had not copied, and what the region logs have marked.
 
 use std::time::Duration;
 
-use super::{Freeze, Job, NodeState, Replicas, Standing, Step};
+use super::{Freeze, Job, NodeState, Replicas, Standing, Step, TargetState};
 use crate::bugs::{Bug, planted};
 use crate::control::migration::MigrationState;
 use crate::control::target::Target;
@@ -94,7 +95,8 @@ impl Moving {
     pub(super) fn task(&self) -> Task {
         match self.stage {
             Stage::Verifying => Task::Verify,
-            _ => Task::Copy { fresh: self.spec.fresh },
+            // What lies below where it goes on is written before it is known what of that is to be copied again.
+            _ => Task::Copy { fresh: self.spec.fresh && self.spec.copied == Lba(0) },
         }
     }
 
@@ -150,20 +152,26 @@ impl Replicas {
             return self.tell(News::Moved { node, result: Err(MoveError::Refused) });
         };
         self.nodes[node].moving = Some(Moving::new(spec, from, to, Stage::Preparing));
+        // From now on it is one of the node's targets.
+        self.set_awaits(node, false);
     }
 
-    /// Whom a move is from, and to whom: attached, if it is not yet. `None`: there can be no such move.
+    /// Whom a move is from, and to whom: attached, if it is not yet. `None`: there can be no such move. One that is only behind, as after
+    /// the death of a daemon, is waited for.
     fn ends_of_move(&mut self, spec: &Move) -> Option<(usize, usize)> {
         let node = spec.node;
-        let from = self.slot(node, spec.from).filter(|from| self.targets[*from].role == Role::InSync)?;
+        let replica = |from: &usize| {
+            let TargetState { standing, gone, .. } = &self.targets[*from];
+            gone.is_none() && (*standing == Standing::InSync || standing.is_synced())
+        };
+        let from = self.slot(node, spec.from).filter(replica)?;
         if self.nodes[node].moving.is_some() {
             return None;
         }
-        let candidate =
-            |to: &usize| self.targets[*to].standing == Standing::Candidate && self.targets[*to].gone.is_none();
+        let candidate = |to: &usize| self.targets[*to].standing.is_candidate() && self.targets[*to].gone.is_none();
         let to = match self.slot(node, spec.to) {
             Some(to) => Some(to).filter(candidate),
-            None => self.attach(node, spec.target.clone(), spec.to, Standing::Candidate),
+            None => self.attach(node, spec.target.clone(), spec.to, Standing::Candidate { from: spec.copied }),
         };
         Some((from, to?))
     }
@@ -180,8 +188,8 @@ impl Replicas {
             return self.tell(News::Moved { node, result: Err(MoveError::Refused) });
         };
         let (max_freeze, target_timeout) = (Duration::MAX, self.view.target_timeout);
-        let (rate, verify, keep, fresh) = (0, false, false, false);
-        let spec = Move { node, from, to, target, rate, verify, max_freeze, target_timeout, keep, fresh };
+        let (rate, verify, keep, fresh, copied) = (0, false, false, false, Lba(0));
+        let spec = Move { node, from, to, target, rate, verify, max_freeze, target_timeout, keep, fresh, copied };
         self.nodes[node].moving = Some(Moving::new(spec, old, new, Stage::Committing { since: Time(0) }));
         self.take_place(node, old, new, false);
     }
@@ -209,7 +217,7 @@ impl Replicas {
         self.targets[to].gone.get_or_insert(Gone::Failed);
     }
 
-    /// A target of a node is being left: a move to it, or from it, ends.
+    /// A target of a node is being left: a move to it, or from it, ends; but one that has not begun to copy waits for a source that comes back.
     pub(super) fn move_fails(&mut self, node: usize, target: usize) {
         let Some(moving) = &self.nodes[node].moving else { return };
         if matches!(moving.stage, Stage::Ending(_)) {
@@ -217,7 +225,7 @@ impl Replicas {
         }
         if moving.to == target {
             self.end_move(node, MoveError::Target(Errno::EIO));
-        } else if moving.from == target {
+        } else if moving.from == target && (moving.stage != Stage::Preparing || self.targets[target].gone.is_some()) {
             self.end_move(node, MoveError::Source(Lba(0), Errno::EIO));
         }
     }
@@ -242,14 +250,14 @@ impl Replicas {
         let Some(moving) = &state.moving else { return };
         let (to, stage) = (moving.to, moving.stage);
         let quiet = state.step == Step::Steady && state.job == Job::None && state.freeze == Freeze::Open;
+        let from_in_sync = self.targets[moving.from].role == Role::InSync;
         let free = quiet && !moving.paused && self.targets[to].reachable && self.source(node, to).is_some();
         match stage {
-            Stage::Preparing if free && state.syncing.is_none() => {
+            Stage::Preparing if free && state.syncing.is_none() && from_in_sync => {
                 let has_everything = self.targets[to].role == Role::Mirror;
                 self.set_stage(node, Stage::Copying);
                 let (sectors, region_sectors) = (self.view.geometry.node_sectors(node), self.view.region_sectors);
-                let map = if has_everything { SyncMap::complete } else { SyncMap::new };
-                self.open(node, to, Some(map(sectors, region_sectors)));
+                self.open(node, to, has_everything.then(|| SyncMap::complete(sectors, region_sectors)));
             }
             Stage::Mirroring { retry_at } if free && retry_at <= now => {
                 if planted(Bug::RollBackForgetsWrites) {
@@ -376,7 +384,7 @@ impl Replicas {
     /// One target takes the place of another, as soon as that is durable.
     fn take_place(&mut self, node: usize, from: usize, to: usize, keep: bool) {
         self.targets[to].standing = Standing::InSync;
-        self.targets[from].standing = if keep { Standing::Candidate } else { Standing::Absent };
+        self.targets[from].standing = if keep { Standing::Candidate { from: Lba(0) } } else { Standing::Absent };
         if !keep {
             self.targets[from].gone = Some(Gone::Replaced);
         }

@@ -108,9 +108,8 @@ impl Replicas {
         if let Some(error) = scrub.ending {
             return Some(Next::End(error));
         }
-        let replicas = self.of(node, |target| {
-            target.role != Role::Absent && target.gone.is_none() && target.standing != Standing::Candidate
-        });
+        let replicas = self
+            .of(node, |target| target.role != Role::Absent && target.gone.is_none() && !target.standing.is_candidate());
         let in_sync = self.of(node, |target| target.role == Role::InSync && target.gone.is_none());
         let named = |id: Id| self.slot(node, id).filter(|target| replicas.contains(target));
         let source = match scrub.order.repair {

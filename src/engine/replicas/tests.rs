@@ -8,6 +8,7 @@ use crate::geometry::map::Geometry;
 use crate::units::Epoch;
 
 mod late;
+mod resume;
 
 const SECTORS: u64 = 8192;
 const NEW: Id = Id([9; 16]);
@@ -56,7 +57,8 @@ fn a_move(verify: bool) -> Move {
     let max_freeze = Duration::from_millis(50);
     let (target, target_timeout) = (Target::Local("/new".into()), Duration::from_millis(700));
     let (node, from, to) = (0, volume(0), NEW);
-    Move { node, from, to, target, rate: 0, verify, max_freeze, target_timeout, keep: false, fresh: true }
+    let (keep, fresh, copied) = (false, true, Lba(0));
+    Move { node, from, to, target, rate: 0, verify, max_freeze, target_timeout, keep, fresh, copied }
 }
 
 fn saved(effects: &[Effect]) -> Option<Vec<(Id, Standing)>> {

@@ -30,7 +30,7 @@ use crate::limits;
 use crate::roles::array::path::{Attachment, SyncSeats};
 use crate::roles::array::survey::{LogAt, survey};
 use crate::roles::array::worker::{Order, Seat, Worker};
-use crate::units::{Id, SECTOR_BYTES, Time};
+use crate::units::{Id, Lba, SECTOR_BYTES, Time};
 
 mod late;
 
@@ -536,8 +536,9 @@ impl Work {
                     copy(seat, rules, wake, left)
                 }
                 Err(why) => {
+                    // Any of them: it is asked again.
                     warn!(array = name, node, %why, "the region logs cannot be asked");
-                    (Err(CopyError::Target(why.errno)), sequence)
+                    (Err(CopyError::Source(Lba(0), Errno::ETIMEDOUT)), sequence)
                 }
             };
             let _ = sender.send(Note::Synced { node, result, sequence });

@@ -175,6 +175,7 @@ fn path_config(spec: &ArraySpec, claim: &Claim, late: &[usize]) -> Result<PathCo
         epoch: claim.epoch,
         geometry,
         frozen: spec.nodes.iter().map(|node| node.suspend.is_some()).collect(),
+        awaits: spec.nodes.iter().map(NodeSpec::awaits).collect(),
         clean: spec.clean,
         nodes: spec.nodes.iter().enumerate().map(node).collect::<Result<_, Refusal>>()?,
         queues,

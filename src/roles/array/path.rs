@@ -15,7 +15,7 @@ use crate::engine::replicas::{Replicas, Standing};
 use crate::engine::request::ShardConfig;
 use crate::engine::shard::Shard;
 use crate::engine::shared::Shared;
-use crate::engine::view::View;
+use crate::engine::view::{View, is_logged};
 use crate::errno::Errno;
 use crate::geometry::map::Geometry;
 use crate::io::greet::{self, Refusal};
@@ -77,6 +77,8 @@ pub struct PathConfig {
     pub clean: bool,
     /// Nodes that are suspended.
     pub frozen: Vec<bool>,
+    /// Nodes whose move goes on where it was, when the volume comes that they go to.
+    pub awaits: Vec<bool>,
     /// I/O threads.
     pub queues: usize,
     /// Requests in flight in each.
@@ -205,6 +207,9 @@ pub fn attach(config: &PathConfig) -> Result<(Path, Vec<Seat>), StartError> {
     for (node, _) in config.frozen.iter().enumerate().filter(|(_, frozen)| **frozen) {
         rules.begin_frozen(node);
     }
+    for (node, _) in config.awaits.iter().enumerate().filter(|(_, awaits)| **awaits) {
+        rules.await_move(node);
+    }
     let view = Arc::clone(rules.view());
     let connector = Arc::new(Connector { config: config.clone() });
     let (keeper, notes) = channel();
@@ -314,8 +319,7 @@ fn hello(config: &PathConfig, channel: u16, volume: &str, logged: bool) -> Hello
 fn open_all(config: &PathConfig) -> Result<Vec<Option<Arc<Attachment>>>, StartError> {
     let open = |(node, target): (usize, &NodeTarget)| {
         let sectors = config.geometry.node_sectors(node);
-        // Of a node with one target there is nobody to tell what it has missed.
-        let logged = config.nodes[node].len() > 1;
+        let logged = is_logged(config.nodes[node].len(), config.awaits.get(node).copied().unwrap_or(false));
         let opened = Attachment::open(target.place.clone(), target.volume, (node, sectors), logged);
         opened.map(|at| Some(Arc::new(at))).map_err(|refusal| StartError { node, refusal })
     };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::scrub::Findings;
+use crate::units::Lba;
 
 /// What becomes of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl Path {
             }
             Steer::Move(order) => {
                 world.check_handed_over(&order);
-                self.targets.insert(order.to, (order.node, Standing::Candidate));
+                self.targets.insert(order.to, (order.node, Standing::Candidate { from: order.copied }));
                 self.moving.insert(order.node, order.clone());
                 match self.fate {
                     Fate::Slow => {}
@@ -98,6 +99,7 @@ impl Path {
             Steer::Abort { node } if self.moving.contains_key(&node) => self.end(node, MoveError::Aborted),
             // Too late: it is told how it ends.
             Steer::Abort { .. } if !self.waiting.is_empty() => {}
+            Steer::Stay { node } => world.stays(node),
             Steer::Arrive { node, .. } => news(daemon, world, News::Arrived { node, result: Ok(()) }),
             Steer::Abort { node } => news(daemon, world, News::Moved { node, result: Err(MoveError::Refused) }),
         }
@@ -110,10 +112,17 @@ impl Path {
         self.change(&[(order.to, node, Standing::Absent)], told);
     }
 
+    /// What lies below a sector is copied and flushed.
+    pub(super) fn keep(&mut self, world: &World, node: usize, below: u64) {
+        let to = self.moving[&node].to;
+        world.kept.borrow_mut().insert(to, (node, below));
+        self.change(&[(to, node, Standing::Candidate { from: Lba(below) })], Then::Nothing);
+    }
+
     /// A move is carried out.
     pub(super) fn commit(&mut self, node: usize) {
         let order = self.moving.remove(&node).expect("a move");
-        let from = if order.keep { Standing::Candidate } else { Standing::Absent };
+        let from = if order.keep { Standing::Candidate { from: Lba(0) } } else { Standing::Absent };
         let told = Then::Tell(News::Moved { node, result: Ok(moved()) });
         self.change(&[(order.from, node, from), (order.to, node, Standing::InSync)], told);
     }
@@ -134,8 +143,11 @@ impl Path {
             let durable = daemon.regrouped[self.heard] == Saved::All;
             self.heard += 1;
             self.asked = false;
-            if durable && let Some((_, Then::Tell(told))) = self.waiting.pop_front() {
-                news(daemon, world, told);
+            if durable && let Some((standings, then)) = self.waiting.pop_front() {
+                world.no_more(&standings);
+                if let Then::Tell(told) = then {
+                    news(daemon, world, told);
+                }
             }
             return true;
         }

@@ -9,7 +9,7 @@ use crate::control::migration::{MigrationState, MigrationStatus};
 use crate::control::node::{Act, Keep, Migrate, NodeAsk, Suspend, Which};
 use std::time::Duration;
 
-const TO: &str = "s4:1/v";
+pub(super) const TO: &str = "s4:1/v";
 
 pub(super) fn migrate(to: &str) -> Command {
     node("n-128", NodeAsk::Migrate(Migrate::to(to)))
@@ -19,12 +19,12 @@ fn keeping(to: &str) -> Command {
     node("n-128", NodeAsk::Migrate(Migrate { keep_source: Some(Keep(Duration::from_secs(60))), ..Migrate::to(to) }))
 }
 
-fn act(act: Act) -> Command {
+pub(super) fn act(act: Act) -> Command {
     node("n-128", NodeAsk::Migration(act, Which::default()))
 }
 
 /// A started array of three nodes, and a volume to go to.
-fn ready(fate: Fate) -> (World, Daemon, Path) {
+pub(super) fn ready(fate: Fate) -> (World, Daemon, Path) {
     let (mut world, mut daemon) = started();
     let volume = Volume { id: Id([50; 16]), member: None, claim: None, label: None, ..world.volumes[THREE[0]].clone() };
     world.volumes.insert(TO.to_owned(), volume);
@@ -34,7 +34,7 @@ fn ready(fate: Fate) -> (World, Daemon, Path) {
     (world, daemon, path)
 }
 
-fn lives_on(world: &World) -> String {
+pub(super) fn lives_on(world: &World) -> String {
     world.spec().nodes[1].replicas.iter().map(|replica| replica.target.to_string()).collect::<Vec<_>>().join(",")
 }
 
@@ -42,7 +42,7 @@ fn last(daemon: &Daemon) -> MigrationStatus {
     daemon.owner.view()[0].migrations.last().cloned().expect("one that is over")
 }
 
-fn under_way(daemon: &Daemon) -> Option<MigrationStatus> {
+pub(super) fn under_way(daemon: &Daemon) -> Option<MigrationStatus> {
     daemon.owner.view()[0].nodes[1].migration.clone()
 }
 
@@ -380,7 +380,7 @@ fn the_end_of_the_data_path_ends_nothing_but_it() {
     assert_eq!(lives_on(&world), TO);
 }
 
-fn import(target: &str, force: bool) -> Command {
+pub(super) fn import(target: &str, force: bool) -> Command {
     Command::Import(Import { target: target.to_owned(), name: None, force })
 }
 

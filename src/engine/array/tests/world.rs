@@ -1,5 +1,7 @@
 //! Everything outside the owner, in memory: volumes on servers, records, data paths.
 
+use std::cell::RefCell;
+
 use super::*;
 use crate::control::member::TransferRole;
 use crate::control::transfer::Stage;
@@ -38,6 +40,8 @@ pub(super) struct World {
     pub(super) running: BTreeMap<String, Epoch>,
     /// Nodes that its data path was launched without, and has not been given.
     pub(super) late: BTreeSet<usize>,
+    /// What volumes have to which nodes move, by the node: below this sector they lack what the region logs have marked, and nothing else.
+    pub(super) kept: RefCell<BTreeMap<Id, (usize, u64)>>,
     /// And where.
     pub(super) runs_on: BTreeMap<String, Id>,
     /// Of each array, the nodes whose requests its data path held from the first one on.
@@ -216,10 +220,33 @@ impl World {
         let source = node.replicas.iter().find(|replica| replica.volume == order.from).unwrap();
         let (target, source) = (order.target.to_string(), source.target.to_string());
         assert_eq!(self.volumes[&target].claim, self.volumes[&source].claim);
+        assert_eq!(transfer.goes_on_from().map_or(0, |kept| kept.below.0), order.copied.0, "it is durable");
+        let mut kept = self.kept.borrow_mut();
+        let has = kept.get(&order.to).map_or(0, |(_, below)| *below);
+        assert!(order.copied.0 <= has, "{} is believed, and it has {has}", order.copied.0);
+        // From there on it is copied anew.
+        kept.insert(order.to, (order.node, order.copied.0));
         for (volume, role) in [(target, TransferRole::Candidate), (source, TransferRole::Open)] {
             let told = self.label(&volume).transfer.unwrap();
             assert_eq!((told.role, told.id, told.volume), (role, transfer.status.id, order.to), "{volume}");
         }
+    }
+
+    /// A data path begins: of nodes that await nobody it marks nothing, or cleans the logs.
+    fn forget_unlogged(&self, spec: &ArraySpec) {
+        self.kept.borrow_mut().retain(|_, (node, _)| spec.nodes[*node].awaits());
+    }
+
+    /// Volumes are no destinations any more: the logs need not know what they lack.
+    pub(super) fn no_more(&self, standings: &[(Id, Standing)]) {
+        let is_one = |volume: &Id| standings.iter().any(|(of, standing)| of == volume && !standing.is_candidate());
+        self.kept.borrow_mut().retain(|volume, _| !is_one(volume));
+    }
+
+    /// The logs of a node need keep nothing for a move: then no daemon may go on with it.
+    pub(super) fn stays(&self, node: usize) {
+        assert!(!self.spec().nodes[node].awaits(), "a daemon that dies now would go on with it");
+        self.kept.borrow_mut().retain(|_, (of, _)| *of != node);
     }
 
     /// Those in sync know who is, before the data path goes on.
@@ -375,6 +402,7 @@ impl World {
             Work::Launch(spec, claim, late) => Outcome::Launched(fails("launch").map(|()| {
                 self.late = late.into_iter().collect();
                 self.check_launch(&spec, claim);
+                self.forget_unlogged(&spec);
                 self.epochs.push((spec.id, spec.epoch));
                 self.running.insert(spec.name.clone(), spec.epoch);
                 self.runs_on.insert(spec.name.clone(), self.host);
