@@ -21,7 +21,7 @@ use crate::units::{Epoch, Id, NodeId, check_name, format_duration, parse_duratio
 use crate::wire::nbd::address::NbdAddress;
 
 /// The version of [`ArraySpec`] that is written. Version 1 had one target a node, version 2 neither suspends nor transfers, version 3
-/// knew nothing of losses and scrubs, version 4 not how far a transfer is; all are still read.
+/// knew nothing of losses and scrubs, version 4 neither how far a transfer is nor of data without digests; all are still read.
 pub const VERSION: u32 = 5;
 /// The kind of an array's record.
 const KIND: &str = "array";
