@@ -207,6 +207,10 @@ impl World {
             return;
         }
         let Some(spec) = self.record.asked.moves[node].clone() else { return };
+        if self.daemon.owner.as_ref().is_some_and(|owner| owner.rules.move_shown(node).is_some()) {
+            // That one was ended, and this is another one, which the data path has.
+            return;
+        }
         match self.target_of(spec.to).map(|to| self.record.standings[to]) {
             Some(Standing::Candidate { from: copied }) => {
                 self.stats.resumed += u64::from(copied > Lba(0));

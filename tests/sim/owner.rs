@@ -25,7 +25,7 @@ use crate::links::State;
 use crate::operator::Asked;
 use crate::plan::Plan;
 use crate::server::id_of;
-use crate::world::{Event, MICRO, MILLI, SECOND, World};
+use crate::world::{Event, MICRO, MILLI, Phase, SECOND, World};
 
 /// How often the owner looks at its shards, and while something is to be done about a replica.
 const TICK: u64 = 500 * MILLI;
@@ -443,7 +443,9 @@ impl World {
         let Some(overlap) = view.nodes[node].overlap.clone() else { return };
         let Some(shared) = self.daemon.shared.clone() else { return };
         // What has to be filled takes long enough for something to happen meanwhile.
+        // When all is to become well again nothing is slowed down: what was filled may have to be filled anew when a move has ended.
         let rates = match (self.plan.used_before, self.plan.spares) {
+            (_, 1..) if self.phase != Phase::Work => [0; 3],
             (true, _) => [1 << 15, 1 << 16, 1 << 20],
             (false, 0) => [0, 0, 1 << 20],
             (false, _) => [0, 1 << 16, 1 << 20],
