@@ -376,12 +376,20 @@ impl World {
         self.condemn();
     }
 
+    /// Each node whose replicas in sync are others than before has a new generation, in the same record.
+    pub(crate) fn name_sets(&mut self, before: &[Standing]) {
+        for node in 0..self.plan.volumes.len() {
+            let is_in_sync = |standings: &[Standing], of: usize| standings[of] == Standing::InSync;
+            let differs = |of: usize| is_in_sync(before, of) != is_in_sync(&self.record.standings, of);
+            if self.targets_of(node).any(differs) {
+                let fresh = self.hosts.fresh();
+                self.record.generations[node] = self.record.generations[node].next(fresh);
+            }
+        }
+    }
+
     /// The labels of these nodes, and of those that are owed some, are written.
     pub(crate) fn write_labels(&mut self, life: u32, changed: &[usize]) {
-        for node in changed.iter().copied() {
-            let fresh = self.hosts.fresh();
-            self.record.generations[node] = self.record.generations[node].next(fresh);
-        }
         let Some(owner) = &mut self.daemon.owner else { return };
         owner.owed.extend(changed);
         let owed: Vec<usize> = owner.owed.iter().copied().collect();

@@ -277,10 +277,14 @@ impl World {
 
     fn record_durable(&mut self) {
         if let Some((standings, losses)) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
+            let before = self.record.standings.clone();
             for (volume, standing) in standings {
                 if let Some(target) = self.target_of(volume) {
                     self.record.standings[target] = standing;
                 }
+            }
+            if self.plan.hosts {
+                self.name_sets(&before);
             }
             for (volume, losses) in losses {
                 self.record.memory.keep(volume, losses);
