@@ -361,7 +361,9 @@ impl Replicas {
             Event::Report(Report::Failed { target, .. }) => self.targets[target].failed = true,
             Event::Report(Report::Fenced { target }) => {
                 let volume = self.view.targets[target].volume;
-                self.tell(News::Fenced { volume });
+                if !planted(Bug::FencedGoesOn) {
+                    self.tell(News::Fenced { volume });
+                }
             }
             Event::Report(Report::Lost { target }) => self.lost(target),
             Event::Report(Report::Diverged { node }) => self.nodes[node].diverged = true,

@@ -122,7 +122,9 @@ impl Sessions {
     pub fn take(&mut self, claim: Option<Claim>, oust: impl FnMut(Conn, Ousted)) {
         self.claim = claim;
         self.term += 1;
-        self.oust(None, oust);
+        if !planted(Bug::FormerStillServed) {
+            self.oust(None, oust);
+        }
     }
 
     /// A connection of the present claim. The former connection of its channel is given to `oust`.
@@ -170,7 +172,8 @@ impl Sessions {
             return None;
         }
         let ready = |new: &Attached| {
-            let before = |old: &Attached| old.conn != new.conn && (old.term != new.term || old.channel == new.channel);
+            let former = |old: &Attached| old.term != new.term && !planted(Bug::FormerNotDrained);
+            let before = |old: &Attached| old.conn != new.conn && (former(old) || old.channel == new.channel);
             let busy = || self.conns.iter().any(|old| before(old) && old.in_flight > 0);
             new.stage == Stage::Waiting && (planted(Bug::WelcomeEarly) || !busy())
         };

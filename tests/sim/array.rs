@@ -18,7 +18,7 @@ use dst::units::{Epoch, Extent, Id, Time};
 
 use crate::judge::{OpId, What};
 use crate::links::{Link, State};
-use crate::owner::{Owner, Syncer};
+use crate::owner::{Owner, Record, Syncer};
 use crate::plan::Layout;
 use crate::server::id_of;
 use crate::world::{Event, MILLI, Phase, World};
@@ -35,6 +35,12 @@ const STOP_TIME: u64 = 100 * MILLI;
 pub(crate) struct Daemon {
     up: bool,
     pub(crate) life: u32,
+    /// Of its claim.
+    pub(crate) epoch: u64,
+    /// Where it runs.
+    pub(crate) machine: usize,
+    /// Tells daemons apart that several hosts have at the same time.
+    pub(crate) number: u32,
     /// Which boot of its machine this is.
     pub(crate) boot: u8,
     /// It is being stopped and takes no more requests.
@@ -93,6 +99,9 @@ impl Daemon {
         Daemon {
             up: false,
             life: 0,
+            epoch: 1,
+            machine: 0,
+            number: 0,
             boot: 1,
             stopping: false,
             paused: 0,
@@ -108,6 +117,16 @@ impl Daemon {
         self.up
     }
 
+    /// Its process is no more: what it had is gone.
+    pub(crate) fn ends(&mut self) -> Vec<usize> {
+        let links = self.hosts.iter().flat_map(|host| &host.links);
+        let open = links.filter(|link| link.state != State::Idle).map(|link| link.conn).collect();
+        (self.up, self.stopping) = (false, false);
+        self.hosts.clear();
+        self.later.clear();
+        open
+    }
+
     /// Connections that are in use.
     pub(crate) fn connections(&self) -> Vec<usize> {
         let links = self.hosts.iter().flat_map(|host| &host.links);
@@ -121,10 +140,20 @@ impl World {
         if self.daemon.up || self.daemon.life != life {
             return;
         }
+        if self.plan.hosts {
+            return self.start_here();
+        }
         let Some(late) = self.muster() else {
             self.queue.push(self.now + 10 * MILLI, Event::DaemonStart { life });
             return;
         };
+        self.daemon.epoch = u64::from(life) + 1;
+        self.serve(&self.record.clone(), late, life > 0);
+    }
+
+    /// From now on the daemon serves what `record` says; these nodes are late.
+    pub(crate) fn serve(&mut self, record: &Record, late: Vec<usize>, again: bool) {
+        let life = self.daemon.life;
         self.daemon.up = true;
         self.trace.note(self.now, 200, u64::from(life));
         self.trace.say(self.now, || format!("the daemon serves, life {life}"));
@@ -140,9 +169,9 @@ impl World {
         let replicas = self.plan.volumes.len() * self.plan.copies;
         let targets: Vec<Id> = (0..replicas).map(id_of).collect();
         let volumes: Vec<Vec<Id>> = targets.chunks(self.plan.copies).map(<[Id]>::to_vec).collect();
-        let view = View::new(geometry, &volumes, Epoch(u64::from(life) + 1));
+        let view = View::new(geometry, &volumes, Epoch(self.daemon.epoch));
         let mut view = view.with_spares(self.plan.copies + self.plan.spares);
-        let mut known = self.record.clone();
+        let mut known = record.clone();
         for node in late {
             self.stats.late += 1;
             self.trace.note(self.now, 250, node as u64);
@@ -184,7 +213,7 @@ impl World {
             self.queue.push(self.now, Event::Timer { life, shard });
             self.daemon.hosts[shard].timer = self.now;
         }
-        if life > 0 {
+        if again {
             self.daemon_trouble(false);
             (0..nodes).for_each(|node| self.haunt(node));
         }
@@ -204,38 +233,40 @@ impl World {
 
     /// The daemon dies; what was outstanding has failed. It is started again after `lasts`.
     pub(crate) fn kill_daemon(&mut self, lasts: u64, power: bool) {
+        if self.hosts.is_former() {
+            return self.former_dies(power);
+        }
         if power {
             self.daemon.boot = self.daemon.boot.wrapping_add(1);
+            self.hosts.reboots(self.daemon.machine, self.daemon.boot);
         }
-        if !std::mem::replace(&mut self.daemon.up, false) {
+        if !self.daemon.up {
             return self.device_dies();
         }
-        self.trace.note(self.now, 201, u64::from(self.daemon.life));
-        self.trace.say(self.now, || "!! the daemon dies".to_owned());
-        self.judge.daemon_died(self.now);
-        // What became durable at the last moment counts for what is known to be lost.
-        self.owner_dies();
-        self.device_dies();
-        let mut ends: Vec<usize> = Vec::new();
-        for link in self.daemon.hosts.iter().flat_map(|host| &host.links) {
-            if link.state != State::Idle {
-                ends.push(link.conn);
-            }
-        }
-        for conn in ends {
-            self.hang_up_client(conn, !power);
-        }
-        self.daemon.hosts.clear();
-        for device in 0..u16::try_from(self.plan.volumes.len()).unwrap_or(0) {
-            self.judge.excuses.suspended(self.now, device, false);
-        }
-        self.daemon.stopping = false;
-        self.daemon.later.clear();
-        self.daemon.life += 1;
+        self.daemon_ends(power);
+        self.daemon.life = self.hosts.next_life();
         // Its requests wait for its return as they would for a device.
         self.daemon_trouble(true);
         self.queue.push(self.now + lasts, Event::DaemonStart { life: self.daemon.life });
         self.reboot_meanwhile(lasts);
+    }
+
+    /// The daemon is no more.
+    pub(crate) fn daemon_ends(&mut self, power: bool) {
+        self.daemon.up = false;
+        self.trace.note(self.now, 201, u64::from(self.daemon.life));
+        self.trace.say(self.now, || "!! the daemon dies".to_owned());
+        self.judge.daemon_died(self.now, self.daemon.life);
+        // What became durable at the last moment counts for what is known to be lost.
+        self.owner_dies();
+        self.device_dies();
+        for conn in self.daemon.ends() {
+            self.hang_up_client(conn, !power);
+        }
+        for device in 0..u16::try_from(self.plan.volumes.len()).unwrap_or(0) {
+            self.judge.excuses.suspended(self.now, device, false);
+        }
+        self.keep_record();
     }
 
     /// The daemon is asked to stop: first what is in flight may end by itself.
@@ -265,7 +296,7 @@ impl World {
         if life != self.daemon.life || !self.hears(Event::DaemonEnd { life, lasts }) {
             return;
         }
-        self.rule(self.judge.finish());
+        self.rule(self.judge.finish_of(self.daemon.life));
         let settled = self.daemon.hosts.iter().all(|host| host.shard.is_settled());
         let shared = self.daemon.shared.clone();
         let clean = |owner: &Owner| shared.is_some_and(|shared| owner.rules.is_clean(&shared));
@@ -274,7 +305,7 @@ impl World {
             self.record.memory.shown = None;
         }
         self.kill_daemon(lasts, false);
-        if self.plan.mortal && self.daemon.life % 2 == 1 {
+        if self.plan.mortal && self.daemon.life % 2 == 1 && !self.hosts.is_former() {
             // What it has left unflushed is lost on some machines while nobody looks.
             for server in (0..self.servers.len()).step_by(2) {
                 self.kill_server(server, lasts, true);
@@ -369,6 +400,7 @@ impl World {
             _ => None,
         };
         let Some((what, start, sectors)) = next else { return false };
+        self.judge.by = self.daemon.life;
         let id = self.judge.invoke(self.now, what, start, sectors);
         self.trace.note(self.now, 210, start ^ sectors << 40 ^ (shard as u64) << 60);
         self.trace.say(self.now, || {
@@ -449,6 +481,7 @@ impl World {
             Err(error) => {
                 self.stats.errors += 1;
                 self.stats.timeouts += u64::from(error == Errno::ETIMEDOUT);
+                self.stats.fenced += u64::from(error == Errno::EBADE);
                 self.judge.failed(self.now, id, error.raw())
             }
         };

@@ -19,6 +19,9 @@ impl World {
         }
         let Fault { kind, node, lasts, .. } = self.plan.faults[index];
         let server = self.nodes[node].server;
+        if kind == Kind::TakeOver {
+            return self.ask_take_over(lasts);
+        }
         if let Kind::Deed(deed) = kind {
             if self.operate(deed, node) {
                 self.active[index] = true;
@@ -47,7 +50,7 @@ impl World {
             Kind::KillServer => return self.kill_server(server, lasts, false),
             Kind::StopServer => return self.stop_server(server, lasts),
             Kind::StopDaemon => return self.stop_daemon(lasts),
-            Kind::KillDaemon => return self.kill_daemon(lasts, false),
+            Kind::KillDaemon => return self.kill_some_daemon(lasts),
             Kind::PowerCut => return self.power_cut(server, lasts),
             Kind::PowerCutAll => return self.power_cut_all(lasts),
             Kind::Partition { up, down } => {
@@ -56,10 +59,13 @@ impl World {
             }
             Kind::SlowLink => self.servers[server].slow += 1,
             Kind::PauseServer => self.servers[server].paused += 1,
-            Kind::PauseDaemon => self.daemon.paused += 1,
+            Kind::PauseDaemon => {
+                self.daemon.paused += 1;
+                self.hosts.paused[index] = self.daemon.number;
+            }
             Kind::SlowDisk => self.nodes[node].slow += 1,
             Kind::StallDisk => self.nodes[node].stalled += 1,
-            Kind::Deed(_) => {}
+            Kind::Deed(_) | Kind::TakeOver => {}
         }
         self.active[index] = true;
         self.trouble(kind, node, true);
@@ -91,13 +97,13 @@ impl World {
                 self.servers[server].paused -= 1;
                 self.wake_server(server);
             }
-            Kind::PauseDaemon => {
-                self.daemon.paused -= 1;
-                if self.daemon.paused == 0 {
-                    self.judge.resumed(self.now);
-                    self.daemon_resumed();
+            Kind::PauseDaemon => self.with_daemon(self.hosts.paused[index], |world| {
+                world.daemon.paused -= 1;
+                if world.daemon.paused == 0 {
+                    world.judge.resumed(world.now);
+                    world.daemon_resumed();
                 }
-            }
+            }),
             Kind::SlowDisk => self.nodes[node].slow -= 1,
             Kind::StallDisk => {
                 self.nodes[node].stalled -= 1;
@@ -139,6 +145,9 @@ impl World {
 
     /// No device answers, because the daemon does not ask. Afterwards replicas may differ, and one alone may be in sync.
     pub(crate) fn daemon_trouble(&mut self, begins: bool) {
+        if self.hosts.is_former() {
+            return;
+        }
         for target in 0..self.nodes.len() {
             self.spoil(target);
         }
@@ -181,6 +190,9 @@ impl World {
 
     /// What a view shuts waits for it, and for the slow ones that it counts in.
     pub(crate) fn show_view(&mut self, view: &View) {
+        if self.hosts.is_former() {
+            return;
+        }
         for (number, node) in view.nodes.iter().enumerate() {
             let shut = node.gate.is_shut();
             self.judge.excuses.suspended(self.now, u16::try_from(number).unwrap_or(0), shut);
@@ -210,12 +222,12 @@ impl World {
     }
 
     fn connections_of(&self, server: usize) -> Vec<usize> {
-        let linked = self.daemon.connections();
+        let linked = self.all_connections();
         linked.into_iter().filter(|conn| self.nodes[self.conns[*conn].node].server == server).collect()
     }
 
     fn some_connection(&mut self, node: usize) -> Option<usize> {
-        let mut linked = self.daemon.connections();
+        let mut linked = self.all_connections();
         linked.retain(|conn| self.conns[*conn].node == node);
         if linked.is_empty() { None } else { Some(self.rng.pick(&linked)) }
     }
@@ -282,6 +294,7 @@ impl World {
 
     /// Everything loses power.
     pub(crate) fn power_cut_all(&mut self, lasts: u64) {
+        self.hosts_lose_power(lasts);
         self.kill_daemon(lasts, true);
         for server in 0..self.servers.len() {
             self.kill_server(server, lasts, true);

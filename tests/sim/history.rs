@@ -73,7 +73,11 @@ fn step(story: &mut Story, words: &[&str]) -> Option<Verdict> {
         "death" => judge.device_died(device()?),
         "forgiven" => judge.device_had_died(device()?),
         "restart" => judge.restarted(device()?),
-        "daemon-death" => judge.daemon_died(now),
+        "daemon-death" => judge.daemon_died(now, judge.by),
+        // From here on another daemon is asked, and answers.
+        "host" => judge.by = words.get(1)?.parse().ok()?,
+        "taken" => judge.taken(now, words.get(1)?.parse().ok()?),
+        "replaced" => judge.replaced(now, &[words.get(1)?.parse().ok()?]),
         "resumed" => judge.resumed(now),
         "trouble" => judge.excuses.trouble(now, device()?),
         "relief" => judge.excuses.relief(now, device()?),

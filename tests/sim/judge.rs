@@ -16,8 +16,13 @@
 //! failed, the first success on that sector of an operation invoked after the error (rule 2); for one that is outstanding, the
 //! first read that showed it, unless a restart lets it take effect again (rule 3).
 
+use std::collections::BTreeMap;
+
 use crate::excuse::Excuses;
+use crate::judge::hosts::Bound;
 use crate::text;
+
+mod hosts;
 
 /// The value of a sector that nobody has written, or that was discarded.
 pub(crate) const ZERO: u64 = 0;
@@ -135,6 +140,10 @@ pub(crate) struct Record {
 struct Op {
     record: Record,
     invoke: u64,
+    /// The daemon that was asked.
+    by: u32,
+    /// From when on nothing of it takes effect any more.
+    bound: Option<Bound>,
 }
 
 /// One write in the life of one sector. Moments are stamps: the number of the event.
@@ -156,6 +165,10 @@ struct Entry {
     again: bool,
     /// It is on stable storage if it is the value at all.
     hard: bool,
+    /// It takes effect before this or never: another host serves since then.
+    bound: u64,
+    /// A read has shown something else that had taken effect by this moment.
+    denied: u64,
 }
 
 /// Superseded by something durable. Before the stamp of every flush.
@@ -175,16 +188,24 @@ impl Entry {
         superseded: NEVER,
         again: false,
         hard: true,
+        bound: NEVER,
+        denied: NEVER,
     };
 
     /// The last moment at which it can have taken effect, as far as is known.
     fn latest(&self) -> u64 {
-        match self.state {
+        let latest = match self.state {
             State::Acked => self.end,
             State::Failed => self.resolved,
             State::Pending if self.again => NEVER,
             State::Pending => self.shown,
-        }
+        };
+        latest.min(self.bound)
+    }
+
+    /// Whether nothing is open about when it takes effect but whether it has.
+    fn is_over(&self) -> bool {
+        self.state != State::Pending || self.bound != NEVER
     }
 
     /// A successful operation invoked at `invoke` has ended at `now`: an older failure is over (rule 2).
@@ -222,6 +243,14 @@ pub(crate) struct Judge {
     resumed_at: u64,
     /// Sectors of which nobody can say what a read shows.
     ignored: std::collections::BTreeSet<u64>,
+    /// The daemon that is asked, and that answers, now.
+    pub(crate) by: u32,
+    /// Daemons whose volumes another host has begun to claim, and when, ns.
+    taken: BTreeMap<u32, u64>,
+    /// Those that another host serves instead of, since when.
+    replaced: BTreeMap<u32, Bound>,
+    /// Those of them with requests that wait without a deadline.
+    parked: std::collections::BTreeSet<u32>,
 }
 
 impl Judge {
@@ -240,6 +269,10 @@ impl Judge {
             records: Vec::new(),
             resumed_at: 0,
             ignored: std::collections::BTreeSet::new(),
+            by: 0,
+            taken: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            parked: std::collections::BTreeSet::new(),
             rules,
         }
     }
@@ -270,7 +303,8 @@ impl Judge {
         }
         let record = Record { serial, what, start, sectors, invoked_at: now, ended_at: NEVER, state: State::Pending };
         self.remember(record);
-        let op = Op { record, invoke: stamp };
+        let bound = self.replaced.get(&self.by).copied();
+        let op = Op { record, invoke: stamp, by: self.by, bound };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.ops.push(None);
             self.ops.len() - 1
@@ -287,7 +321,9 @@ impl Judge {
                         list.push(Entry::BLANK);
                     }
                     let state = State::Pending;
-                    list.push(Entry { serial, value, end: NEVER, state, hard: false, ..Entry::BLANK });
+                    // Of one that another host has replaced nothing takes effect.
+                    let (bound, killed) = bound.map_or((NEVER, NEVER), |bound| (bound.stamp, 0));
+                    list.push(Entry { serial, value, end: NEVER, state, hard: false, bound, killed, ..Entry::BLANK });
                 }
             }
             What::Flush => {}
@@ -299,17 +335,25 @@ impl Judge {
     pub(crate) fn acked(&mut self, now: u64, id: OpId) -> Verdict {
         let op = self.end(now, id, State::Acked)?;
         self.check_extent(&op)?;
+        self.check_served(&op)?;
         match op.record.what {
-            What::Flush => self.flushed = self.flushed.max(op.invoke),
-            What::Write { fua } | What::Zero { fua } => self.acked_write(&op, fua),
+            // What another host has acknowledged since is none of its business.
+            What::Flush => {
+                let until = op.bound.map_or(NEVER, |bound| bound.stamp);
+                self.flushed = self.flushed.max(op.invoke.min(until));
+            }
+            What::Write { fua } | What::Zero { fua } => self.acked_write(&op, fua)?,
             What::Read => return Err(self.nonsense(id, "a read was acknowledged without data")),
         }
         Ok(())
     }
 
-    fn acked_write(&mut self, op: &Op, fua: bool) {
+    fn acked_write(&mut self, op: &Op, fua: bool) -> Verdict {
         let stamp = self.clock;
         for sector in op.record.start..op.record.start + op.record.sectors {
+            if self.acked_late(op, sector)? {
+                continue;
+            }
             for entry in &mut self.sectors[at(sector)] {
                 if entry.serial == op.record.serial {
                     (entry.state, entry.end) = (State::Acked, stamp);
@@ -324,6 +368,7 @@ impl Judge {
             }
             self.sweep(sector);
         }
+        Ok(())
     }
 
     /// A read has returned one value per sector.
@@ -331,6 +376,7 @@ impl Judge {
         let op = self.end(now, id, State::Acked)?;
         self.end_read(op.invoke);
         self.check_extent(&op)?;
+        self.check_served(&op)?;
         for (sector, value) in (op.record.start..).zip(values.iter().copied()) {
             self.read_sector(&op, sector, value)?;
         }
@@ -346,7 +392,11 @@ impl Judge {
         if list.is_empty() {
             return if value == ZERO { Ok(()) } else { Err(self.impossible(op, sector, value)) };
         }
-        let shown = |entry: &Entry| entry.value == value && (entry.is_live() || entry.killed > op.invoke);
+        // One that was answered before another host has served shows nothing that was asked of that one.
+        let newest = op.bound.map_or(u64::MAX, |bound| bound.serial);
+        let shown = |entry: &Entry| {
+            entry.value == value && entry.serial <= newest && (entry.is_live() || entry.killed > op.invoke)
+        };
         let mut matches = 0;
         // Over all that match: settled before the read, durable, acknowledged by when, in effect by when.
         let (mut settled, mut hard, mut acked, mut in_effect) = (true, true, 0, 0);
@@ -355,7 +405,7 @@ impl Judge {
             entry.resolve(op.invoke, stamp);
             if shown(entry) {
                 matches += 1;
-                settled &= entry.state != State::Pending && entry.end < op.invoke;
+                settled &= (entry.state != State::Pending && entry.end < op.invoke) || entry.bound < op.invoke;
                 hard &= entry.hard;
                 acked = acked.max(if entry.state == State::Acked { entry.end } else { NEVER });
                 in_effect = in_effect.max(entry.latest().min(stamp));
@@ -372,7 +422,8 @@ impl Judge {
                 if matches == 1 && entry.state == State::Pending && !entry.again {
                     entry.shown = entry.shown.min(stamp);
                 }
-            } else if pins && died < op.invoke && entry.state != State::Pending && entry.latest() < op.invoke {
+            } else if pins && died < op.invoke && entry.is_over() && entry.latest() < op.invoke {
+                entry.denied = entry.denied.min(in_effect);
                 // It is dead since the later of both took effect, or since the device came back with the other one.
                 let since = entry.latest().max(in_effect).max(died);
                 entry.killed = entry.killed.min(since);
@@ -387,6 +438,9 @@ impl Judge {
     pub(crate) fn failed(&mut self, now: u64, id: OpId, errno: i32) -> Verdict {
         let op = self.end(now, id, State::Failed)?;
         self.fail(&op);
+        if self.is_excused_by_host(now, &op, errno) {
+            return Ok(());
+        }
         let devices = self.devices_of(&op.record);
         self.excuses.check(now, &op.record, &devices, errno, self.rules.io_timeout, self.rules.device_of.len())
     }
@@ -402,6 +456,9 @@ impl Judge {
                     for entry in &mut self.sectors[at(sector)] {
                         if entry.serial == op.record.serial {
                             (entry.state, entry.end) = (State::Failed, stamp);
+                            if entry.bound != NEVER {
+                                entry.resolved = entry.bound;
+                            }
                             // Known to have taken effect, and it does so once.
                             if entry.shown != NEVER && !entry.again && !entry.is_live() {
                                 entry.resolved = entry.shown;
@@ -413,11 +470,11 @@ impl Judge {
         }
     }
 
-    /// The daemon died: everything outstanding has failed, and that is the excuse.
-    pub(crate) fn daemon_died(&mut self, now: u64) {
+    /// A daemon died: everything that it was asked and has not answered has failed, and that is the excuse.
+    pub(crate) fn daemon_died(&mut self, now: u64, life: u32) {
         self.stamp();
         for slot in 0..self.ops.len() {
-            if let Some(op) = self.ops[slot].take() {
+            if let Some(op) = self.ops[slot].take_if(|op| op.by == life) {
                 self.free.push(slot);
                 self.fail(&op);
                 self.settle_record(&op, now, State::Failed);
@@ -429,7 +486,7 @@ impl Judge {
     pub(crate) fn restarted(&mut self, device: u16) {
         for (list, of) in self.sectors.iter_mut().zip(&self.rules.device_of) {
             if *of == device {
-                list.iter_mut().filter(|entry| entry.state == State::Pending).for_each(revive);
+                list.iter_mut().filter(|entry| !entry.is_over()).for_each(revive);
             }
         }
     }
@@ -454,7 +511,7 @@ impl Judge {
                 continue;
             }
             for entry in list.iter_mut() {
-                if entry.state == State::Pending {
+                if !entry.is_over() {
                     revive(entry);
                 } else if entry.superseded >= self.flushed {
                     entry.killed = NEVER;
@@ -476,7 +533,16 @@ impl Judge {
 
     /// Everything must have ended.
     pub(crate) fn finish(&self) -> Verdict {
-        let Some(op) = self.ops.iter().flatten().next() else { return Ok(()) };
+        self.finished(|_| true)
+    }
+
+    /// Everything that one daemon was asked must have ended.
+    pub(crate) fn finish_of(&self, life: u32) -> Verdict {
+        self.finished(|op| op.by == life)
+    }
+
+    fn finished(&self, of: impl Fn(&Op) -> bool) -> Verdict {
+        let Some(op) = self.ops.iter().flatten().find(|op| of(op)) else { return Ok(()) };
         Err(Violation { rule: "liveness", text: format!("{} has never ended", text::record(&op.record)) })
     }
 
@@ -517,11 +583,11 @@ impl Judge {
         self.settle_record(&op, now, state);
         let held = self.excuses.held_until(now, &self.devices_of(&op.record));
         let since = op.record.invoked_at.max(self.resumed_at).max(held);
-        if now.saturating_sub(since) > self.rules.io_timeout + self.rules.slack {
+        if !self.parked.contains(&op.by) && now.saturating_sub(since) > self.rules.io_timeout + self.rules.slack {
             let text = format!("{} ended at {}, past its deadline", text::record(&op.record), text::time(now));
             return Err(Violation { rule: "1.2", text });
         }
-        if state == State::Acked && now - op.record.invoked_at > self.patience() {
+        if state == State::Acked && !self.taken.contains_key(&op.by) && now - op.record.invoked_at > self.patience() {
             self.excuses.check_delay(now, &op.record, &self.devices_of(&op.record))?;
         }
         Ok(op)

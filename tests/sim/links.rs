@@ -112,13 +112,13 @@ impl World {
             features: if logged { features::OURS } else { features::DATA_CRC },
             array: ARRAY,
             session: session(self.daemon.life),
-            host: Id([0x77; 16]),
+            host: crate::hosts::host_id(self.daemon.machine),
             // A node's sync engine has a channel of its own, the same on all nodes.
             channel: u16::try_from(shard.min(self.plan.shards)).unwrap_or(0),
             volume: format!("v{node}"),
         };
         let body = hello.encode();
-        let epoch = Epoch(u64::from(self.daemon.life) + 1);
+        let epoch = Epoch(self.daemon.epoch);
         let header = Header::request(Op::Hello, 0, 0, epoch, Extent::default());
         let header = header.with_body(u32::try_from(HELLO_BYTES).unwrap_or(0), message_crc(&body));
         self.send_up(conn, &header, Body::Message(body.to_vec()));
@@ -243,6 +243,9 @@ impl World {
     pub(crate) fn arrive_down(&mut self, conn: usize) {
         let Conn { node, shard, .. } = self.conns[conn];
         if self.link_of(conn).is_none() {
+            if self.hosts.claims(conn) {
+                return self.claim_answered(conn);
+            }
             self.conns[conn].down.drop_all();
             return;
         }

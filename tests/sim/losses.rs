@@ -23,7 +23,7 @@ impl World {
 
     /// Whether those who used the device live.
     pub(crate) fn device_lives(&self) -> bool {
-        self.daemon.is_up() || self.record.memory.has_outlived(self.boot())
+        self.daemon.is_up() || self.record.memory.has_outlived(self.boot()) || self.hosts.is_starting()
     }
 
     fn device(&self, target: usize) -> u16 {
@@ -45,7 +45,7 @@ impl World {
         }
     }
 
-    fn forgive(&mut self, target: usize) {
+    pub(crate) fn forgive(&mut self, target: usize) {
         if std::mem::take(&mut self.lossy[target]) {
             let device = self.device(target);
             self.judge.device_had_died(device);
@@ -59,7 +59,7 @@ impl World {
     }
 
     /// What the server of a target tells of losses, if it is there.
-    fn told(&self, target: usize) -> Option<u64> {
+    pub(crate) fn told(&self, target: usize) -> Option<u64> {
         let node = &self.nodes[target];
         self.servers[node.server].up.then(|| node.kept.losses_told(self.plan.write_through))
     }
@@ -203,7 +203,12 @@ impl World {
     /// The daemon has died, and its device lives: a machine, or each of them, boots again before the next one.
     pub(crate) fn reboot_meanwhile(&mut self, lasts: u64) {
         let life = self.daemon.life;
-        if !self.plan.mortal || !self.device_lives() || life % 3 != 1 || self.phase != Phase::Work {
+        if self.hosts.is_former()
+            || !self.plan.mortal
+            || !self.device_lives()
+            || life % 3 != 1
+            || self.phase != Phase::Work
+        {
             return;
         }
         let every = if life % 6 == 1 { 1 } else { 2 };

@@ -189,6 +189,9 @@ impl World {
 
     /// A daemon that begins goes on with what was asked of the former one.
     pub(crate) fn go_on_with_asked(&mut self) {
+        if self.hosts.is_former() {
+            return;
+        }
         self.scrubs.interrupted();
         for node in 0..self.plan.volumes.len() {
             self.record.asked.told_frozen[node] = false;
@@ -241,6 +244,12 @@ impl World {
     /// The data path tells something.
     pub(crate) fn hears_news(&mut self, news: News) {
         self.trace.say(self.now, || format!("  told: {news:?}"));
+        if let News::Fenced { volume } = news {
+            return self.is_fenced(volume);
+        }
+        if self.hosts.is_former() {
+            return;
+        }
         match news {
             News::Frozen { node, flushed } => {
                 self.record.asked.told_frozen[node] = self.record.asked.frozen[node] > 0;
@@ -257,7 +266,7 @@ impl World {
             }
             // Its nodes are never asked to grow.
             News::Grown { .. } => {}
-            News::Fenced { volume } => self.fail("4.2", format!("{volume} is said to be another owner's, and is not")),
+            News::Fenced { .. } => {}
             News::Moved { node, result } => {
                 let Some(spec) = self.record.asked.moves[node].take() else { return };
                 let Some(to) = self.target_of(spec.to) else { return };

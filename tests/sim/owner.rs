@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dst::bugs::{Bug, planted};
+use dst::control::replica::Generation;
 use dst::engine::copy::{Content, Copied, Copy, CopyConfig, CopyError, Look, Task};
 use dst::engine::losses::{Losses, Memory};
 use dst::engine::region::SyncMap;
@@ -20,7 +21,7 @@ use dst::engine::view::{Node, Role, View, is_logged};
 use dst::errno::Errno;
 use dst::units::{Id, Lba, Time};
 
-use crate::array::Host;
+use crate::array::{ARRAY, Host};
 use crate::links::State;
 use crate::operator::Asked;
 use crate::plan::Plan;
@@ -47,6 +48,10 @@ pub(crate) struct Record {
     pub(crate) memory: Memory,
     /// What the operator has asked for.
     pub(crate) asked: Asked,
+    /// The greatest epoch that was minted.
+    pub(crate) epoch: u64,
+    /// Of each node, where several hosts may have the array.
+    pub(crate) generations: Vec<Generation>,
 }
 
 impl Record {
@@ -54,7 +59,9 @@ impl Record {
         let replicas = plan.volumes.len() * plan.copies;
         let standing = |target| if target < replicas { Standing::InSync } else { Standing::Absent };
         let standings = (0..plan.server_of.len()).map(standing).collect();
-        Record { standings, clean: true, memory: Memory::default(), asked: Asked::new(plan.volumes.len()) }
+        let generations = vec![Generation::first(ARRAY); plan.volumes.len()];
+        let asked = Asked::new(plan.volumes.len());
+        Record { standings, clean: true, memory: Memory::default(), asked, epoch: 0, generations }
     }
 }
 
@@ -70,7 +77,10 @@ pub(crate) struct Owner {
     /// By node: what is changed there is in the region logs.
     logged: Vec<bool>,
     /// Nodes whose targets in sync are to know of a change that the record has.
-    owed: BTreeSet<usize>,
+    pub(crate) owed: BTreeSet<usize>,
+    /// Labels that are being written, and those that could not be.
+    pub(crate) telling: usize,
+    pub(crate) untold: Vec<Id>,
     /// By node: the region logs that are asked before its sync begins.
     surveys: BTreeMap<usize, Survey>,
 }
@@ -108,6 +118,8 @@ impl Owner {
             rules,
             saving: None,
             owed: BTreeSet::new(),
+            telling: 0,
+            untold: Vec::new(),
             surveys: BTreeMap::new(),
         }
     }
@@ -137,7 +149,9 @@ impl World {
             owner.rules.look_at_losses(shared);
         }
         self.owner_hears(life, Told::Tick(reachable));
-        self.accept_losses();
+        if !self.hosts.is_former() {
+            self.accept_losses();
+        }
     }
 
     pub(crate) fn owner_hears(&mut self, life: u32, told: Told) {
@@ -269,6 +283,9 @@ impl World {
             self.targets_of(*node).any(|target| in_sync(&before, target) != in_sync(&self.record.standings, target))
         };
         let changed: Vec<usize> = (0..self.plan.volumes.len()).filter(changed).collect();
+        if self.plan.hosts {
+            return self.write_labels(life, &changed);
+        }
         // Each of those in sync is to know who is; a server that is not there cannot be told.
         let untold = |node: usize| {
             let in_sync = self.targets_of(node).filter(|target| in_sync(&self.record.standings, *target));
@@ -295,10 +312,14 @@ impl World {
 
     fn record_durable(&mut self) {
         if let Some((standings, losses)) = self.daemon.owner.as_mut().and_then(|owner| owner.saving.take()) {
+            let before = self.record.standings.clone();
             for (volume, standing) in standings {
                 if let Some(target) = self.target_of(volume) {
                     self.record.standings[target] = standing;
                 }
+            }
+            if self.plan.hosts {
+                self.name_sets(&before);
             }
             for (volume, losses) in losses {
                 self.record.memory.keep(volume, losses);
@@ -307,8 +328,10 @@ impl World {
             let is_ours =
                 |volume| (0..standings.len()).any(|of| id_of(of) == volume && standings[of] != Standing::Absent);
             self.record.memory.retain(is_ours);
-            self.condemn();
-            self.see_slow();
+            if !self.hosts.is_former() {
+                self.condemn();
+                self.see_slow();
+            }
         }
     }
 

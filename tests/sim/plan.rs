@@ -76,6 +76,8 @@ pub(crate) enum Kind {
     Flip,
     /// No fault: the operator does something.
     Deed(Deed),
+    /// None either: after the fault's time another machine takes the array over.
+    TakeOver,
 }
 
 /// A fault of the plan.
@@ -142,6 +144,8 @@ pub(crate) struct Plan {
     pub(crate) used_before: bool,
     /// The operator has replicas compared, and disks may lie.
     pub(crate) scrubs: bool,
+    /// Several machines want the array.
+    pub(crate) hosts: bool,
     /// The disks may lose power.
     pub(crate) mortal: bool,
     pub(crate) requests: u64,
@@ -199,6 +203,7 @@ pub(crate) fn plan(rng: &mut Rng, requests: u64) -> Plan {
         logged: copies > 1 || rng.percent(50),
         used_before: copies > 1 && array.is_multiple_of(3),
         scrubs: false,
+        hosts: false,
         mortal,
         requests,
         mix: [0, 10, 2, 3, 4].map(|weight| rng.below(weight * 2 + 1)),
@@ -283,7 +288,7 @@ pub(crate) fn interruptions(rng: &mut Rng, plan: &mut Plan) {
 pub(crate) fn crowd(rng: &mut Rng, plan: &mut Plan) {
     let nodes = plan.volumes.len();
     let striped = matches!(plan.layout, Layout::Striped { .. });
-    if plan.is_plural() || nodes < 2 || !striped || !rng.percent(25) {
+    if plan.hosts || plan.is_plural() || nodes < 2 || !striped || !rng.percent(25) {
         return;
     }
     let array = plan.sectors();

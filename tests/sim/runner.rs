@@ -95,6 +95,10 @@ impl Total {
             stats.late += more.late;
             stats.came += more.came;
             stats.resumed += more.resumed;
+            stats.taken += more.taken;
+            stats.retaken += more.retaken;
+            stats.outrun += more.outrun;
+            stats.fenced += more.fenced;
         }
         if let Some(violation) = outcome.violation
             && let Ok(mut failures) = self.failures.lock()
@@ -242,7 +246,9 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
     let failures = total.failures.lock().map(|failures| failures.len()).unwrap_or(1);
     println!(
         "sim: {done} seeds and {kept} kept ones in {seconds:.1} s ({:.0}/s): {} requests ({} errors, {} of them time-outs), \
-         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} late nodes ({} served), {} moves that went on where they were, {} wakes, {} events",
+         {} faults, {} lost connections, {} disk errors, {} damaged frames, {} scrubs ({} regions differed, {} put right), {} late nodes ({} served), \
+         {} moves that went on where they were, \
+         {} take-overs ({} refused and tried again, {} of them outrun; {} requests of former hosts refused), {} wakes, {} events",
         done as f64 / seconds.max(0.001),
         stats.requests,
         stats.errors,
@@ -257,6 +263,10 @@ fn summary(total: &Total, done: u64, (cases, kept): (u64, u64), seconds: f64) ->
         stats.late,
         stats.came,
         stats.resumed,
+        stats.taken,
+        stats.retaken,
+        stats.outrun,
+        stats.fenced,
         stats.wakes,
         stats.events,
     );

@@ -61,8 +61,8 @@ impl Server {
 /// A volume: its rules while its server runs, and its disk.
 pub(crate) struct Node {
     pub(crate) server: usize,
-    sectors: u64,
-    rules: Option<Volume>,
+    pub(crate) sectors: u64,
+    pub(crate) rules: Option<Volume>,
     disk: Disk,
     pub(crate) kept: Kept,
     pub(crate) slow: u32,
@@ -245,6 +245,7 @@ impl World {
                 self.hang_up(conn, told);
             }
         }
+        self.labels_lost(server);
         self.queue.push(self.now + lasts, Event::ServerStart { server, life });
     }
 
@@ -470,7 +471,8 @@ impl World {
                     self.nodes[node].stopped = true;
                     self.nodes[node].kept.stopped();
                 }
-                Effect::Answer { result, .. } => self.answer = Some(result),
+                Effect::Answer { number: 0, result } => self.answer = Some(result),
+                Effect::Answer { number, result } => self.label_answered(number, result.map(drop)),
                 Effect::Welcome { conn, welcome } => {
                     let conn = usize::try_from(conn.0).unwrap_or(0);
                     self.check_welcome(node, conn, welcome.losses);
@@ -647,7 +649,7 @@ impl World {
             return Err(Errno::ETIMEDOUT);
         }
         let life = self.daemon.life;
-        let (name, epoch, owner) = (format!("v{node}"), Epoch(u64::from(life) + 1), crate::links::session(life));
+        let (name, epoch, owner) = (format!("v{node}"), Epoch(self.daemon.epoch), crate::links::session(life));
         let mut ask = Regions { name, array: ARRAY, epoch, owner, after: None };
         let mut marked = Marked::default();
         loop {

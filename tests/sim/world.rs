@@ -12,6 +12,7 @@ use dst::errno::Errno;
 use dst::units::Lba;
 
 use crate::array::Daemon;
+use crate::hosts::{self, Hosts};
 use crate::judge::{Judge, Rules, Verdict, Violation};
 use crate::net::{Pipe, Speed};
 use crate::owner::Record;
@@ -176,6 +177,38 @@ pub(crate) enum Event {
         life: u32,
         node: usize,
     },
+    /// A machine is told to take the array over.
+    TakeOver {
+        machine: usize,
+    },
+    /// Somebody who starts the array has written his record, or tries again.
+    Written {
+        start: u32,
+        job: u64,
+    },
+    TryAgain {
+        start: u32,
+    },
+    /// A server is asked for something beside its connections; the answer is there; it is not waited for any longer.
+    Errand {
+        errand: usize,
+    },
+    Answered {
+        errand: usize,
+    },
+    GivenUp {
+        errand: usize,
+    },
+    /// The owner hears what became of a label.
+    Labelled {
+        life: u32,
+        volume: usize,
+        done: bool,
+    },
+    /// The owner ends what another host has taken.
+    Fenced {
+        life: u32,
+    },
     /// A fault of the plan strikes, or ends.
     Strike {
         fault: usize,
@@ -245,6 +278,12 @@ pub(crate) struct Stats {
     pub(crate) came: u64,
     /// Moves that went on where they were.
     pub(crate) resumed: u64,
+    /// How often another host has taken the array over, was refused and tried again, was so because the former one had gone on meanwhile;
+    /// and requests of former hosts that were refused.
+    pub(crate) taken: u64,
+    pub(crate) retaken: u64,
+    pub(crate) outrun: u64,
+    pub(crate) fenced: u64,
     pub(crate) events: u64,
     /// How often a shard was told that another one has given back what it may wait for.
     pub(crate) wakes: u64,
@@ -280,6 +319,7 @@ pub(crate) struct World {
     /// Targets of which the loss was accepted, and nothing lost since.
     pub(crate) accepted: Vec<bool>,
     pub(crate) scrubs: Scrubs,
+    pub(crate) hosts: Hosts,
     pub(crate) phase: Phase,
     pub(crate) stats: Stats,
     /// Which faults of the plan are on.
@@ -307,6 +347,7 @@ pub(crate) fn plan_of(seed: u64, requests: u64) -> (Plan, Rng) {
     }
     scrubs::plan(&mut Rng::new(seed.rotate_left(32) ^ 0x5c), &mut plan);
     plan::interruptions(&mut Rng::new(seed.rotate_left(48) ^ 0x13), &mut plan);
+    hosts::plan(&mut Rng::new(seed.rotate_left(48) ^ 0x4074), &mut plan);
     plan::crowd(&mut Rng::new(seed.rotate_left(16) ^ 0xc0d), &mut plan);
     (plan, rng)
 }
@@ -343,6 +384,7 @@ pub(crate) fn run(plan: Plan, rng: Rng, loud: bool) -> Outcome {
         servers: (0..plan.servers).map(|_| Server::default()).collect(),
         conns: Vec::new(),
         scrubs: Scrubs::new(plan.volumes.len()),
+        hosts: Hosts::new(plan.faults.len(), plan.server_of.len()),
         phase: Phase::Work,
         stats: Stats::default(),
         active: vec![false; plan.faults.len()],
@@ -390,11 +432,11 @@ impl World {
             if self.stats.wakes > (self.stats.requests + 100) * WAKES_MAX {
                 self.fail("liveness", format!("shards wake each other without end in phase {:?}", self.phase));
             }
-            self.happen(event);
+            self.hand_out(event);
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    pub(crate) fn happen(&mut self, event: Event) {
         match event {
             Event::OwnerTick { life } => self.owner_tick(life),
             Event::Reported { life, report } => self.owner_hears(life, Told::Report(report)),
@@ -431,6 +473,14 @@ impl World {
             Event::LookForLate { life, node } => self.look_for_late(life, node),
             Event::LateComes { life, node } => self.late_comes(life, node),
             Event::MoveGoesOn { life, node } => self.move_goes_on(life, node),
+            Event::TakeOver { machine } => self.take_over(machine),
+            Event::Written { start, job } => self.written(start, job),
+            Event::TryAgain { start } => self.try_again(start),
+            Event::Errand { errand } => self.run_errand(errand),
+            Event::Answered { errand } => self.errand_answered(errand),
+            Event::GivenUp { errand } => self.errand_given_up(errand),
+            Event::Labelled { life, volume, done } => self.labelled(life, volume, done),
+            Event::Fenced { life } => self.fenced(life),
             Event::Strike { fault } => self.strike(fault),
             Event::Relief { fault } => self.relief(fault),
             Event::Noticed { conn } => self.noticed(conn),
@@ -504,6 +554,9 @@ impl World {
 
     /// Where the run can go on when nothing is outstanding.
     pub(crate) fn calm(&mut self) {
+        if self.hosts.is_former() {
+            return;
+        }
         let idle = self.judge.pending() == 0 && self.daemon.is_up() && self.daemon.script.is_empty();
         match self.phase {
             Phase::Heal if idle => {
@@ -529,6 +582,8 @@ impl World {
             Phase::Settle if self.servers.iter().any(|server| !server.up || server.since + 8 * SECOND > self.now) => {
                 self.queue.push(self.now + 5 * SECOND, Event::Phase);
             }
+            // A former host whose volumes all are another's hears of it.
+            Phase::Settle if self.hosts.has_formers() => self.queue.push(self.now + 5 * SECOND, Event::Phase),
             Phase::Settle => {
                 self.check_asked();
                 self.check_replicas();

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use super::{Array, Effect, Found, JobId, Life, Outcome, Owner, Ticket, Work, plan, view};
+use crate::bugs::{Bug, planted};
 use crate::control::command::{Answer, Import, Refusal};
 use crate::control::member::{MemberLabel, NodeLabel, TransferLabel, TransferRole};
 use crate::control::migration::MigrationStatus;
 use crate::control::node::Migrate;
-use crate::control::replica::{ReplicaSpec, Standing};
+use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
 use crate::control::spec::{ArraySpec, NodeSpec, Phase, RunOptions};
 use crate::control::status::ArrayStatus;
 use crate::control::target::Target;
@@ -37,8 +38,8 @@ pub(super) struct Gathering {
 enum Step {
     /// Asks targets that a label has named.
     Ask(Vec<Target>),
-    /// All nodes have been met: the record, and what to say about it.
-    Whole(Box<ArraySpec>, Vec<String>),
+    /// All nodes have been met: the record, what to say about it, and the epoch of the last label.
+    Whole(Box<ArraySpec>, Vec<String>, Epoch),
 }
 
 /// A label with the volume that has it.
@@ -83,7 +84,7 @@ impl Owner {
                 gathering.asked = targets;
                 return self.ask(gathering, effects);
             }
-            Ok(Step::Whole(spec, warnings)) => self.adopt(ticket, *spec, warnings, effects),
+            Ok(Step::Whole(spec, warnings, told)) => self.adopt(ticket, *spec, (warnings, told), effects),
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = adopted {
@@ -96,7 +97,7 @@ impl Owner {
         &mut self,
         ticket: Ticket,
         spec: ArraySpec,
-        warnings: Vec<String>,
+        (warnings, told): (Vec<String>, Epoch),
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let name = spec.name.clone();
@@ -113,7 +114,7 @@ impl Owner {
                 return Err(Refusal::new(Errno::EBUSY, text));
             }
             Some(array) => {
-                supersedes(&spec, &array.spec)?;
+                supersedes(&spec, told, &array.spec)?;
                 Some(Box::new(array.spec.clone()))
             }
         };
@@ -147,11 +148,13 @@ impl Owner {
     }
 }
 
-/// Whether what the labels say may take the place of the record that is here.
-fn supersedes(labels: &ArraySpec, record: &ArraySpec) -> Result<(), Refusal> {
+/// Whether what the labels say may take the place of the record that is here. If another host has begun since, what the record says beyond them
+/// was never completed.
+fn supersedes(labels: &ArraySpec, last: Epoch, record: &ArraySpec) -> Result<(), Refusal> {
     for (told, here) in labels.nodes.iter().zip(&record.nodes) {
         let why = match told.generation.standing(&here.generation) {
             Standing::Same | Standing::Newer => continue,
+            Standing::Older if last > record.epoch => continue,
             Standing::Older => "the record here is newer than the labels: 'dst start' goes on with it",
             Standing::Split => {
                 "split brain: neither the labels nor the record here come from the other. To keep what the volumes have, stop dstd, move \
@@ -274,7 +277,7 @@ fn step(gathering: &Gathering, host: Id) -> Result<Step, Refusal> {
     if let Err(bad) = plan::geometry(&spec) {
         return refuse(Errno::EIO, &format!("the labels describe an array that cannot be: {bad}"));
     }
-    Ok(Step::Whole(Box::new(spec), warnings))
+    Ok(Step::Whole(Box::new(spec), warnings, like.epoch))
 }
 
 /// One node as its newest label describes it, if what it calls in sync has been seen.
@@ -293,7 +296,9 @@ fn node(
         };
         own.iter().all(newer)
     });
-    let Some(newest) = newest.max_by_key(|told| told.label.epoch) else {
+    let newest = newest.max_by_key(|told| told.label.epoch);
+    let newest = if planted(Bug::ImportByAnyLabel) { own.first() } else { newest };
+    let Some(newest) = newest else {
         let Some(one) = own.first() else { return unmet(at, labels, known) };
         let split = |told: &&&Told<'_>| told.label.generation.standing(&one.label.generation) == Standing::Split;
         let other = own.iter().find(split).map_or_else(|| one.target.to_string(), |told| told.target.to_string());
@@ -333,7 +338,10 @@ fn node(
         let why = format!("node {}: none of its replicas that are in sync was seen", label.start);
         return refuse(Errno::ENOENT, &why);
     }
-    let (start, sectors, replicas) = (label.start, label.sectors, label.replicas.clone());
+    let (start, sectors, mut replicas) = (label.start, label.sectors, label.replicas.clone());
+    if planted(Bug::ImportTrustsAll) {
+        replicas.iter_mut().for_each(|replica| replica.state = ReplicaState::InSync);
+    }
     let generation = newest.label.generation.clone();
     Ok(NodeSpec { start, sectors, replicas, generation, suspend: None, transfer, scrub: None })
 }

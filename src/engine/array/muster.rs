@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use super::Found;
 use super::transfer::is_told;
+use crate::bugs::{Bug, planted};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::{MemberLabel, TransferRole};
 use crate::control::replica::{ReplicaSpec, ReplicaState, Standing};
@@ -34,6 +35,9 @@ pub(super) struct Muster {
     pub(super) doubted: Vec<usize>,
     /// The record knows of a greater one than the volumes: a claim of another host that comes in between may be smaller.
     pub(super) ahead: bool,
+    /// The volumes know of a greater one than the record: another host has had the array since, and what the record says of how it was
+    /// left is not so any more.
+    pub(super) behind: bool,
 }
 
 /// How a start is meant.
@@ -90,9 +94,10 @@ pub(super) fn muster(
         found.iter().map(|found| in_time && found.is_ok()).collect::<Vec<bool>>()
     };
     let present = met.iter().enumerate().flat_map(there).collect();
-    let (epoch, ahead) = (Epoch(greatest.0.saturating_add(1)), spec.epoch > seen);
+    let epoch = Epoch(greatest.0.saturating_add(1));
+    let (ahead, behind) = (spec.epoch > seen, spec.epoch < seen && !planted(Bug::OldRecordIsClean));
     let doubted = (0..met.len()).filter(|at| !is_vouched(spec, met[*at], intent.host)).collect();
-    Ok(Muster { present, late, heard, epoch, doubted, ahead })
+    Ok(Muster { present, late, heard, epoch, doubted, ahead, behind })
 }
 
 /// Nodes that are not waited for, and why: nobody is there who has everything. Only while those live who used the device when it was
@@ -294,7 +299,17 @@ fn unfit(spec: &ArraySpec, node: &NodeSpec, at: usize, replica: &ReplicaSpec, fo
         return Some((Errno::EBUSY, format!("its label is that of node {} of array '{}'", own.start, label.name)));
     }
     match node.generation.standing(&label.generation) {
+        // What it says beyond the label was never durable on those who must know, or another host could not have begun from there.
+        Standing::Newer if label.epoch > spec.epoch && !planted(Bug::RecordPastLabels) => Some((
+            Errno::EBUSY,
+            format!(
+                "host {} has gone on with the array from before this machine's last change of the node's replicas, which was never \
+                 completed. The record is not used: 'dst import {}' makes it anew from the labels",
+                label.host, replica.target
+            ),
+        )),
         Standing::Same | Standing::Newer => None,
+        Standing::Older if planted(Bug::OldRecordTrusted) => None,
         Standing::Older => Some((
             Errno::EBUSY,
             format!(
@@ -349,7 +364,7 @@ fn away((node, found): Met<'_>, intent: &Intent<'_>) -> Option<Trouble> {
         }
         return trouble(&format!("{}; no other replica of this node that is in sync is there", why.text));
     }
-    if intent.terms.take_over && !intent.terms.force {
+    if intent.terms.take_over && !intent.terms.force && !planted(Bug::TakeOverOfSome) {
         return trouble(&format!(
             "{}; a take-over serves nothing before every replica has accepted it, because the former host may still reach this \
              one: bring it back; if that host is dead for good: 'dst start {} --take-over --force'",

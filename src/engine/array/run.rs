@@ -2,6 +2,7 @@
 
 use super::muster::{Intent, Muster};
 use super::{Array, Effect, Found, Halt, Life, Outcome, Owner, Ticket, Work, muster, plan, trace};
+use crate::bugs::{Bug, planted};
 use crate::control::command::{Refusal, Terms};
 use crate::control::member::MemberLabel;
 use crate::control::replica::ReplicaSpec;
@@ -132,7 +133,7 @@ impl Owner {
                     Ok(muster) => {
                         let by_hand = asker.is_some() && !terms.take_over;
                         array.room = by_hand.then(|| array.room_at_start(&found)).flatten();
-                        let watches = terms.take_over || muster.ahead;
+                        let watches = (terms.take_over || muster.ahead) && !planted(Bug::LabelsLookedAtOnce);
                         array.watched = watches.then(|| labels_of(&muster.present, &found));
                         array.traces = trace::traces(&array.spec, &found);
                         array.traces.retain(|trace| !muster.late.contains_key(&trace.node));
@@ -298,7 +299,7 @@ impl Owner {
         array.spec.run = run;
         array.spec.epoch = muster.epoch;
         // Until the array has been stopped in order it is not known what its last writes have reached.
-        array.was_clean = std::mem::take(&mut array.spec.clean);
+        array.was_clean = std::mem::take(&mut array.spec.clean) && !muster.behind;
         array.was_shown = array.spec.memory.shown.replace(self.boot);
         array.regroup = None;
         self.lapse(array, now);

@@ -152,3 +152,53 @@ fn what_the_former_host_leaves_while_it_is_taken_over_is_noticed() {
         }
     }
 }
+
+#[test]
+fn what_a_record_says_of_a_stop_is_not_so_after_another_host() {
+    let (mut world, mut daemon) = pairs();
+    daemon.run(&mut world, start()).unwrap();
+    daemon.run(&mut world, stop(false)).unwrap();
+    daemon.run(&mut world, start()).unwrap();
+    assert!(world.clean, "nobody else has had it");
+    daemon.run(&mut world, stop(false)).unwrap();
+    turn(&mut world, OTHER);
+    let mut other = Daemon::boot(&world);
+    other.run(&mut world, import(FOUR[0])).unwrap();
+    other.run(&mut world, start_on(TAKE)).unwrap();
+    dies(&mut world, &mut other);
+    turn(&mut world, HOST);
+    daemon.run(&mut world, start_on(TAKE)).unwrap();
+    assert!(!world.clean, "what the other one had in flight may be on some of them");
+}
+
+#[test]
+fn a_change_that_only_the_record_knows_is_not_gone_on_with() {
+    let (mut world, mut daemon) = pairs();
+    daemon.run(&mut world, start()).unwrap();
+    let volumes: Vec<Id> = world.spec().replicas().map(|(_, replica)| replica.volume).collect();
+    let states =
+        |first| volumes.iter().copied().zip([first, Standing::InSync, Standing::InSync, Standing::InSync]).collect();
+    daemon.event(regrouped(states(Standing::Stale)));
+    daemon.settle(&mut world);
+    turn(&mut world, OTHER);
+    let mut other = Daemon::boot(&world);
+    other.run(&mut world, import(FOUR[0])).unwrap();
+    other.run(&mut world, start_on(TAKE)).unwrap();
+    // The former host has copied what its first replica lacked, and cannot say so any more.
+    turn(&mut world, HOST);
+    daemon.event(regrouped(states(Standing::InSync)));
+    daemon.settle(&mut world);
+    assert!(daemon.regrouped.last().is_some_and(|saved| *saved != Saved::All));
+    assert_eq!(world.spec().nodes[0].replicas[0].state, IN, "its record is written first");
+    // The other one has served meanwhile, and dies.
+    turn(&mut world, OTHER);
+    dies(&mut world, &mut other);
+    turn(&mut world, HOST);
+    daemon = Daemon::boot(&world);
+    let _ = daemon.run(&mut world, stop(true));
+    let why = daemon.error(&mut world, start_on(TAKE));
+    assert!(why.contains("was never completed") && why.contains("dst import"), "{why}");
+    daemon.run(&mut world, import(FOUR[0])).unwrap();
+    daemon.run(&mut world, start_on(TAKE)).unwrap();
+    assert!(!world.spec().nodes[0].replicas[0].state.is_in_sync());
+}

@@ -38,6 +38,8 @@ pub(super) struct World {
     /// What has every write: what was in sync when the array was served last. Nothing is ever copied here.
     pub(super) newest: Option<BTreeSet<String>>,
     pub(super) running: BTreeMap<String, Epoch>,
+    /// Its data path was told that all replicas in sync are the same.
+    pub(super) clean: bool,
     /// Nodes that its data path was launched without, and has not been given.
     pub(super) late: BTreeSet<usize>,
     /// What volumes have to which nodes move, by the node: below this sector they lack what the region logs have marked, and nothing else.
@@ -401,6 +403,7 @@ impl World {
             }
             Work::Launch(spec, claim, late) => Outcome::Launched(fails("launch").map(|()| {
                 self.late = late.into_iter().collect();
+                self.clean = spec.clean;
                 self.check_launch(&spec, claim);
                 self.forget_unlogged(&spec);
                 self.epochs.push((spec.id, spec.epoch));
