@@ -463,7 +463,7 @@ impl World {
                 Standing::InSync => ReplicaState::InSync,
                 Standing::Stale => ReplicaState::Stale,
                 Standing::Filling { from } => ReplicaState::Syncing { from },
-                Standing::Candidate | Standing::Absent => return None,
+                Standing::Candidate { .. } | Standing::Absent => return None,
             };
             Some(ReplicaSpec { target: self.place_of(target)?, volume: id_of(target), state })
         };
