@@ -25,9 +25,14 @@ fn next_epoch() -> u64 {
     EPOCH.fetch_add(1, Ordering::Relaxed)
 }
 
+/// The session of an epoch: a byte of its id, and not zero, which is nobody's.
+fn session_of(epoch: u64) -> u8 {
+    u8::try_from(epoch % 255 + 1).unwrap()
+}
+
 fn attach(address: &str, name: &str) -> Client {
     let epoch = next_epoch();
-    try_attach(address.parse().unwrap(), name, (epoch.to_le_bytes()[0], epoch, 0)).unwrap()
+    try_attach(address.parse().unwrap(), name, (session_of(epoch), epoch, 0)).unwrap()
 }
 
 /// What a volume is, apart from what differs from one making of it to the next.
@@ -232,7 +237,7 @@ const WRITTEN: (u64, usize) = (40, 100);
 
 fn write(address: &str, epoch: u64, answered: &mut Answered) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
-    let body = client::hello("full", (epoch.to_le_bytes()[0], epoch, 0)).encode();
+    let body = client::hello("full", (session_of(epoch), epoch, 0)).encode();
     let hello = Header::request(Op::Hello, 7, 9, Epoch(epoch), Extent::default());
     let hello = hello.with_body(u32::try_from(body.len()).unwrap(), message_crc(&body));
     stream.write_all(&[&hello.encode()[..], &body[..]].concat())?;
@@ -299,7 +304,7 @@ fn a_server_dies_while_it_takes_a_label() {
     for nth in 1..=MOST {
         bed.reset();
         let epoch = next_epoch();
-        let session = epoch.to_le_bytes()[0];
+        let session = session_of(epoch);
         try_attach(bed.address().parse().unwrap(), "full", (session, epoch, 0)).unwrap();
         let put = |label: &str| {
             let (name, owner) = ("full".to_owned(), Id([session; 16]));
