@@ -582,8 +582,11 @@ impl World {
             Phase::Settle if self.servers.iter().any(|server| !server.up || server.since + 8 * SECOND > self.now) => {
                 self.queue.push(self.now + 5 * SECOND, Event::Phase);
             }
-            // A former host whose volumes all are another's hears of it.
-            Phase::Settle if self.hosts.has_formers() => self.queue.push(self.now + 5 * SECOND, Event::Phase),
+            // A former host whose volumes all are another's hears of it. One that was being stopped in order when the last request was asked,
+            // of a former host, takes its time to come back.
+            Phase::Settle if self.hosts.has_formers() || !self.daemon.is_up() => {
+                self.queue.push(self.now + 5 * SECOND, Event::Phase);
+            }
             Phase::Settle => {
                 self.check_asked();
                 self.check_replicas();
