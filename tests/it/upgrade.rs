@@ -6,7 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use crate::farm::{Farm, Process, binary};
+use crate::farm::{Farm, Process, binary, run};
+
+/// Copies a program that is to be run. By a process of its own: one that another test starts meanwhile would have a descriptor of this one
+/// that still writes, until it becomes its program, and whoever runs the copy would be told that it is busy.
+fn copy_program(to: &Path) {
+    run("cp", &[binary("dstd").to_str().unwrap(), to.to_str().unwrap()]);
+}
 
 /// An array daemon whose program is a file of its own.
 struct Installed {
@@ -18,7 +24,7 @@ impl Installed {
     fn new(farm: &Farm) -> Installed {
         let dir = farm.dir.join("installed");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::copy(binary("dstd"), dir.join("dstd")).unwrap();
+        copy_program(&dir.join("dstd"));
         let mut command = Command::new(dir.join("dstd"));
         // Relative, as somebody may have typed it.
         command.args(["array", "--state-dir", "state", "--socket", "dstd.sock", "--tree", "tree"]).current_dir(&dir);
@@ -96,7 +102,7 @@ fn the_daemon_goes_on_as_what_is_installed() {
         }
         assert!(error.contains("cannot go on") && Instant::now() < until, "{error}");
     }
-    daemon.install(|new| assert!(std::fs::copy(binary("dstd"), new).unwrap() > 0));
+    daemon.install(copy_program);
     assert!(daemon.dst_fails("upgrade").contains("NBD client(s)"));
 
     let told = daemon.dst("upgrade --force");
