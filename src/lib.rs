@@ -92,6 +92,7 @@ pub mod control {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
+    pub mod aside;
     pub mod boot;
     pub mod buffer;
     pub mod clock;
@@ -117,6 +118,7 @@ pub mod io {
     }
     pub mod notify;
     pub mod pool;
+    pub mod reactor;
     pub mod ring;
     pub mod serve;
     pub mod signals;

@@ -275,6 +275,12 @@ pub const SERVER_THREADS_MAX: usize = 4;
 pub const SERVER_MAILBOX_MAX: usize = 64;
 /// Submission queue entries of an owner thread's ring: a full queue is handed over early, nothing is lost.
 pub const SERVER_RING_ENTRIES: u32 = 1024;
+/// Submission queue entries of the thread beside an owner thread: each job has one operation in flight.
+pub const ASIDE_RING_ENTRIES: u32 = 64;
+/// Jobs that wait for it to take them: more wait in their lanes.
+pub const ASIDE_JOBS_MAX: usize = 64;
+/// Polls of tasks after which an owner thread's ring has its turn, whoever is ready.
+pub const REACTOR_POLLS_MAX: usize = 1024;
 /// Log lines about peers that do not speak the protocol, per `SERVER_RUDE_PERIOD`: whoever scans ports must not fill the log.
 pub const SERVER_RUDE_LINES_MAX: u32 = 10;
 /// See `SERVER_RUDE_LINES_MAX`.

@@ -1,4 +1,4 @@
-//! The data file of one volume: a few operations on it, and their form on tokio-uring.
+//! The data file of one volume: a few operations on it, and their form on a ring.
 //!
 //! Contract: every operation is on whole sectors, takes its buffer along and gives it back, and either does all of what was
 //! asked or fails; there are no short reads or writes. An operation goes on to its end even when nobody waits for it any more,
@@ -12,14 +12,21 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::rc::Rc;
 
+use io_uring::{opcode, squeue, types};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::statfs;
 use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 
 use crate::errno::Errno;
+use crate::io::aside::Aside;
 use crate::io::buffer::{Buffer, PAGE_BYTES};
+use crate::io::reactor;
+use crate::io::ring::sqe_length;
+use crate::limits;
+use crate::wire::digest::Hasher;
 
 /// Questions about holes for one digest: a range in more pieces than this is taken as if its rest were allocated.
 const HOLES_MAX: usize = 256;
@@ -57,14 +64,14 @@ pub trait Disk: 'static {
     /// Makes whatever was done durable.
     fn sync(&self) -> impl Future<Output = Result<(), Errno>>;
 
-    /// How many bytes of the range are allocated, as far as that is known; what is not known counts.
-    fn allocated(&self, offset: u64, bytes: u64) -> u64;
-
     /// The range reads as zeros and keeps its space.
     fn zero(&self, offset: u64, bytes: u64) -> impl Future<Output = Result<(), Errno>>;
 
     /// The range reads as zeros and gives its space back.
     fn punch(&self, offset: u64, bytes: u64) -> impl Future<Output = Result<(), Errno>>;
+
+    /// Reads the range piece by piece through the buffer, whose start holds its encoded digest then.
+    fn digest(&self, buffer: Buffer, offset: u64, bytes: u64) -> impl Future<Output = (Result<(), Errno>, Buffer)>;
 }
 
 // SAFETY: a buffer's memory stays where it is while the buffer moves, and is always initialised.
@@ -154,12 +161,14 @@ fn allows_direct(path: &Path) -> io::Result<bool> {
     Ok(told && offsets.contains(&stat.stx_dio_offset_align) && memory.contains(&(stat.stx_dio_mem_align as usize)))
 }
 
-/// A data file on the calling thread's tokio-uring runtime.
+/// A data file on the calling thread's reactor.
 pub struct UringDisk {
-    plain: tokio_uring::fs::File,
-    durable: tokio_uring::fs::File,
+    plain: Rc<File>,
+    durable: Rc<File>,
     /// It lies on a tmpfs: reading and writing it is copying, which a ring would have another thread do.
     memory: Option<File>,
+    /// Does what takes long.
+    aside: Rc<Aside>,
     /// The filesystem can do it: found out by trying.
     can_zero: Cell<bool>,
     can_punch: Cell<bool>,
@@ -167,33 +176,102 @@ pub struct UringDisk {
 
 impl UringDisk {
     /// Puts the file on the ring of the calling thread.
-    pub fn new(file: DataFile) -> UringDisk {
+    pub fn new(file: DataFile, aside: Rc<Aside>) -> UringDisk {
         UringDisk {
-            plain: tokio_uring::fs::File::from_std(file.plain),
-            durable: tokio_uring::fs::File::from_std(file.durable),
+            plain: Rc::new(file.plain),
+            durable: Rc::new(file.durable),
             memory: file.memory,
+            aside,
             can_zero: Cell::new(true),
             can_punch: Cell::new(true),
         }
     }
 
-    /// Zeros by writing them, where the filesystem has no better way.
-    async fn write_zeros(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        let mut buffer = Buffer::new(1 << 20);
+    /// Reads or writes the first `bytes` bytes of a buffer; `entry` makes the operation for those that are left after others.
+    async fn transfer(
+        file: &Rc<File>,
+        mut buffer: Buffer,
+        bytes: usize,
+        entry: impl Fn(types::Fd, *mut u8, u32, u64) -> squeue::Entry,
+    ) -> (Result<(), Errno>, Buffer) {
         let mut done = 0;
         while done < bytes {
-            let part = (bytes - done).min(buffer.len() as u64);
-            let length = usize::try_from(part).map_err(|_| Errno::EINVAL)?;
-            let (result, back) = self.write_at(buffer, length, offset + done, false).await;
-            result?;
-            (buffer, done) = (back, done + part);
+            let left = sqe_length(buffer[done..bytes].len());
+            let entry = entry(types::Fd(file.as_raw_fd()), buffer.as_ptr().wrapping_add(done), left, done as u64);
+            // SAFETY: the rest of the buffer was checked to lie in it, and its memory stays where it is; the descriptor is the file's.
+            let (result, (back, _)) = unsafe { reactor::submit((buffer, Rc::clone(file)), entry) }.await;
+            buffer = back;
+            if let Err(error) = progress(result, &mut done) {
+                return (Err(error), buffer);
+            }
         }
-        Ok(())
+        (Ok(()), buffer)
+    }
+
+    /// Has the thread beside this one do something with the file: one more descriptor of the same open file, locked as it is.
+    async fn aside<T, F>(&self, job: impl FnOnce(tokio_uring::fs::File) -> F + Send + 'static) -> Result<T, Errno>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let file = self.plain.try_clone().map_err(|error| Errno::from(&error))?;
+        Ok(self.aside.run(move || job(tokio_uring::fs::File::from_std(file))).await)
+    }
+
+    /// Changes a range as a whole, or by writing zeros where the filesystem cannot.
+    async fn clear(&self, offset: u64, bytes: u64, mode: libc::c_int, can: &Cell<bool>) -> Result<(), Errno> {
+        let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+        if can.get() {
+            let done = self.aside(move |file| async move { file.fallocate(offset, bytes, mode).await });
+            match done.await?.map_err(|error| Errno::from(&error)) {
+                Err(Errno::EOPNOTSUPP) => can.set(false),
+                other => return other,
+            }
+        }
+        self.aside(move |file| write_zeros(file, offset, bytes)).await?
     }
 }
 
+/// Zeros by writing them, where the filesystem has no better way.
+async fn write_zeros(file: tokio_uring::fs::File, offset: u64, bytes: u64) -> Result<(), Errno> {
+    let mut buffer = Buffer::new(1 << 20);
+    let mut done = 0;
+    while done < bytes {
+        let part = usize::try_from(bytes - done).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let (result, back) = file.write_all_at(buffer.slice(..part), offset + done).await;
+        result.map_err(|error| Errno::from(&error))?;
+        (buffer, done) = (back.into_inner(), done + part as u64);
+    }
+    Ok(())
+}
+
+/// Reads a range; its digest is at the start of the buffer.
+async fn digest(
+    file: tokio_uring::fs::File,
+    mut buffer: Buffer,
+    offset: u64,
+    bytes: u64,
+) -> (Result<(), Errno>, Buffer) {
+    let mut hasher = Hasher::default();
+    let mut done = 0;
+    while done < bytes {
+        let most = buffer.len().min(limits::PAYLOAD_BYTES_MAX as usize);
+        let part = usize::try_from(bytes - done).map_or(most, |left| left.min(most));
+        let (result, back) = file.read_exact_at(buffer.slice(..part), offset + done).await;
+        buffer = back.into_inner();
+        if let Err(error) = result {
+            return (Err(Errno::from(&error)), buffer);
+        }
+        hasher.update(&buffer[..part]);
+        done += part as u64;
+    }
+    let digest = hasher.finish(allocated(file.as_raw_fd(), offset, bytes)).encode();
+    buffer[..digest.len()].copy_from_slice(&digest);
+    (Ok(()), buffer)
+}
+
 /// What is left of a transfer after `result` bytes of it.
-fn progress(result: io::Result<usize>, done: &mut usize) -> Result<(), Errno> {
+fn progress(result: Result<usize, Errno>, done: &mut usize) -> Result<(), Errno> {
     match result {
         // The file is shorter than its volume, or the disk takes nothing.
         Ok(0) => Err(Errno::EIO),
@@ -201,8 +279,8 @@ fn progress(result: io::Result<usize>, done: &mut usize) -> Result<(), Errno> {
             *done += part;
             Ok(())
         }
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-        Err(error) => Err(Errno::from(&error)),
+        Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -250,64 +328,42 @@ impl Disk for UringDisk {
         file.write_all_at(buffer, offset).map_err(|error| Errno::from(&error))
     }
 
-    async fn read_at(&self, mut buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
-        let mut done = 0;
-        while done < bytes {
-            let (result, back) = self.plain.read_at(buffer.slice(done..bytes), offset + done as u64).await;
-            buffer = back.into_inner();
-            if let Err(error) = progress(result, &mut done) {
-                return (Err(error), buffer);
-            }
-        }
-        (Ok(()), buffer)
+    async fn read_at(&self, buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
+        let read = |file, to, left, done| opcode::Read::new(file, to, left).offset(offset + done).build();
+        UringDisk::transfer(&self.plain, buffer, bytes, read).await
     }
 
     async fn write_at(
         &self,
-        mut buffer: Buffer,
+        buffer: Buffer,
         bytes: usize,
         offset: u64,
         durable: bool,
     ) -> (Result<(), Errno>, Buffer) {
-        let file = if durable { &self.durable } else { &self.plain };
-        let mut done = 0;
-        while done < bytes {
-            let (result, back) = file.write_at(buffer.slice(done..bytes), offset + done as u64).submit().await;
-            buffer = back.into_inner();
-            if let Err(error) = progress(result, &mut done) {
-                return (Err(error), buffer);
-            }
-        }
-        (Ok(()), buffer)
-    }
-
-    fn allocated(&self, offset: u64, bytes: u64) -> u64 {
-        allocated(self.plain.as_raw_fd(), offset, bytes)
+        let write = |file, from: *mut u8, left, done| opcode::Write::new(file, from, left).offset(offset + done).build();
+        UringDisk::transfer(if durable { &self.durable } else { &self.plain }, buffer, bytes, write).await
     }
 
     async fn sync(&self) -> Result<(), Errno> {
-        self.plain.sync_data().await.map_err(|error| Errno::from(&error))
+        let file = Rc::clone(&self.plain);
+        let entry = opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry has no buffer; the descriptor is the file's.
+        unsafe { reactor::submit(file, entry) }.await.0.map(drop)
     }
 
     async fn zero(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        if self.can_zero.get() {
-            let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-            match self.plain.fallocate(offset, bytes, mode).await.map_err(|error| Errno::from(&error)) {
-                Err(Errno::EOPNOTSUPP) => self.can_zero.set(false),
-                other => return other,
-            }
-        }
-        self.write_zeros(offset, bytes).await
+        self.clear(offset, bytes, libc::FALLOC_FL_ZERO_RANGE, &self.can_zero).await
     }
 
     async fn punch(&self, offset: u64, bytes: u64) -> Result<(), Errno> {
-        if self.can_punch.get() {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            match self.plain.fallocate(offset, bytes, mode).await.map_err(|error| Errno::from(&error)) {
-                Err(Errno::EOPNOTSUPP) => self.can_punch.set(false),
-                other => return other,
-            }
+        self.clear(offset, bytes, libc::FALLOC_FL_PUNCH_HOLE, &self.can_punch).await
+    }
+
+    async fn digest(&self, buffer: Buffer, offset: u64, bytes: u64) -> (Result<(), Errno>, Buffer) {
+        let most = buffer.len();
+        match self.aside(move |file| digest(file, buffer, offset, bytes)).await {
+            Ok(done) => done,
+            Err(error) => (Err(error), Buffer::new(most)),
         }
-        self.write_zeros(offset, bytes).await
     }
 }

@@ -1,24 +1,23 @@
-//! The server's side of a TCP connection on a tokio-uring runtime: whole frames in, gathered frames out.
+//! The server's side of a TCP connection on a reactor: whole frames in, gathered frames out.
 //!
 //! Contract: a socket, and every buffer given to an operation on it, lives until that operation has ended, also when nobody waits
-//! any more: the runtime keeps them. One [`Intake`] and one sender at a time per socket. A peer's bytes cost at most the staging
+//! any more: the reactor keeps them. One [`Intake`] and one sender at a time per socket. A peer's bytes cost at most the staging
 //! buffer and the buffers that the caller hands in.
 
 use std::io;
-use std::marker::PhantomData;
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::rc::Rc;
 
-use io_uring_06::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use crate::errno::Errno;
 use crate::io::buffer::Buffer;
+use crate::io::reactor;
 use crate::limits;
 use crate::wire::frame::{BadFrame, HEADER_BYTES, Header};
 
@@ -44,24 +43,6 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepCount, &2)?;
     setsockopt(stream, sockopt::TcpUserTimeout, &user_timeout.unwrap_or(u32::MAX))?;
     Ok(())
-}
-
-/// Gives back what an operation was given, with its result.
-struct Raw<D>(PhantomData<D>);
-
-impl<D> OneshotOutputTransform for Raw<D> {
-    type Output = (i32, D);
-    type StoredData = D;
-
-    fn transform_oneshot_output(self, data: D, cqe: cqueue::Entry) -> (i32, D) {
-        (cqe.result(), data)
-    }
-}
-
-/// Runs one operation; `data` owns whatever the entry points to.
-async fn submit<D: Unpin + 'static>(data: D, entry: squeue::Entry) -> (Result<usize, Errno>, D) {
-    let (result, data) = UnsubmittedOneshot::new(data, Raw(PhantomData), entry).submit().await;
-    (usize::try_from(result).map_err(|_| Errno::from_raw(result.saturating_neg())), data)
 }
 
 /// An accepted socket on the calling thread's ring.
@@ -94,7 +75,8 @@ impl Socket {
         let to = buffer.as_ptr().wrapping_add(part.start);
         let flags = if all { libc::MSG_WAITALL } else { 0 };
         let entry = opcode::Recv::new(types::Fd(self.stream.as_raw_fd()), to, bytes).flags(flags).build();
-        let (result, (buffer, _)) = submit((buffer, Rc::clone(self)), entry).await;
+        // SAFETY: the part was checked to lie in the buffer, whose memory stays where it is; the descriptor is the socket's.
+        let (result, (buffer, _)) = unsafe { reactor::submit((buffer, Rc::clone(self)), entry) }.await;
         (result, buffer)
     }
 
@@ -109,7 +91,8 @@ impl Socket {
             let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
             let entry =
                 opcode::SendMsg::new(types::Fd(self.stream.as_raw_fd()), message).flags(flags.unsigned_abs()).build();
-            let (result, (back, _)) = submit((batch, Rc::clone(self)), entry).await;
+            // SAFETY: the message is in the box, and points into what the batch owns on the heap; the descriptor is the socket's.
+            let (result, (back, _)) = unsafe { reactor::submit((batch, Rc::clone(self)), entry) }.await;
             batch = back;
             match result {
                 Ok(0) => return (Err(Errno::EPIPE), batch),

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
+use crate::io::aside::Aside;
 use crate::io::boot::boot_id;
 use crate::io::notify::Notifier;
 use crate::io::serve::probe;
@@ -150,7 +151,8 @@ impl Server {
         let mut server = Server { addresses, instance, stop, threads: Vec::new() };
         for (index, mailbox) in mailboxes.into_iter().enumerate() {
             let rude = registry.rude().clone();
-            server.spawn(format!("owner-{index}"), move || owner::run((instance, boot), mailbox, rude))?;
+            let aside = Aside::start(format!("aside-{index}")).map_err(|error| thread_failed(&error))?;
+            server.spawn(format!("owner-{index}"), move || owner::run((instance, boot), mailbox, aside, rude))?;
         }
         let (volumes, _) = registry.counts();
         let accepting = Arc::clone(&registry);

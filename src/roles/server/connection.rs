@@ -16,6 +16,7 @@ use tracing::info;
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
+use crate::io::reactor;
 use crate::io::serve::{Batch, Ended, Intake, Socket};
 use crate::limits;
 use crate::roles::server::fail_stop::FailStop;
@@ -77,6 +78,8 @@ pub(crate) struct Connection {
     outgoing: RefCell<VecDeque<Outgoing>>,
     reader: Signal,
     writer: Signal,
+    /// The task that sends has ended.
+    written: Cell<bool>,
     rude: Rude,
     _counted: Counted,
 }
@@ -103,6 +106,7 @@ impl Connection {
             outgoing: RefCell::default(),
             reader: Signal::default(),
             writer: Signal::default(),
+            written: Cell::new(false),
             rude,
             _counted: counted,
         })
@@ -213,17 +217,15 @@ impl Connection {
     /// Everything the connection does, until it has ended.
     pub(crate) async fn run<D: Disk>(self: Rc<Connection>, host: Rc<Host<D>>) {
         let _fail_stop = FailStop;
-        let writer = tokio_uring::spawn(Rc::clone(&self).write(Rc::clone(host.pool())));
+        reactor::spawn(Rc::clone(&self).write(Rc::clone(host.pool())));
         let mut intake = Intake::new(Rc::clone(&self.socket), host.pool().take(limits::SERVER_STAGE_BYTES));
         let ended = self.read(&host, &mut intake).await;
-        if self.state.get() == State::Leaving {
-            // The answer to a refused HELLO is on its way.
-            let _ = writer.await;
+        if self.state.get() != State::Leaving {
             self.close("");
-        } else {
-            self.close("");
-            let _ = writer.await;
         }
+        // The answer to a refused HELLO may be on its way.
+        self.reader.until(|| self.written.get()).await;
+        self.close("");
         if let Some(stage) = intake.into_stage() {
             host.pool().give(stage);
         }
@@ -263,9 +265,15 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued, as much as possible at a time.
     async fn write(self: Rc<Connection>, pool: Rc<BufferPool>) {
         let _fail_stop = FailStop;
+        self.send_all(&pool).await;
+        self.written.set(true);
+        self.reader.wake();
+    }
+
+    /// Sends what is queued, as much as possible at a time.
+    async fn send_all(&self, pool: &BufferPool) {
         let mut batch = Box::<Batch>::default();
         let mut sending = Vec::with_capacity(limits::GATHER_FRAMES_MAX);
         loop {

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
+use crate::io::reactor;
 use crate::limits;
 use crate::roles::server::connection::Connection;
 use crate::roles::server::fail_stop::FailStop;
@@ -23,7 +24,6 @@ use crate::store::pool::Refusal;
 use crate::store::state::{Part, State, Write};
 use crate::store::volume::{Ask, Conn, DiskOp, Effect, Event, Job, Slot, Told, Volume, Work};
 use crate::units::SECTOR_BYTES;
-use crate::wire::digest::Hasher;
 
 /// What the volume has made durable, for those on other threads who only look.
 pub(crate) type Shown = Arc<Mutex<Option<State>>>;
@@ -214,7 +214,7 @@ impl<D: Disk> Host<D> {
             Effect::Disk(work) => self.start(work),
             Effect::Save(write) => {
                 self.saving.set(self.saving.get() + 1);
-                tokio_uring::spawn(Rc::clone(self).save(write));
+                reactor::spawn(Rc::clone(self).save(write));
             }
             Effect::Stopped => self.stopped.set(true),
             Effect::Answer { number, result } => {
@@ -281,7 +281,7 @@ impl<D: Disk> Host<D> {
             waker.wake();
         } else if lanes.count.get() < most {
             lanes.count.set(lanes.count.get() + 1);
-            tokio_uring::spawn(Rc::clone(self).lane(quick));
+            reactor::spawn(Rc::clone(self).lane(quick));
         }
     }
 
@@ -297,7 +297,7 @@ impl<D: Disk> Host<D> {
             if quick && copied >= limits::AT_ONCE_BYTES as u64 {
                 // What is ready is sent first.
                 copied = 0;
-                tokio::task::yield_now().await;
+                reactor::give_way().await;
             }
         }
         lanes.count.set(lanes.count.get() - 1);
@@ -329,30 +329,13 @@ impl<D: Disk> Host<D> {
             (DiskOp::Zero, _) => (self.disk.zero(offset, length).await, None),
             (DiskOp::Punch, _) => (self.disk.punch(offset, length).await, None),
             (DiskOp::Sync, _) => (self.disk.sync().await, None),
-            (DiskOp::Digest, buffer) => self.digest(buffer, offset, length).await,
-        }
-    }
-
-    /// Reads a range piece by piece; its digest is at the start of the buffer.
-    async fn digest(&self, buffer: Option<Buffer>, offset: u64, length: u64) -> (Result<(), Errno>, Option<Buffer>) {
-        const PIECE: u64 = limits::PAYLOAD_BYTES_MAX as u64;
-        let most = usize::try_from(length.min(PIECE)).unwrap_or(0);
-        let mut buffer = buffer.unwrap_or_else(|| self.pool.take(most));
-        let mut hasher = Hasher::default();
-        let mut done = 0;
-        while done < length {
-            let bytes = usize::try_from((length - done).min(PIECE)).unwrap_or(most);
-            let (result, back) = self.disk.read_at(buffer, bytes, offset + done).await;
-            buffer = back;
-            if result.is_err() {
-                return (result, Some(buffer));
+            (DiskOp::Digest, buffer) => {
+                let piece = bytes.min(limits::PAYLOAD_BYTES_MAX as usize);
+                let buffer = buffer.unwrap_or_else(|| self.pool.take(piece));
+                let (result, buffer) = self.disk.digest(buffer, offset, length).await;
+                (result, Some(buffer))
             }
-            hasher.update(&buffer[..bytes]);
-            done += bytes as u64;
         }
-        let digest = hasher.finish(self.disk.allocated(offset, length)).encode();
-        buffer[..digest.len()].copy_from_slice(&digest);
-        (Ok(()), Some(buffer))
     }
 
     fn finish(

@@ -9,10 +9,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use crate::io::aside::Aside;
 use crate::io::buffer::BufferPool;
 use crate::io::disk::{DataFile, UringDisk};
+use crate::io::reactor;
 use crate::io::serve::Socket;
 use crate::limits;
 use crate::roles::server::connection::{Connection, Counted};
@@ -87,19 +89,18 @@ struct Owner {
     boot: Id,
     hosts: HashMap<Id, Rc<Host<UringDisk>>>,
     pool: Rc<BufferPool>,
+    aside: Rc<Aside>,
     rude: Rude,
     connections: u64,
 }
 
 /// The thread's life.
-pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>, rude: Rude) {
+pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>, aside: Aside, rude: Rude) {
     let _fail_stop = FailStop;
-    let mut ring = tokio_uring::uring_builder();
-    // Completions wait until the thread is in the kernel anyway, instead of interrupting it.
-    ring.setup_coop_taskrun().setup_single_issuer();
-    tokio_uring::builder().entries(limits::SERVER_RING_ENTRIES).uring_builder(&ring).start(async move {
+    let ran = reactor::run(limits::SERVER_RING_ENTRIES, async move {
         let pool = Rc::new(BufferPool::new(limits::SERVER_POOL_BYTES));
-        let mut owner = Owner { instance, boot, hosts: HashMap::new(), pool, rude, connections: 0 };
+        let aside = Rc::new(aside);
+        let mut owner = Owner { instance, boot, hosts: HashMap::new(), pool, aside, rude, connections: 0 };
         loop {
             match mailbox.recv().await {
                 Some(Mail::Arrival(arrival)) => owner.arrive(*arrival),
@@ -131,6 +132,11 @@ pub(crate) fn run((instance, boot): (Id, Id), mut mailbox: mpsc::Receiver<Mail>,
             }
         }
     });
+    if let Err(error) = ran {
+        // What is on its way can be neither finished nor given up.
+        error!(%error, "the ring of an owner thread has failed; the server ends");
+        std::process::abort();
+    }
 }
 
 impl Owner {
@@ -153,7 +159,7 @@ impl Owner {
         let epoch = header.epoch;
         let connection = Connection::new(conn, peer, (hello, header), socket, counted, self.rude.clone());
         host.enter(Rc::clone(&connection));
-        tokio_uring::spawn(Rc::clone(&connection).run(Rc::clone(&host)));
+        reactor::spawn(Rc::clone(&connection).run(Rc::clone(&host)));
         host.handle(Event::Attach { conn, hello: connection.hello(), epoch, assigned: record.array.as_ref() });
     }
 
@@ -170,7 +176,8 @@ impl Owner {
         let (sparse, write_through) = (record.sparse, record.write_through);
         let config = Config { name: name.clone(), id: record.id, instance, boot, sparse, write_through };
         let rules = Volume::new(config, record.sectors(), book, log);
-        let disks = (UringDisk::new(data), UringDisk::new(state));
+        let on_ring = |file| UringDisk::new(file, Rc::clone(&self.aside));
+        let disks = (on_ring(data), on_ring(state));
         self.hosts.insert(record.id, Host::new(name, rules, disks, shown, Rc::clone(&self.pool)));
     }
 
@@ -191,7 +198,7 @@ impl Owner {
             }
             stopped = syncing && is_done(Host::has_stopped);
             if !stopped {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                reactor::sleep(Duration::from_millis(5)).await;
             }
         }
         self.hosts.values().for_each(|host| host.retire());
