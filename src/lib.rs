@@ -92,7 +92,6 @@ pub mod control {
 /// Rings, sockets, disks, devices.
 #[cfg(feature = "world")]
 pub mod io {
-    pub mod aside;
     pub mod boot;
     pub mod buffer;
     pub mod clock;
@@ -118,7 +117,6 @@ pub mod io {
     }
     pub mod notify;
     pub mod pool;
-    pub mod reactor;
     pub mod ring;
     pub mod serve;
     pub mod signals;

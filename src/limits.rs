@@ -82,6 +82,15 @@ pub const GATHER_BYTES_MAX: u64 = 1 << 20;
 /// What lies in memory is copied at once, but no more of it than so many bytes before what is ready has been sent: whoever waits for
 /// it takes it meanwhile.
 pub const AT_ONCE_BYTES: usize = 256 << 10;
+/// What lies in memory is copied by a worker of the kernel when it is at least so much, and by the thread that asks when it is less:
+/// above, copying beside the thread that sends and receives brings more than handing over costs.
+pub const WORKER_BYTES_MIN: u64 = 128 << 10;
+/// How long a thread looks for completions before it sleeps, unless said otherwise: about what waking an idle processor costs.
+pub const BUSY_POLL_DEFAULT: Duration = Duration::from_micros(50);
+/// The longest that it may be told to.
+pub const BUSY_POLL_MAX: Duration = Duration::from_millis(10);
+/// Waits without a look after many looks in vain.
+pub const BUSY_POLL_SKIPS_MAX: u32 = 255;
 /// Receive staging buffer of one connection, bytes.
 pub const STAGE_BYTES: usize = 128 << 10;
 

@@ -3,15 +3,18 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use dst::control::target::ServerAddress;
 use dst::io::config::ConfigFile;
+use dst::io::ring::busy;
 use dst::limits;
 use dst::roles::array::daemon;
 use dst::roles::array::launch::DataPaths;
 use dst::roles::server;
 use dst::roles::up;
+use dst::units::parse_duration;
 
 #[path = "main/pages.rs"]
 mod pages;
@@ -31,6 +34,10 @@ struct Arguments {
     /// What is logged to stderr: error, warn, info, debug, or a filter such as info,dst::io=debug [default: info]
     #[arg(long, global = true, value_name = "FILTER", env = "DST_LOG")]
     log: Option<String>,
+    /// How long an I/O thread looks for what is due before it sleeps, such as 50us; 0s: not at all. Shorter waits, for some time of
+    /// a processor; what is not due soon is not waited for [default: 50us]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration, env = "DST_BUSY_POLL")]
+    busy_poll: Option<Duration>,
     #[command(subcommand)]
     role: Role,
 }
@@ -123,6 +130,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
     }
     let file = ConfigFile::read(arguments.config.as_deref())?;
     log_to_stderr(arguments.log.or(file.log.clone()).as_deref().unwrap_or("info"))?;
+    busy::set_window(busy_poll(arguments.busy_poll, file.busy_poll.as_deref())?);
     match arguments.role {
         Role::Server(given) => server::run(server_config(given, file)?).map_err(|error| error.to_string()),
         Role::Array(given) => {
@@ -140,6 +148,21 @@ fn run(arguments: Arguments) -> Result<(), String> {
         // It was done before anything was read.
         Role::Generate(_) => Ok(()),
     }
+}
+
+fn busy_poll(given: Option<Duration>, file: Option<&str>) -> Result<Duration, String> {
+    let in_file = || file.map(parse_duration).transpose().map_err(|error| format!("busy-poll: {error}"));
+    let window = match given {
+        Some(window) => window,
+        None => in_file()?.unwrap_or(limits::BUSY_POLL_DEFAULT),
+    };
+    if window > limits::BUSY_POLL_MAX {
+        let most = limits::BUSY_POLL_MAX.as_millis();
+        return Err(format!(
+            "busy-poll: looking for longer than {most}ms would be for nothing; 50us is usual, 0s turns it off"
+        ));
+    }
+    Ok(window)
 }
 
 fn log_to_stderr(filter: &str) -> Result<(), String> {

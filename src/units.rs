@@ -212,18 +212,19 @@ pub fn format_size(bytes: u64) -> String {
 
 /// A time as people type it: `60s`, `500ms`, `2m`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("'{text}' is not a time: use a number with ms, s, m or h, such as 60s");
+    let bad = || format!("'{text}' is not a time: use a number with us, ms, s, m or h, such as 60s");
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let number: u64 = digits.parse().map_err(|_| bad())?;
-    let millis = match unit {
-        "ms" => Some(number),
-        "" | "s" => number.checked_mul(1000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
+    let micros = match unit {
+        "us" => Some(number),
+        "ms" => number.checked_mul(1000),
+        "" | "s" => number.checked_mul(1_000_000),
+        "m" => number.checked_mul(60_000_000),
+        "h" => number.checked_mul(3_600_000_000),
         _ => None,
     };
-    millis.map(Duration::from_millis).ok_or_else(bad)
+    micros.map(Duration::from_micros).ok_or_else(bad)
 }
 
 /// A time as `parse_duration` reads it: the largest unit that divides it.
@@ -269,6 +270,7 @@ mod tests {
         for text in ["60ms", "5s", "2m", "3h"] {
             assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
+        assert_eq!(parse_duration("50us"), Ok(Duration::from_micros(50)));
         assert!(parse_duration("5 s").is_err());
         assert!(parse_duration("s").is_err());
     }

@@ -14,6 +14,8 @@ pub const DEFAULT: &str = "/etc/dst/dstd.toml";
 pub struct ConfigFile {
     /// Which lines are logged: `error`, `warn`, `info`, `debug`, or a filter of tracing-subscriber.
     pub log: Option<String>,
+    /// How long I/O threads look for completions before they sleep, as `busy-poll = '50us'`.
+    pub busy_poll: Option<String>,
     /// For `dstd server`.
     pub server: ServerSection,
     /// For `dstd array`.
@@ -72,8 +74,7 @@ mod tests {
 
     #[test]
     fn keys_are_known_or_refused() {
-        let text =
-            "log = 'debug'\n[server]\nlisten = ['[::1]:1']\ndanger-cleartext = true\n[array]\nstate-dir = '/s'\n";
+        let text = "log = 'debug'\nbusy-poll = '0s'\n[server]\nlisten = ['[::1]:1']\ndanger-cleartext = true\n[array]\nstate-dir = '/s'\n";
         let config: ConfigFile = toml::from_str(text).unwrap();
         assert_eq!(config.array.state_dir.as_deref(), Some(Path::new("/s")));
         assert!(config.server.danger_cleartext);

@@ -5,6 +5,8 @@
 //! and keeps its buffer for that long. Each descriptor that carries I/O holds a shared flock (CONTRACT 1.3), which the kernel
 //! keeps until the last operation of a killed process has ended.
 
+pub mod aside;
+
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
@@ -21,9 +23,9 @@ use nix::sys::statfs;
 use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 
 use crate::errno::Errno;
-use crate::io::aside::Aside;
 use crate::io::buffer::{Buffer, PAGE_BYTES};
-use crate::io::reactor;
+use crate::io::disk::aside::Aside;
+use crate::io::ring::reactor;
 use crate::io::ring::sqe_length;
 use crate::limits;
 use crate::wire::digest::Hasher;
@@ -34,7 +36,7 @@ const HOLES_MAX: usize = 256;
 /// What a volume's rules ask of its disk.
 pub trait Disk: 'static {
     /// Whether the data lies in memory, so that reading and writing is copying: [`Disk::read_now`] and [`Disk::write_now`] do it at
-    /// once. Others are never asked.
+    /// once, for a little; [`Disk::read_at`] and [`Disk::write_at`] beside the calling thread. Others are never asked for the former.
     fn is_in_memory(&self) -> bool {
         false
     }
@@ -165,7 +167,7 @@ fn allows_direct(path: &Path) -> io::Result<bool> {
 pub struct UringDisk {
     plain: Rc<File>,
     durable: Rc<File>,
-    /// It lies on a tmpfs: reading and writing it is copying, which a ring would have another thread do.
+    /// It lies on a tmpfs: reading and writing it is copying.
     memory: Option<File>,
     /// Does what takes long.
     aside: Rc<Aside>,
@@ -189,15 +191,19 @@ impl UringDisk {
 
     /// Reads or writes the first `bytes` bytes of a buffer; `entry` makes the operation for those that are left after others.
     async fn transfer(
+        &self,
         file: &Rc<File>,
         mut buffer: Buffer,
         bytes: usize,
         entry: impl Fn(types::Fd, *mut u8, u32, u64) -> squeue::Entry,
     ) -> (Result<(), Errno>, Buffer) {
+        // What is only copying would be done while the ring is entered: by this thread, that is.
+        let flags = if self.memory.is_some() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
         let mut done = 0;
         while done < bytes {
             let left = sqe_length(buffer[done..bytes].len());
-            let entry = entry(types::Fd(file.as_raw_fd()), buffer.as_ptr().wrapping_add(done), left, done as u64);
+            let entry =
+                entry(types::Fd(file.as_raw_fd()), buffer.as_ptr().wrapping_add(done), left, done as u64).flags(flags);
             // SAFETY: the rest of the buffer was checked to lie in it, and its memory stays where it is; the descriptor is the file's.
             let (result, (back, _)) = unsafe { reactor::submit((buffer, Rc::clone(file)), entry) }.await;
             buffer = back;
@@ -330,18 +336,13 @@ impl Disk for UringDisk {
 
     async fn read_at(&self, buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {
         let read = |file, to, left, done| opcode::Read::new(file, to, left).offset(offset + done).build();
-        UringDisk::transfer(&self.plain, buffer, bytes, read).await
+        self.transfer(&self.plain, buffer, bytes, read).await
     }
 
-    async fn write_at(
-        &self,
-        buffer: Buffer,
-        bytes: usize,
-        offset: u64,
-        durable: bool,
-    ) -> (Result<(), Errno>, Buffer) {
-        let write = |file, from: *mut u8, left, done| opcode::Write::new(file, from, left).offset(offset + done).build();
-        UringDisk::transfer(if durable { &self.durable } else { &self.plain }, buffer, bytes, write).await
+    async fn write_at(&self, buffer: Buffer, bytes: usize, offset: u64, durable: bool) -> (Result<(), Errno>, Buffer) {
+        let write =
+            |file, from: *mut u8, left, done| opcode::Write::new(file, from, left).offset(offset + done).build();
+        self.transfer(if durable { &self.durable } else { &self.plain }, buffer, bytes, write).await
     }
 
     async fn sync(&self) -> Result<(), Errno> {

@@ -41,7 +41,7 @@ pub struct LocalFile {
     pub path: PathBuf,
     /// Its size when it was opened, sectors.
     pub sectors: u64,
-    /// It lies in memory: reading and writing it is copying, which a ring would have another thread do.
+    /// It lies in memory: reading and writing it is copying. A little is copied at once.
     in_memory: bool,
 }
 
@@ -261,11 +261,14 @@ impl Local {
         // Zeros may be many.
         if self.file.in_memory
             && job.step == Step::Main
+            && u64::from(job.request.length) < limits::WORKER_BYTES_MIN
             && let Some(result) = operation.perform(fd)
         {
             return Some(result);
         }
-        let sqe = operation.entry(types::Fd(fd));
+        // What is only copying would be done while the ring is entered: by this thread, that is.
+        let flags = if self.file.in_memory { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        let sqe = operation.entry(types::Fd(fd)).flags(flags);
         frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));
         None
     }

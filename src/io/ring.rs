@@ -3,12 +3,16 @@
 //! Contract: whoever pushes an SQE keeps every buffer it names alive and unmoved until its completion was delivered. All
 //! `user_data` values pushed here have bit 63 set ([`FOREIGN`]), which tells them from ublk's own commands on a shared ring.
 
+pub mod busy;
+pub mod reactor;
+
 use std::io;
 
 use io_uring::{IoUring, squeue};
 
 use crate::engine::request::{Request, Tag};
 use crate::errno::Errno;
+use crate::io::ring::busy::BusyPoll;
 use crate::units::Time;
 
 /// Bit 63 of `user_data`: the completion belongs to us and not to libublk.
@@ -174,6 +178,7 @@ impl<F: Frontend + ?Sized> Frontend for &mut F {
 /// A plain ring, for frontends other than ublk.
 pub struct BareRing {
     ring: IoUring,
+    busy: BusyPoll,
 }
 
 impl BareRing {
@@ -186,7 +191,7 @@ impl BareRing {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .build(entries)?;
-        Ok(BareRing { ring })
+        Ok(BareRing { ring, busy: BusyPoll::default() })
     }
 }
 
@@ -204,6 +209,9 @@ impl Ring for BareRing {
     }
 
     fn turn(&mut self, wait: bool, completions: &mut Vec<Completion>) -> io::Result<()> {
+        if wait {
+            self.busy.look(&mut self.ring);
+        }
         let want = usize::from(wait && self.ring.completion().is_empty());
         match self.ring.submit_and_wait(want) {
             Ok(_) => {}

@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::errno::Errno;
 use crate::io::buffer::Buffer;
-use crate::io::reactor;
+use crate::io::ring::reactor;
 use crate::limits;
 use crate::wire::frame::{BadFrame, HEADER_BYTES, Header};
 

@@ -25,8 +25,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::errno::Errno;
-use crate::io::aside::Aside;
 use crate::io::boot::boot_id;
+use crate::io::disk::aside::Aside;
 use crate::io::notify::Notifier;
 use crate::io::serve::probe;
 use crate::io::serve::tune;

@@ -356,7 +356,9 @@ fn a_node_is_suspended_and_moved_by_what_is_written() {
     assert_eq!(tree.set(&node("suspend"), "2\n"), Err(Errno::EINVAL));
     assert_eq!(tree.set(&node("migrate"), "nowhere\n"), Err(Errno::EINVAL));
     tree.set(&node("suspend"), "1 none\n").unwrap();
-    assert!(shows("suspend", "1") && shows("state", "frozen") && shows("parked", "0"), "{}", farm.dst("tree"));
+    // What is shown may be a moment old.
+    wait_until(&farm, "it is not frozen", || shows("suspend", "1") && shows("state", "frozen"));
+    assert!(shows("parked", "0"), "{}", farm.dst("tree"));
     let mut parked = Client::new(&uri, "write -P 3 500k 64k");
     wait_until(&farm, "nothing is parked", || !shows("parked", "0"));
     Client::new(&uri, "write -P 4 0 64k").succeeds(&farm, "the other node goes on");

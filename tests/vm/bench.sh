@@ -21,7 +21,7 @@ CHUNK=128
 
 prepare_guest ublk_drv dm-mod nvmet nvmet-tcp nvme-tcp
 modprobe brd rd_nr=5 rd_size=$((SIZE * 1024)) && modprobe nbd nbds_max=4 || exit 1
-export DST_SOCKET=$T/dstd.sock DM_DISABLE_UDEV=1
+export DM_DISABLE_UDEV=1
 cd "$T" || exit 1
 # Started for each measurement, so not across the wire to the host each time.
 cp "$(command -v fio)" "$T/fio"
@@ -45,24 +45,38 @@ stripe() {
 
 # --- ours ------------------------------------------------------------------------------------------------------------
 
-start_dst() {
+# daemons NAME PORT WINDOW: two servers, an array daemon, and how long their threads look for what is due before they sleep. DST_SOCKET is
+# that daemon's from then on.
+daemons() {
     local n
+    export DST_SOCKET=$T/$1.sock
     for n in 1 2; do
-        mkdir -p "$T/pool$n"
-        start_daemon "server$n" dstd server --listen "127.0.0.1:2007$n" --pool "$T/pool$n"
-        until_true 30 connects "2007$n"
+        mkdir -p "$T/$1.pool$n"
+        start_daemon "$1_server$n" dstd --busy-poll "$3" server --listen "127.0.0.1:$2$n" --pool "$T/$1.pool$n"
+        until_true 30 connects "$2$n"
     done
-    start_daemon array dstd array --state-dir "$T/state" --run-dir "$T/run" --socket "$DST_SOCKET"
+    start_daemon "$1_array" dstd --busy-poll "$3" array --state-dir "$T/$1.state" --run-dir "$T/$1.run" --socket "$DST_SOCKET"
     until_true 30 dst list
+}
+# striped NAME PORT
+striped() {
+    local n
+    for n in 1 2; do dst volume create "127.0.0.1:$2$n/$1" --size ${HALF}M; done
+    dst create "$1" --alg striped --chunk $((CHUNK / 2))K "127.0.0.1:$2"{1,2}"/$1"
+}
+start_dst() {
+    daemons plain 2007 50us
     dst volume create 127.0.0.1:20071/one --size ${SIZE}M
     dst create one --alg linear 127.0.0.1:20071/one
-    local array
-    for array in two bare; do
-        for n in 1 2; do dst volume create "127.0.0.1:2007$n/$array" --size ${HALF}M; done
-        dst create "$array" --alg striped --chunk $((CHUNK / 2))K "127.0.0.1:20071/$array" "127.0.0.1:20072/$array"
-    done
+    striped two 2007
+    striped bare 2007
+    # An emulated processor takes ten times as long for everything, so what is due soon is due in ten times as long.
+    daemons near 2008 500us
+    striped two 2008
+    striped bare 2008
 }
-dst_device() { dst start "$@" | grep -o '/dev/ublkb[0-9]*' | head -n 1; }
+# dst_device DAEMONS ARRAY OPTION...
+dst_device() { DST_SOCKET=$T/$1.sock dst start "${@:2}" | grep -o '/dev/ublkb[0-9]*' | head -n 1; }
 
 # --- the kernel's NVMe over TCP --------------------------------------------------------------------------------------
 
@@ -181,12 +195,15 @@ work() {
 }
 
 step "devices"
-if wanted 'dst, two nodes' || wanted 'dst, two, no digests' || wanted 'dst, one node'; then
+if wanted 'dst, two nodes' || wanted 'dst, two, no digests' || wanted 'dst, two, 500us' || wanted 'dst, two, 500us, no digests' || wanted 'dst, one node'; then
     start_dst >"$T/dst.log" 2>&1 || die "dst: $(<"$T/dst.log")"
 fi
-! wanted 'dst, two nodes' || compare 'dst, two nodes' "$(dst_device two)"
+! wanted 'dst, two nodes' || compare 'dst, two nodes' "$(dst_device plain two)"
 # Without checksums of data, as NVMe/TCP and NBD are unless they are asked.
-! wanted 'dst, two, no digests' || compare 'dst, two, no digests' "$(dst_device bare --data-digest none)"
+! wanted 'dst, two, no digests' || compare 'dst, two, no digests' "$(dst_device plain bare --data-digest none)"
+# With a window for the emulator.
+! wanted 'dst, two, 500us' || compare 'dst, two, 500us' "$(dst_device near two)"
+! wanted 'dst, two, 500us, no digests' || compare 'dst, two, 500us, no digests' "$(dst_device near bare --data-digest none)"
 if wanted 'NVMe/TCP, two, dm-stripe' || wanted 'NVMe/TCP, two, digests' || wanted 'NVMe/TCP, one'; then
     modprobe configfs
     mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
@@ -207,7 +224,7 @@ if wanted 'NBD, two, dm-stripe'; then
     stripe nbd /dev/nbd1 /dev/nbd2
     compare 'NBD, two, dm-stripe' /dev/mapper/nbd
 fi
-! wanted 'dst, one node' || compare 'dst, one node' "$(dst_device one)"
+! wanted 'dst, one node' || compare 'dst, one node' "$(dst_device plain one)"
 ! wanted 'NVMe/TCP, one' || compare 'NVMe/TCP, one' "$(nvme_connect 4420)"
 if wanted 'NBD, one'; then
     nbd_device 0 $SIZE

@@ -41,6 +41,7 @@ use crate::io::ring::Completion;
 use crate::io::ring::FOREIGN;
 use crate::io::ring::Frontend;
 use crate::io::ring::Ring;
+use crate::io::ring::busy::BusyPoll;
 use crate::limits;
 use crate::units::Extent;
 
@@ -73,6 +74,7 @@ pub struct UblkQueue<'d> {
     leave: Arc<Leave>,
     /// Asks the control thread to stop the device.
     ask_to_stop: Box<dyn Fn() + 'd>,
+    busy: BusyPoll,
 }
 
 impl<'d> UblkQueue<'d> {
@@ -111,6 +113,7 @@ impl<'d> UblkQueue<'d> {
             apart: false,
             leave,
             ask_to_stop,
+            busy: BusyPoll::default(),
         };
         libublk::with_task_io_ring_mut(|ring| ring.submit())
             .map_err(|error| UblkError::Refused { step: step("FETCH_REQ"), errno: Errno::from(&error) })?;
@@ -247,8 +250,11 @@ impl<'d> UblkQueue<'d> {
         if self.down || self.apart {
             return self.turn_bare(wait, completions);
         }
-        let want = usize::from(wait && self.arrived.is_empty());
-        let UblkQueue { inner, arrived, commands, foreign, .. } = self;
+        let UblkQueue { inner, busy, arrived, commands, foreign, .. } = self;
+        let wait = wait && arrived.is_empty();
+        if wait {
+            libublk::with_task_io_ring_mut(|ring| busy.look(ring));
+        }
         let mut refused = None;
         let turned = inner.flush_and_wake_io_tasks(
             |user_data, cqe, _| {
@@ -258,7 +264,7 @@ impl<'d> UblkQueue<'d> {
                     refused = Some(error);
                 }
             },
-            want,
+            usize::from(wait),
         );
         // The aborts of a device that is left are no end.
         self.apart = self.inner.is_stopping() && self.leave.has_begun();

@@ -16,7 +16,7 @@ use tracing::info;
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
-use crate::io::reactor;
+use crate::io::ring::reactor;
 use crate::io::serve::{Batch, Ended, Intake, Socket};
 use crate::limits;
 use crate::roles::server::fail_stop::FailStop;

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::disk::Disk;
-use crate::io::reactor;
+use crate::io::ring::reactor;
 use crate::limits;
 use crate::roles::server::connection::Connection;
 use crate::roles::server::fail_stop::FailStop;
@@ -270,11 +270,17 @@ impl<D: Disk> Host<D> {
         self.obey();
     }
 
+    /// Whether it is a short copy, which is done at once.
+    fn is_quick(&self, work: &Work) -> bool {
+        let copies = matches!(work.op, DiskOp::Read | DiskOp::Write { .. });
+        copies && self.disk.is_in_memory() && work.extent.bytes() < limits::WORKER_BYTES_MIN
+    }
+
     fn start(self: &Rc<Host<D>>, work: Work) {
         let connection = work.place.and_then(|(conn, _)| self.connection(conn));
         let buffer =
             work.place.zip(connection.as_ref()).and_then(|((_, slot), connection)| connection.take_buffer(slot));
-        let quick = self.disk.is_in_memory() && matches!(work.op, DiskOp::Read | DiskOp::Write { .. });
+        let quick = self.is_quick(&work);
         let (lanes, most) = if quick { (&self.quick, 1) } else { (&self.lanes, limits::SERVER_LANES_MAX) };
         lanes.queue.borrow_mut().push_back(Task { work, connection, buffer });
         if let Some(waker) = lanes.idle.borrow_mut().pop() {
@@ -308,11 +314,11 @@ impl<D: Disk> Host<D> {
         // Reads and writes are bounded by PAYLOAD_BYTES_MAX.
         let bytes = usize::try_from(length).unwrap_or(usize::MAX);
         match (work.op, buffer) {
-            (DiskOp::Read, buffer) if self.disk.is_in_memory() => {
+            (DiskOp::Read, buffer) if self.is_quick(work) => {
                 let mut buffer = buffer.unwrap_or_else(|| self.pool.take(bytes));
                 (self.disk.read_now(&mut buffer[..bytes], offset), Some(buffer))
             }
-            (DiskOp::Write { .. }, Some(buffer)) if self.disk.is_in_memory() => {
+            (DiskOp::Write { .. }, Some(buffer)) if self.is_quick(work) => {
                 (self.disk.write_now(&buffer[..bytes], offset), Some(buffer))
             }
             (DiskOp::Read, buffer) => {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::io::aside::Aside;
 use crate::io::buffer::BufferPool;
+use crate::io::disk::aside::Aside;
 use crate::io::disk::{DataFile, UringDisk};
-use crate::io::reactor;
+use crate::io::ring::reactor;
 use crate::io::serve::Socket;
 use crate::limits;
 use crate::roles::server::connection::{Connection, Counted};

@@ -26,6 +26,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use slab::Slab;
 
 use crate::errno::Errno;
+use crate::io::ring::busy::BusyPoll;
 use crate::limits;
 
 /// The task that [`run`] was given.
@@ -43,7 +44,9 @@ enum State {
     Waiting(Waker),
     Done(i32),
     /// Nobody waits; what it was given is kept.
-    Abandoned { _kept: Box<dyn Any> },
+    Abandoned {
+        _kept: Box<dyn Any>,
+    },
 }
 
 struct Task {
@@ -71,6 +74,7 @@ struct Elsewhere {
 
 struct Reactor {
     ring: RefCell<IoUring>,
+    busy: RefCell<BusyPoll>,
     operations: RefCell<Slab<State>>,
     tasks: RefCell<Slab<Rc<Task>>>,
     ready: RefCell<VecDeque<usize>>,
@@ -118,6 +122,7 @@ impl Reactor {
         let reactor = REACTORS.fetch_add(1, Ordering::Relaxed);
         Ok(Reactor {
             ring: RefCell::new(ring),
+            busy: RefCell::default(),
             operations: RefCell::new(Slab::with_capacity(64)),
             tasks: RefCell::default(),
             ready: RefCell::default(),
@@ -155,6 +160,9 @@ impl Reactor {
         }
         let submitted = {
             let ring = &mut *self.ring.borrow_mut();
+            if wait {
+                self.busy.borrow_mut().look(ring);
+            }
             let want = usize::from(wait && ring.completion().is_empty());
             ring.submit_and_wait(want)
         };

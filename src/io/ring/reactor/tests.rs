@@ -1,3 +1,5 @@
+//! The reactor on a real ring.
+
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
