@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+mod busy;
 mod cases;
 mod chaos;
 mod classic;
