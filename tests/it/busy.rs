@@ -22,6 +22,7 @@ fn a_window_is_a_time_and_not_a_long_one() {
 fn without_a_window_and_with_a_long_one_data_comes_whole() {
     for window in ["0s", "10ms"] {
         let mut farm = Farm::new(1);
+        farm.kill_array();
         farm.start_array_in(&[], &[("DST_BUSY_POLL", window)]);
         let target = farm.volume(0, "a", "4M");
         farm.dst(&format!("create storage --alg linear {target}"));
