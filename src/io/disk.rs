@@ -25,8 +25,7 @@ use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
 use crate::errno::Errno;
 use crate::io::buffer::{Buffer, PAGE_BYTES};
 use crate::io::disk::aside::Aside;
-use crate::io::ring::reactor;
-use crate::io::ring::sqe_length;
+use crate::io::ring::{beside, reactor, sqe_length};
 use crate::limits;
 use crate::wire::digest::Hasher;
 
@@ -109,8 +108,8 @@ pub struct DataFile {
     /// not take away the error that the next flush has to see.
     durable: File,
     direct: bool,
-    /// It lies on a tmpfs: `plain` once more.
-    memory: Option<File>,
+    /// It lies on a tmpfs.
+    in_memory: bool,
 }
 
 impl DataFile {
@@ -128,8 +127,7 @@ impl DataFile {
         let durable = open(flags | OFlag::O_DSYNC)?;
         lock(&durable, libc::LOCK_SH)?;
         let in_memory = statfs::fstatfs(&plain).is_ok_and(|stat| stat.filesystem_type() == statfs::TMPFS_MAGIC);
-        let memory = in_memory.then(|| plain.try_clone()).transpose()?;
-        Ok(Some(DataFile { plain, durable, direct, memory }))
+        Ok(Some(DataFile { plain, durable, direct, in_memory }))
     }
 
     /// Whether it bypasses the page cache.
@@ -168,7 +166,7 @@ pub struct UringDisk {
     plain: Rc<File>,
     durable: Rc<File>,
     /// It lies on a tmpfs: reading and writing it is copying.
-    memory: Option<File>,
+    in_memory: bool,
     /// Does what takes long.
     aside: Rc<Aside>,
     /// The filesystem can do it: found out by trying.
@@ -182,7 +180,7 @@ impl UringDisk {
         UringDisk {
             plain: Rc::new(file.plain),
             durable: Rc::new(file.durable),
-            memory: file.memory,
+            in_memory: file.in_memory,
             aside,
             can_zero: Cell::new(true),
             can_punch: Cell::new(true),
@@ -197,8 +195,7 @@ impl UringDisk {
         bytes: usize,
         entry: impl Fn(types::Fd, *mut u8, u32, u64) -> squeue::Entry,
     ) -> (Result<(), Errno>, Buffer) {
-        // What is only copying would be done while the ring is entered: by this thread, that is.
-        let flags = if self.memory.is_some() { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        let flags = beside(self.in_memory);
         let mut done = 0;
         while done < bytes {
             let left = sqe_length(buffer[done..bytes].len());
@@ -321,17 +318,21 @@ fn seek(file: RawFd, from: u64, what: libc::c_int) -> Option<u64> {
 
 impl Disk for UringDisk {
     fn is_in_memory(&self) -> bool {
-        self.memory.is_some()
+        self.in_memory
     }
 
     fn read_now(&self, buffer: &mut [u8], offset: u64) -> Result<(), Errno> {
-        let file = self.memory.as_ref().ok_or(Errno::EOPNOTSUPP)?;
-        file.read_exact_at(buffer, offset).map_err(|error| Errno::from(&error))
+        if !self.in_memory {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.plain.read_exact_at(buffer, offset).map_err(|error| Errno::from(&error))
     }
 
     fn write_now(&self, buffer: &[u8], offset: u64) -> Result<(), Errno> {
-        let file = self.memory.as_ref().ok_or(Errno::EOPNOTSUPP)?;
-        file.write_all_at(buffer, offset).map_err(|error| Errno::from(&error))
+        if !self.in_memory {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.plain.write_all_at(buffer, offset).map_err(|error| Errno::from(&error))
     }
 
     async fn read_at(&self, buffer: Buffer, bytes: usize, offset: u64) -> (Result<(), Errno>, Buffer) {

@@ -22,7 +22,7 @@ use nix::sys::statfs;
 use crate::engine::link::{LinkEvent, Terms};
 use crate::engine::shard::{Body, Shard};
 use crate::errno::{self, Errno};
-use crate::io::ring::{Frontend, Owner, pack, sqe_length};
+use crate::io::ring::{Frontend, Owner, beside, pack, sqe_length};
 use crate::limits;
 use crate::units::{Id, SECTOR_BYTES, Time};
 use crate::wire::digest::Hasher;
@@ -266,9 +266,7 @@ impl Local {
         {
             return Some(result);
         }
-        // What is only copying would be done while the ring is entered: by this thread, that is.
-        let flags = if self.file.in_memory { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
-        let sqe = operation.entry(types::Fd(fd)).flags(flags);
+        let sqe = operation.entry(types::Fd(fd)).flags(beside(self.file.in_memory));
         frontend.push(sqe.user_data(Owner::Disk.user_data(pack(self.target, job.request.tag))));
         None
     }

@@ -175,6 +175,28 @@ impl<F: Frontend + ?Sized> Frontend for &mut F {
     }
 }
 
+/// How what lies in memory is read and written: it is only copying, which would be done while the ring is entered, by the calling
+/// thread, that is.
+pub fn beside(in_memory: bool) -> squeue::Flags {
+    if in_memory { squeue::Flags::ASYNC } else { squeue::Flags::empty() }
+}
+
+/// Answers of io_uring_enter after which the same call is simply made again.
+pub fn is_transient(errno: Errno) -> bool {
+    matches!(errno, Errno::EINTR | Errno::EBUSY | Errno::EAGAIN)
+}
+
+/// A ring that is used by the calling thread alone, and gives it completions only while it is inside `io_uring_enter`.
+fn build(entries: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_cqsize(entries.saturating_mul(4))
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(entries)
+}
+
 /// A plain ring, for frontends other than ublk.
 pub struct BareRing {
     ring: IoUring,
@@ -184,14 +206,7 @@ pub struct BareRing {
 impl BareRing {
     /// A ring of `entries` submissions and four times as many completions, used by the calling thread alone.
     pub fn new(entries: u32) -> io::Result<BareRing> {
-        let ring = IoUring::builder()
-            .setup_cqsize(entries.saturating_mul(4))
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .build(entries)?;
-        Ok(BareRing { ring, busy: BusyPoll::default() })
+        Ok(BareRing { ring: build(entries)?, busy: BusyPoll::default() })
     }
 }
 
@@ -215,7 +230,7 @@ impl Ring for BareRing {
         let want = usize::from(wait && self.ring.completion().is_empty());
         match self.ring.submit_and_wait(want) {
             Ok(_) => {}
-            Err(error) if matches!(Errno::from(&error), Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            Err(error) if is_transient(Errno::from(&error)) => {}
             Err(error) => return Err(error),
         }
         for cqe in self.ring.completion() {

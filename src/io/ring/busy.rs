@@ -1,7 +1,7 @@
 //! Looking for completions for a moment before a thread sleeps for them: where the next one is near, waking costs more than waiting.
 //!
 //! A look that was in vain makes the next ones rarer, so a thread whose completions are far apart sleeps at once. Between two
-//! glances the processor is offered to whoever else wants it; that somebody took it counts as a look in vain.
+//! glances the processor is offered to whoever else wants it; that somebody had it until the moment was over counts as a look in vain.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -27,6 +27,7 @@ use slab::Slab;
 
 use crate::errno::Errno;
 use crate::io::ring::busy::BusyPoll;
+use crate::io::ring::{build, is_transient};
 use crate::limits;
 
 /// The task that [`run`] was given.
@@ -112,16 +113,10 @@ impl Wake for Knock {
 impl Reactor {
     fn new(entries: u32) -> io::Result<Reactor> {
         static REACTORS: AtomicU64 = AtomicU64::new(0);
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .build(entries)?;
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(io::Error::from)?;
         let reactor = REACTORS.fetch_add(1, Ordering::Relaxed);
         Ok(Reactor {
-            ring: RefCell::new(ring),
+            ring: RefCell::new(build(entries)?),
             busy: RefCell::default(),
             operations: RefCell::new(Slab::with_capacity(64)),
             tasks: RefCell::default(),
@@ -168,7 +163,7 @@ impl Reactor {
         };
         match submitted {
             Ok(_) => {}
-            Err(error) if matches!(Errno::from(&error), Errno::EINTR | Errno::EBUSY | Errno::EAGAIN) => {}
+            Err(error) if is_transient(Errno::from(&error)) => {}
             Err(error) => return Err(error),
         }
         self.reap();

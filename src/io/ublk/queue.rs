@@ -42,6 +42,7 @@ use crate::io::ring::FOREIGN;
 use crate::io::ring::Frontend;
 use crate::io::ring::Ring;
 use crate::io::ring::busy::BusyPoll;
+use crate::io::ring::is_transient;
 use crate::limits;
 use crate::units::Extent;
 
@@ -410,11 +411,6 @@ fn take(cqe: &cqueue::Entry, commands: &mut usize, arrived: &mut VecDeque<u16>) 
         other => return Some(io::Error::other(format!("ublk refused the command of tag {tag} with {other}"))),
     }
     None
-}
-
-/// Answers of io_uring_enter after which the same call is simply made again.
-fn is_transient(errno: Errno) -> bool {
-    matches!(errno, Errno::EINTR | Errno::EBUSY | Errno::EAGAIN)
 }
 
 /// Reads the driver's description of a request, and what its success returns.
